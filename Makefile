@@ -1,0 +1,24 @@
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test check setup clean
+
+demo: $(VENV)/.installed
+	$(RUN)/c2r demo
+
+test: $(VENV)/.installed
+	$(RUN)/python -m pytest
+
+check: $(VENV)/.installed
+	scripts/check
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

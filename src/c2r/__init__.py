@@ -1,0 +1,1 @@
+"""Routing and planning for Mixture-of-Experts models."""

@@ -1,0 +1,142 @@
+"""Reading and writing of the values that outlive a process.
+
+A value is stored as one safetensors file: numpy arrays by name, and one JSON header that says what
+kind of value it is and which version of the schema wrote it. Files are written beside their final
+place and renamed, so an interrupted write leaves nothing behind. Pickle is never used.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from c2r.errors import ArtifactError, InputError
+
+SCHEMA_VERSION = 1
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """What a file holds: its kind (`"profile"`, `"plan"`), JSON header and arrays by name."""
+
+    kind: str
+    header: dict[str, Any]
+    arrays: Arrays
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises `InputError` when the folder does not exist, is not writable or the disk is full; the
+    temporary file is removed on any error, an interrupt included.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
+        ) from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; nothing was left behind"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically. Raises `InputError` as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_artifact(path: str | Path, artifact: Artifact) -> None:
+    """Writes `artifact` atomically. Raises `InputError` as `atomic_path` does."""
+    header = {"kind": artifact.kind, "schema_version": SCHEMA_VERSION, **artifact.header}
+    arrays = {name: np.ascontiguousarray(array) for name, array in artifact.arrays.items()}
+    content = save(arrays, metadata={"c2r": json.dumps(header)})
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_artifact(path: str | Path, kind: str | None = None) -> Artifact:
+    """The artifact in the file at `path`.
+
+    Args:
+        path: a file that `write_artifact` wrote.
+        kind: what it must hold; None takes any kind.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, not ours, of another kind, or newer than
+            this version of c2r can read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist or is not a file; check the path")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            header = _parse_header(path, metadata.get("c2r"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is truncated or not a c2r file ({error}); write it again with `c2r profile`, "
+            "`c2r import` or `c2r plan`"
+        ) from None
+    found = header.pop("kind")
+    if kind is not None and found != kind:
+        raise ArtifactError(f"{path} holds a {found}, not a {kind}; give a {kind} file here")
+    return Artifact(kind=found, header=header, arrays=arrays)
+
+
+def _parse_header(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise ArtifactError(
+            f"{path} is a safetensors file that c2r did not write; give one that `c2r profile`, "
+            "`c2r import` or `c2r plan` wrote"
+        )
+    try:
+        header = json.loads(text)
+        version = int(header.pop("schema_version"))
+        header["kind"] = str(header["kind"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path} has a damaged c2r header; write it again") from None
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version}, but this c2r reads up to {SCHEMA_VERSION}; "
+            "upgrade c2r"
+        )
+    return dict(header)
+
+
+@contextmanager
+def damaged_file(path: str | Path) -> Iterator[None]:
+    """Turns a missing or malformed field met in the block into an `ArtifactError` about `path`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(
+            f"{path} lacks or damages a field that it must have ({error}); write it again"
+        ) from None

@@ -1,0 +1,41 @@
+"""What can go wrong through a user's doing, as a tree of exceptions.
+
+    C2RError
+    ├── InputError          a file, text or option that cannot be used
+    │   └── ArtifactError   a profile or plan file that cannot be read or written
+    ├── ModelError          a model that is not supported, or not a Mixture-of-Experts
+    ├── PlanError           a plan that cannot be made as asked
+    │   └── PlanMismatchError   a plan that was made for another model
+    └── RoutingError        a router that misbehaves while the model runs
+
+Every message says what is wrong, with the numbers, and what to do. The command line prints it as
+one line and exits with status 2. Anything else that escapes is a bug of ours.
+"""
+
+
+class C2RError(Exception):
+    """Base of every error that a user can cause."""
+
+
+class InputError(C2RError):
+    """A file, a text or an option cannot be used."""
+
+
+class ArtifactError(InputError):
+    """A profile or plan file cannot be read or written."""
+
+
+class ModelError(C2RError):
+    """The model is not a Mixture-of-Experts, or its family is not supported."""
+
+
+class PlanError(C2RError):
+    """No plan can be made as asked."""
+
+
+class PlanMismatchError(PlanError):
+    """The plan was made for another model."""
+
+
+class RoutingError(C2RError):
+    """A router misbehaves while the model runs."""

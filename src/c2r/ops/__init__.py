@@ -1,0 +1,1 @@
+"""The floor: tensor operations with plain torch references and no knowledge of models."""

@@ -1,0 +1,24 @@
+"""Plain torch reference of the co-activation count."""
+
+import torch
+from torch import Tensor
+
+
+def count_pairs(expert_ids: Tensor, num_experts: int) -> Tensor:
+    """How many tokens chose each pair of experts.
+
+    Two tokens that chose {0, 2} and {2, 1} of three experts give
+    `[[0, 0, 1], [0, 0, 1], [1, 1, 0]]`.
+
+    Args:
+        expert_ids: `[tokens, k]` integers, distinct within a row.
+        num_experts: E.
+
+    Returns:
+        `[E, E]` int64, symmetric, with a zero diagonal.
+    """
+    first, second = torch.triu_indices(*2 * (expert_ids.shape[1],), offset=1)
+    pairs = expert_ids[:, first] * num_experts + expert_ids[:, second]
+    counts = torch.bincount(pairs.flatten(), minlength=num_experts**2)
+    counts = counts.view(num_experts, num_experts)
+    return counts + counts.T

@@ -1,0 +1,105 @@
+"""Plain torch reference of the C2R choice (Zhang et al., NAACL 2025, arXiv 2504.01337)."""
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from c2r.errors import PlanError
+
+
+def allowed_experts(partners: ArrayLike | Tensor, top_t: int) -> Tensor:
+    """Which experts may accompany each top-1 expert.
+
+    Args:
+        partners: `[E, >= top_t]` integers, closest collaborators of each expert first.
+        top_t: how many of them count.
+
+    Returns:
+        `[E, E]` bool, row i true for i itself and its first `top_t` partners.
+    """
+    lists = torch.as_tensor(partners, dtype=torch.int64)[:, :top_t]
+    allowed = torch.eye(len(lists), dtype=torch.bool, device=lists.device)
+    return allowed.scatter_(1, lists, True)
+
+
+def choose_constrained(
+    scores: Tensor, allowed: Tensor, k: int, blocked: Tensor | None = None
+) -> Tensor:
+    """Top-1 by score, the others the best-scored among those allowed beside it.
+
+    Of four experts scored `[.4, .3, .2, .1]`, with expert 0 allowed only beside 2 and 3, two are
+    chosen: `[0, 2]`.
+
+    Args:
+        scores: `[..., E]` selection scores. -inf is an ordinary, worst score.
+        allowed: `[E, E]` bool from `allowed_experts`, at least k in a row.
+        k: experts per token.
+        blocked: `[..., E]` bool, experts that a group limit of the model excludes. The limit wins:
+            where fewer than k allowed experts are left, the best-scored others that are not
+            blocked fill up.
+
+    Returns:
+        `[..., k]` int64, column 0 the top-1, the others by descending score.
+    """
+    scores = scores.detach()
+    top1 = scores.argmax(-1, keepdim=True)
+    forbidden = ~allowed[top1.squeeze(-1)]
+    if blocked is None:
+        lowest = torch.finfo(scores.dtype).min
+        key = scores.clamp(min=lowest).masked_fill(forbidden, -torch.inf)
+    else:
+        order = scores.argsort(-1, descending=True, stable=True)
+        position = torch.empty_like(order).scatter_(
+            -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+        )
+        num_experts = scores.shape[-1]
+        key = -(position + num_experts * forbidden + 2 * num_experts * blocked).float()
+    # The top-1 comes first even where others tie with it.
+    return key.scatter(-1, top1, torch.inf).topk(k, dim=-1, sorted=True).indices
+
+
+def constrained_topk(
+    scores: Tensor, partners: ArrayLike | Tensor, *, k: int, top_t: int
+) -> tuple[Tensor, Tensor]:
+    """The C2R choice: the top-1 expert freely, the other k - 1 among its first T partners.
+
+    With `top_t = E - 1` this is plain top-k. Gradients reach `scores` through the second result.
+
+    Args:
+        scores: `[..., E]` selection scores, any float type.
+        partners: `[E, >= top_t]` integers, the closest collaborators of each expert, closest
+            first, without the expert itself.
+        k: experts per token.
+        top_t: T, how many partners count; k - 1 <= T <= E - 1.
+
+    Returns:
+        Expert ids `[..., k]` int64, column 0 the top-1, the others by descending score; and the
+        scores of those experts `[..., k]`.
+
+    Raises:
+        PlanError: T or the lists do not fit E and k.
+    """
+    num_experts = scores.shape[-1]
+    check_top_t(top_t, num_experts, k)
+    lists = torch.as_tensor(partners, device=scores.device)
+    if lists.ndim != 2 or lists.shape[0] != num_experts or lists.shape[1] < top_t:
+        raise PlanError(
+            f"partner lists of shape {list(lists.shape)} do not fit {num_experts} experts and "
+            f"T = {top_t}; they must be [{num_experts}, {top_t} or more]"
+        )
+    if top_t == num_experts - 1:
+        ids = scores.detach().topk(k, dim=-1).indices
+    else:
+        ids = choose_constrained(scores, allowed_experts(lists, top_t), k)
+    return ids, scores.gather(-1, ids)
+
+
+def check_top_t(top_t: int, num_experts: int, k: int) -> None:
+    """Raises `PlanError` unless k - 1 <= T <= E - 1."""
+    if k > num_experts:
+        raise PlanError(f"k = {k} experts per token of only {num_experts}; choose k <= E")
+    if not k - 1 <= top_t <= num_experts - 1:
+        raise PlanError(
+            f"T = {top_t} does not fit {num_experts} experts with k = {k}; "
+            f"choose T from {k - 1} to {num_experts - 1}"
+        )

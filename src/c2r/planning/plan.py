@@ -1,0 +1,129 @@
+"""The plan: per MoE layer, how routing is constrained and which rank holds which expert."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
+from c2r.errors import ArtifactError
+from c2r.planning.topology import ClusterTopology
+
+Int = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerPlan:
+    """The plan of one MoE layer.
+
+    Attributes:
+        name: module path of the router; empty where the profile does not say.
+        num_experts: E.
+        top_k: experts per token.
+        policy: name of the routing policy, `"c2r"` for the published rule.
+        strength: the policy's one number; for `"c2r"` the list length T.
+        partners: `[E, T]` int64, row i the closest collaborators of expert i, closest first;
+            T = 0 where the policy uses no lists.
+        placement: `[E]` int64, the rank that holds each expert.
+    """
+
+    name: str
+    num_experts: int
+    top_k: int
+    policy: str
+    strength: float
+    partners: Int
+    placement: Int
+
+    @property
+    def top_t(self) -> int:
+        """Length T of the partner lists."""
+        return self.partners.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """Layer plans in the model's order, the devices, and where the plan comes from.
+
+    `provenance` is JSON data: the fingerprint of the model that was profiled (absent where the
+    profile does not say), the tokens and texts of the profile, the seed, the objective, and the
+    figures that the profile predicts.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    topology: ClusterTopology
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        return len(self.layers)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what the plan does: lists, placements and devices, not provenance."""
+        digest = hashlib.sha256()
+        digest.update(f"{self.topology.num_ranks}/{self.topology.num_nodes}".encode())
+        for layer in self.layers:
+            header = [layer.name, layer.num_experts, layer.top_k, layer.policy, layer.strength]
+            digest.update(json.dumps(header).encode())
+            digest.update(layer.partners.astype("<i8").tobytes())
+            digest.update(layer.placement.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan atomically. Raises `InputError` if it cannot be written."""
+        header = {
+            "num_ranks": self.topology.num_ranks,
+            "num_nodes": self.topology.num_nodes,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "num_experts": layer.num_experts,
+                    "top_k": layer.top_k,
+                    "policy": layer.policy,
+                    "strength": layer.strength,
+                }
+                for layer in self.layers
+            ],
+            "provenance": dict(self.provenance),
+            "fingerprint": self.fingerprint,
+        }
+        arrays = {}
+        for index, layer in enumerate(self.layers):
+            arrays[f"layers.{index}.partners"] = layer.partners.astype(np.int16)
+            arrays[f"layers.{index}.placement"] = layer.placement.astype(np.int16)
+        write_artifact(path, Artifact(kind="plan", header=header, arrays=arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Reads a plan. Raises `ArtifactError` if the file is damaged or of another kind."""
+        artifact = read_artifact(path, "plan")
+        with damaged_file(path):
+            plan = cls(
+                layers=tuple(
+                    LayerPlan(
+                        name=str(entry["name"]),
+                        num_experts=int(entry["num_experts"]),
+                        top_k=int(entry["top_k"]),
+                        policy=str(entry["policy"]),
+                        strength=float(entry["strength"]),
+                        partners=artifact.arrays[f"layers.{index}.partners"].astype(np.int64),
+                        placement=artifact.arrays[f"layers.{index}.placement"].astype(np.int64),
+                    )
+                    for index, entry in enumerate(artifact.header["layers"])
+                ),
+                topology=ClusterTopology(
+                    num_ranks=int(artifact.header["num_ranks"]),
+                    num_nodes=int(artifact.header["num_nodes"]),
+                ),
+                provenance=artifact.header["provenance"],
+            )
+        if plan.fingerprint != artifact.header.get("fingerprint"):
+            raise ArtifactError(f"{path} was changed after it was written; make the plan again")
+        return plan

@@ -1,0 +1,229 @@
+"""The collaboration profile: counts of which experts were chosen together, per MoE layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from c2r.artifacts import Arrays, Artifact, damaged_file, read_artifact, write_artifact
+from c2r.errors import ArtifactError, InputError
+from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
+
+Int = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerProfile:
+    """Counts of one MoE layer over `num_tokens` tokens.
+
+    Attributes:
+        name: module path of the router; empty where the source does not say.
+        num_experts: E.
+        top_k: experts per token.
+        num_tokens: tokens counted, padding left out.
+        coactivation: `[E, E]` int64, tokens that chose both experts; symmetric, zero diagonal.
+        load: `[E]` int64, tokens that chose each expert.
+        top1: `[E]` int64, tokens whose top-1 is each expert; None where the source has no order.
+        score_mass: `[E, E]` float64, sum of the score mass of expert j over the tokens whose top-1
+            is i; None where the source has no scores.
+        sets: the routing sets; None where the source holds pairs only.
+    """
+
+    name: str
+    num_experts: int
+    top_k: int
+    num_tokens: int
+    coactivation: Int
+    load: Int
+    top1: Int | None = None
+    score_mass: Float | None = None
+    sets: RoutingSets | None = None
+
+    def merge(self, other: "LayerProfile", rng: np.random.Generator) -> "LayerProfile":
+        """The profile of both layers' tokens."""
+        sets = None
+        if self.sets is not None and other.sets is not None:
+            sets = self.sets.merge(other.sets, rng)
+        return replace(
+            self,
+            num_tokens=self.num_tokens + other.num_tokens,
+            coactivation=self.coactivation + other.coactivation,
+            load=self.load + other.load,
+            top1=_sum_known(self.top1, other.top1),
+            score_mass=_sum_known(self.score_mass, other.score_mass),
+            sets=sets,
+        )
+
+    def routing_sets(self) -> tuple[Int, Int] | None:
+        """Distinct routing sets `[sets, k]` and their counts `[sets]`; None where unknown.
+
+        At k = 2 the pair counts are the sets; at k = 1 the loads are.
+        """
+        if self.sets is not None:
+            return self.sets.distinct()
+        if self.top_k == 2:
+            first, second = np.nonzero(np.triu(self.coactivation, 1))
+            return np.stack([first, second], axis=1), self.coactivation[first, second]
+        if self.top_k == 1:
+            used = np.flatnonzero(self.load)
+            return used[:, None], self.load[used]
+        return None
+
+
+def _sum_known(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None) -> Any:
+    return None if ours is None or theirs is None else ours + theirs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CollaborationProfile:
+    """Layer profiles in the model's order, and where they come from.
+
+    `provenance` is JSON data: the model and its fingerprint, the text, the seed, whether the
+    profile is complete.
+    """
+
+    layers: tuple[LayerProfile, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        return len(self.layers)
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of the largest layer."""
+        return max(layer.num_experts for layer in self.layers)
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token, of the layer with the most."""
+        return max(layer.top_k for layer in self.layers)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens counted, padding left out."""
+        return max(layer.num_tokens for layer in self.layers)
+
+    def merge(self, other: "CollaborationProfile", seed: int = 0) -> "CollaborationProfile":
+        """The profile of both texts; provenance is ours, complete where both are.
+
+        Raises:
+            InputError: the profiles are of models with different layers.
+        """
+        ours, theirs = _shapes(self), _shapes(other)
+        if ours != theirs:
+            raise InputError(
+                f"cannot merge profiles of different models: {_describe(ours)} against "
+                f"{_describe(theirs)}; merge profiles of the same model"
+            )
+        if _fingerprint(self) != _fingerprint(other):
+            raise InputError("cannot merge profiles: their model fingerprints differ")
+        rng = np.random.default_rng([seed, self.num_tokens, other.num_tokens])
+        layers = tuple(a.merge(b, rng) for a, b in zip(self.layers, other.layers, strict=True))
+        complete = self.provenance.get("complete", True) and other.provenance.get("complete", True)
+        return CollaborationProfile(
+            layers=layers, provenance={**self.provenance, "complete": complete}
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the profile atomically. Raises `InputError` if it cannot be written."""
+        write_artifact(path, self.to_artifact())
+
+    def to_artifact(self) -> Artifact:
+        """The profile as arrays and a JSON header."""
+        arrays: Arrays = {}
+        layers = []
+        for index, layer in enumerate(self.layers):
+            arrays.update(_layer_arrays(index, layer))
+            entry = {
+                "name": layer.name,
+                "num_experts": layer.num_experts,
+                "top_k": layer.top_k,
+                "num_tokens": layer.num_tokens,
+            }
+            if layer.sets is not None:
+                entry["sets_num_tokens"] = layer.sets.num_tokens
+                entry["sets_capacity"] = layer.sets.capacity
+                entry["sets_exact"] = layer.sets.is_exact
+            layers.append(entry)
+        header = {"layers": layers, "provenance": dict(self.provenance)}
+        return Artifact(kind="profile", header=header, arrays=arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CollaborationProfile":
+        """Reads a profile. Raises `ArtifactError` if the file is damaged or of another kind."""
+        artifact = read_artifact(path, "profile")
+        with damaged_file(path):
+            profile = cls(
+                layers=tuple(
+                    _read_layer(index, entry, artifact.arrays)
+                    for index, entry in enumerate(artifact.header["layers"])
+                ),
+                provenance=artifact.header["provenance"],
+            )
+        if not profile.layers:
+            raise ArtifactError(f"{path} is a profile without layers; profile the model again")
+        return profile
+
+
+def _shapes(profile: CollaborationProfile) -> list[tuple[int, int]]:
+    return [(layer.num_experts, layer.top_k) for layer in profile.layers]
+
+
+def _describe(shapes: list[tuple[int, int]]) -> str:
+    experts = sorted({num_experts for num_experts, _ in shapes})
+    return f"{len(shapes)} layers of {'/'.join(map(str, experts))} experts"
+
+
+def _fingerprint(profile: CollaborationProfile) -> Any:
+    return profile.provenance.get("model_fingerprint")
+
+
+def _layer_arrays(index: int, layer: LayerProfile) -> Arrays:
+    arrays: Arrays = {"coactivation": layer.coactivation, "load": layer.load}
+    if layer.top1 is not None:
+        arrays["top1"] = layer.top1
+    if layer.score_mass is not None:
+        arrays["score_mass"] = layer.score_mass
+    if layer.sets is not None:
+        arrays["sets"] = layer.sets.experts.astype(np.int32)
+        arrays["set_counts"] = layer.sets.counts
+        if layer.sets.priorities is not None:
+            arrays["set_priorities"] = layer.sets.priorities
+    return {f"layers.{index}.{name}": array for name, array in arrays.items()}
+
+
+def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerProfile:
+    def optional(name: str) -> Any:
+        return arrays.get(f"layers.{index}.{name}")
+
+    num_experts, top_k = int(entry["num_experts"]), int(entry["top_k"])
+    coactivation = arrays[f"layers.{index}.coactivation"]
+    if coactivation.shape != (num_experts, num_experts):
+        raise ValueError(f"coactivation of layer {index} has shape {coactivation.shape}")
+    experts = optional("sets")
+    sets = None
+    if experts is not None:
+        sets = RoutingSets(
+            experts=experts.astype(np.int64),
+            counts=arrays[f"layers.{index}.set_counts"],
+            num_tokens=int(entry["sets_num_tokens"]),
+            priorities=optional("set_priorities"),
+            capacity=int(entry.get("sets_capacity", MAX_DISTINCT_SETS)),
+        )
+    return LayerProfile(
+        name=str(entry["name"]),
+        num_experts=num_experts,
+        top_k=top_k,
+        num_tokens=int(entry["num_tokens"]),
+        coactivation=coactivation,
+        load=arrays[f"layers.{index}.load"],
+        top1=optional("top1"),
+        score_mass=optional("score_mass"),
+        sets=sets,
+    )

@@ -1,0 +1,140 @@
+"""Distinct routing sets with their counts, in bounded memory.
+
+Pairs lose information when a token chooses more than two experts, so a profile keeps the sets
+themselves. While there are at most `MAX_DISTINCT_SETS` of them they are counted exactly. Beyond,
+they become a uniform sample of tokens: every token draws a random priority and the tokens with the
+lowest priorities stay (bottom-k sampling), which two profiles can merge without losing uniformity.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+Int = npt.NDArray[np.int64]
+
+MAX_DISTINCT_SETS = 131_072
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RoutingSets:
+    """The routing sets of `num_tokens` tokens of one layer.
+
+    `experts` `[sets, k]` int64 holds ascending expert ids, `counts` `[sets]` int64 the tokens that
+    chose each set. Where `priorities` `[sets]` is None the rows are distinct and the counts exact.
+    Otherwise each row is one token of a uniform sample without replacement, its count is 1 and
+    rows may repeat.
+    """
+
+    experts: Int
+    counts: Int
+    num_tokens: int
+    priorities: npt.NDArray[np.float64] | None = None
+    capacity: int = MAX_DISTINCT_SETS
+
+    @classmethod
+    def empty(cls, top_k: int, capacity: int = MAX_DISTINCT_SETS) -> Self:
+        """No tokens yet."""
+        experts = np.empty((0, top_k), dtype=np.int64)
+        return cls(experts=experts, counts=experts[:, 0], num_tokens=0, capacity=capacity)
+
+    @classmethod
+    def count(cls, expert_ids: Int, rng: np.random.Generator, capacity: int) -> Self:
+        """Counts the sets of `expert_ids` `[tokens, k]`, in any order within a row."""
+        experts, counts = count_rows(np.sort(expert_ids, axis=1))
+        sets = cls(experts=experts, counts=counts, num_tokens=len(expert_ids), capacity=capacity)
+        return sets if len(experts) <= capacity else sets._sampled(rng)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every token is counted, not only a sample."""
+        return self.priorities is None
+
+    @property
+    def sample_size(self) -> int:
+        """Tokens that the counts speak of: all of them, or the sample's size."""
+        return int(self.counts.sum())
+
+    def distinct(self) -> tuple[Int, Int]:
+        """Distinct sets `[sets, k]` and their counts `[sets]`, of all tokens or of the sample."""
+        if self.is_exact:
+            return self.experts, self.counts
+        return count_rows(self.experts)
+
+    def merge(self, other: "RoutingSets", rng: np.random.Generator) -> "RoutingSets":
+        """The sets of both; `rng` draws priorities for tokens that were counted exactly so far."""
+        if self.is_exact and other.is_exact:
+            experts, counts = count_rows(
+                np.concatenate([self.experts, other.experts]),
+                np.concatenate([self.counts, other.counts]),
+            )
+            merged = RoutingSets(
+                experts=experts,
+                counts=counts,
+                num_tokens=self.num_tokens + other.num_tokens,
+                capacity=self.capacity,
+            )
+            return merged if len(experts) <= self.capacity else merged._sampled(rng)
+        ours, theirs = self._sampled(rng), other._sampled(rng)
+        return _lowest_priorities(
+            np.concatenate([ours.experts, theirs.experts]),
+            np.concatenate([ours._drawn, theirs._drawn]),
+            self.num_tokens + other.num_tokens,
+            self.capacity,
+        )
+
+    @property
+    def _drawn(self) -> npt.NDArray[np.float64]:
+        assert self.priorities is not None, "priorities were not drawn"
+        return self.priorities
+
+    def _sampled(self, rng: np.random.Generator) -> "RoutingSets":
+        if self.priorities is not None:
+            return self
+        tokens = np.repeat(self.experts, self.counts, axis=0)
+        return _lowest_priorities(tokens, rng.random(len(tokens)), self.num_tokens, self.capacity)
+
+
+def _lowest_priorities(
+    experts: Int, priorities: npt.NDArray[np.float64], num_tokens: int, capacity: int
+) -> RoutingSets:
+    kept = np.argsort(priorities, kind="stable")[:capacity]
+    return RoutingSets(
+        experts=experts[kept],
+        counts=np.ones(len(kept), dtype=np.int64),
+        num_tokens=num_tokens,
+        priorities=priorities[kept],
+        capacity=capacity,
+    )
+
+
+def count_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
+    """Distinct rows of `rows` `[n, k]` in lexicographic order and the sum of their counts.
+
+    `counts` `[n]` are the rows' own counts, 1 each where None.
+    """
+    if len(rows) == 0:
+        return rows, np.empty(0, dtype=np.int64)
+    keys = _pack(rows)
+    order = np.lexsort(keys.T[::-1]) if keys.shape[1] > 1 else np.argsort(keys[:, 0], kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]).any(1)]))
+    if counts is None:
+        sums = np.diff(np.append(starts, len(rows)))
+    else:
+        sums = np.add.reduceat(counts[order], starts)
+    return rows[order[starts]], sums
+
+
+def _pack(rows: Int) -> Int:
+    """Rows of ids as few int64 words, in the same lexicographic order."""
+    bits = max(int(rows.max()).bit_length(), 1)
+    per_word = 63 // bits
+    words = []
+    for start in range(0, rows.shape[1], per_word):
+        word = np.zeros(len(rows), dtype=np.int64)
+        for column in rows[:, start : start + per_word].T:
+            word = (word << bits) | column
+        words.append(word)
+    return np.stack(words, axis=1)

@@ -1,0 +1,59 @@
+"""Routing traces: per MoE layer, the experts that each token chose and the scores it chose by."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class ScoreKind(StrEnum):
+    """What a router's selection scores are.
+
+    `LOGITS`: any real numbers, turned into weights after the choice (Mixtral's cousins such as
+    GPT-OSS). `PROBABILITIES`: a softmax over the experts. `GATES`: one independent positive gate
+    per expert (DeepSeek-V3's sigmoid, its correction bias added).
+    """
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    GATES = "gates"
+
+
+def score_mass(scores: Tensor, kind: ScoreKind) -> Tensor:
+    """Selection scores `[..., E]` as non-negative float masses of the same shape.
+
+    Logits become their softmax; probabilities and gates stay, with whatever a bias or a group
+    limit made negative or -inf counted as 0.
+    """
+    if kind is ScoreKind.LOGITS:
+        return scores.float().softmax(-1)
+    return scores.float().clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerTrace:
+    """What one router decided for the tokens of one batch, padding left out.
+
+    `name` is the router's module path. `expert_ids` `[tokens, k]` int64 holds distinct experts,
+    column 0 the top-1 (the argmax of what the router selects by). `weights` `[tokens, k]` are the
+    factors of the experts' outputs, in the same order, None where the model does not show them.
+    `scores` `[tokens, E]` are the selection scores, of kind `score_kind`.
+    """
+
+    name: str
+    expert_ids: Tensor
+    weights: Tensor | None
+    scores: Tensor
+    score_kind: ScoreKind
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the trace."""
+        return self.expert_ids.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RoutingTrace:
+    """The decisions of every MoE layer, in the model's order, for one batch."""
+
+    layers: tuple[LayerTrace, ...]
