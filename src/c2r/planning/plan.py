@@ -43,7 +43,7 @@ class LayerPlan:
     @property
     def top_t(self) -> int:
         """Length T of the partner lists."""
-        return self.partners.shape[1]
+        return int(self.partners.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

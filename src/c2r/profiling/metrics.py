@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from c2r.profiling.profile import LayerProfile
+
+Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +71,17 @@ def mean_metrics(metrics: Sequence[CollaborationMetrics]) -> CollaborationMetric
     )
 
 
-def _entropy(shares: np.ndarray) -> np.ndarray:
+def _entropy(shares: Float) -> Float:
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
-    return -(shares * logs).sum(1)
+    entropy: Float = -(shares * logs).sum(1)
+    return entropy
 
 
-def _divergence_from_load(layer: LayerProfile, shares: np.ndarray) -> np.ndarray:
+def _divergence_from_load(layer: LayerProfile, shares: Float) -> Float:
     used = layer.coactivation.sum(1) > 0
     expected = np.tile(layer.load.astype(np.float64), (layer.num_experts, 1))
     np.fill_diagonal(expected, 0)
     expected = expected[used] / expected[used].sum(1, keepdims=True)
     ratio = np.divide(shares, expected, where=shares > 0, out=np.ones_like(shares))
-    return (shares * np.log(ratio)).sum(1)
+    divergence: Float = (shares * np.log(ratio)).sum(1)
+    return divergence

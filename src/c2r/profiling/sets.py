@@ -7,7 +7,6 @@ lowest priorities stay (bottom-k sampling), which two profiles can merge without
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +33,13 @@ class RoutingSets:
     capacity: int = MAX_DISTINCT_SETS
 
     @classmethod
-    def empty(cls, top_k: int, capacity: int = MAX_DISTINCT_SETS) -> Self:
+    def empty(cls, top_k: int, capacity: int = MAX_DISTINCT_SETS) -> "RoutingSets":
         """No tokens yet."""
         experts = np.empty((0, top_k), dtype=np.int64)
         return cls(experts=experts, counts=experts[:, 0], num_tokens=0, capacity=capacity)
 
     @classmethod
-    def count(cls, expert_ids: Int, rng: np.random.Generator, capacity: int) -> Self:
+    def count(cls, expert_ids: Int, rng: np.random.Generator, capacity: int) -> "RoutingSets":
         """Counts the sets of `expert_ids` `[tokens, k]`, in any order within a row."""
         experts, counts = count_rows(np.sort(expert_ids, axis=1))
         sets = cls(experts=experts, counts=counts, num_tokens=len(expert_ids), capacity=capacity)

@@ -48,7 +48,7 @@ def choose_constrained(
         lowest = torch.finfo(scores.dtype).min
         key = scores.clamp(min=lowest).masked_fill(forbidden, -torch.inf)
     else:
-        order = scores.argsort(-1, descending=True, stable=True)
+        order = scores.argsort(dim=-1, descending=True, stable=True)
         position = torch.empty_like(order).scatter_(
             -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
         )
