@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from c2r.errors import ArtifactError, InputError
 
@@ -72,11 +72,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_artifact(path: str | Path, artifact: Artifact) -> None:
-    """Writes `artifact` atomically. Raises `InputError` as `atomic_path` does."""
+def encode_artifact(artifact: Artifact) -> bytes:
+    """The content of the file that holds `artifact`."""
     header = {"kind": artifact.kind, "schema_version": SCHEMA_VERSION, **artifact.header}
     arrays = {name: np.ascontiguousarray(array) for name, array in artifact.arrays.items()}
-    content = save(arrays, metadata={"c2r": json.dumps(header)})
+    return save(arrays, metadata={"c2r": json.dumps(header)})
+
+
+def write_artifact(path: str | Path, artifact: Artifact) -> None:
+    """Writes `artifact` atomically. Raises `InputError` as `atomic_path` does."""
+    content = encode_artifact(artifact)
     with atomic_path(Path(path)) as temporary:
         temporary.write_bytes(content)
 
@@ -92,26 +97,37 @@ def read_artifact(path: str | Path, kind: str | None = None) -> Artifact:
         ArtifactError: the file is missing, truncated, not ours, of another kind, or newer than
             this version of c2r can read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist or is not a file; check the path")
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            header = _parse_header(path, metadata.get("c2r"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
+    return decode_artifact(content, kind, source=path)
+
+
+def decode_artifact(
+    content: bytes, kind: str | None = None, *, source: str | Path = "the data"
+) -> Artifact:
+    """The artifact that `encode_artifact` encoded; `source` names it in errors.
+
+    Raises `ArtifactError` as `read_artifact` does.
+    """
+    try:
+        arrays = load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except SafetensorError as error:
         raise ArtifactError(
-            f"{path} is truncated or not a c2r file ({error}); write it again with `c2r profile`, "
-            "`c2r import` or `c2r plan`"
+            f"{source} is truncated or not a c2r file ({error}); write it again with "
+            "`c2r profile`, `c2r import` or `c2r plan`"
         ) from None
+    header = _parse_header(source, metadata.get("c2r"))
     found = header.pop("kind")
     if kind is not None and found != kind:
-        raise ArtifactError(f"{path} holds a {found}, not a {kind}; give a {kind} file here")
+        raise ArtifactError(f"{source} holds a {found}, not a {kind}; give a {kind} file here")
     return Artifact(kind=found, header=header, arrays=arrays)
 
 
-def _parse_header(path: Path, text: str | None) -> dict[str, Any]:
+def _parse_header(path: str | Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise ArtifactError(
             f"{path} is a safetensors file that c2r did not write; give one that `c2r profile`, "

@@ -157,8 +157,14 @@ class CollaborationProfile:
     @classmethod
     def load(cls, path: str | Path) -> "CollaborationProfile":
         """Reads a profile. Raises `ArtifactError` if the file is damaged or of another kind."""
-        artifact = read_artifact(path, "profile")
-        with damaged_file(path):
+        return cls.from_artifact(read_artifact(path, "profile"), path)
+
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, source: str | Path = "the data"
+    ) -> "CollaborationProfile":
+        """The profile in an artifact; `source` names it in errors. Raises `ArtifactError`."""
+        with damaged_file(source):
             profile = cls(
                 layers=tuple(
                     _read_layer(index, entry, artifact.arrays)
@@ -167,7 +173,7 @@ class CollaborationProfile:
                 provenance=artifact.header["provenance"],
             )
         if not profile.layers:
-            raise ArtifactError(f"{path} is a profile without layers; profile the model again")
+            raise ArtifactError(f"{source} is a profile without layers; profile the model again")
         return profile
 
 

@@ -1,0 +1,1 @@
+"""The edge: models, files and formats of others."""

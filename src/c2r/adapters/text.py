@@ -1,0 +1,151 @@
+"""Text files in, batches of token ids out.
+
+Each text is cut into pieces, the pieces are shuffled by a seed and taken from the texts in turn, so
+that a sample of few tokens still speaks of all of every text.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from c2r.errors import InputError
+
+_PIECE_CHARACTERS = 8192
+
+Batch = dict[str, Tensor]
+"""`input_ids` and `attention_mask`, `[batch, seq_len]` int64 each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A named piece of text."""
+
+    name: str
+    content: str
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+
+
+def read_texts(paths: Sequence[Path]) -> tuple[Text, ...]:
+    """The files' contents.
+
+    Raises:
+        InputError: a file is missing, empty, or not UTF-8.
+    """
+    return tuple(_read_text(path) for path in paths)
+
+
+def _read_text(path: Path) -> Text:
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read text {path}: {error.strerror}; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it, "
+            f"for example with `iconv -t utf-8`"
+        ) from None
+    if not content.strip():
+        raise InputError(f"{path} is empty; give a file with text")
+    return Text(name=path.name, content=content)
+
+
+def split_texts(texts: Sequence[Text]) -> tuple[tuple[Text, ...], tuple[Text, ...]]:
+    """The first halves, to calibrate on, and the second halves, to evaluate on.
+
+    Raises:
+        InputError: a text is too short to be split.
+    """
+    for text in texts:
+        if len(text.content) < 2:
+            raise InputError(f"{text.name} is too short to split into two halves; give more text")
+    middles = [len(text.content) // 2 for text in texts]
+    first = [Text(name=t.name, content=t.content[:m]) for t, m in zip(texts, middles, strict=True)]
+    second = [Text(name=t.name, content=t.content[m:]) for t, m in zip(texts, middles, strict=True)]
+    return tuple(first), tuple(second)
+
+
+def token_batches(
+    texts: Sequence[Text],
+    tokenizer: Any,
+    *,
+    seq_len: int = 1024,
+    batch_size: int = 4,
+    num_tokens: int | None = None,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """Batches of `batch_size` windows of `seq_len` tokens, `num_tokens` of them in all.
+
+    Without `num_tokens`, all of the text. The last window may be padded; its mask is 0 there.
+
+    Raises:
+        InputError: a length is below 1, or the texts hold no token.
+    """
+    if min(seq_len, batch_size, 1 if num_tokens is None else num_tokens) < 1:
+        raise InputError(
+            f"seq_len {seq_len}, batch_size {batch_size} and tokens {num_tokens} must be positive"
+        )
+    windows = _windows(_token_stream(texts, tokenizer, seed), seq_len, num_tokens)
+    rows: list[list[int]] = []
+    for window in windows:
+        rows.append(window)
+        if len(rows) == batch_size:
+            yield _make_batch(rows, seq_len)
+            rows = []
+    if rows:
+        yield _make_batch(rows, seq_len)
+
+
+def _token_stream(texts: Sequence[Text], tokenizer: Any, seed: int) -> Iterator[list[int]]:
+    streams = [_shuffled_pieces(text, seed) for text in texts]
+    while streams:
+        remaining = []
+        for stream in streams:
+            piece = next(stream, None)
+            if piece is not None:
+                yield tokenizer(piece, add_special_tokens=False)["input_ids"]
+                remaining.append(stream)
+        streams = remaining
+
+
+def _shuffled_pieces(text: Text, seed: int) -> Iterator[str]:
+    starts = np.arange(0, len(text.content), _PIECE_CHARACTERS)
+    for start in np.random.default_rng(seed).permutation(starts):
+        yield text.content[start : start + _PIECE_CHARACTERS]
+
+
+def _windows(
+    stream: Iterator[list[int]], seq_len: int, num_tokens: int | None
+) -> Iterator[list[int]]:
+    left = num_tokens
+    buffer: list[int] = []
+    for piece in stream:
+        buffer += piece
+        while len(buffer) >= seq_len and (left is None or left >= seq_len):
+            yield buffer[:seq_len]
+            buffer = buffer[seq_len:]
+            left = None if left is None else left - seq_len
+        if left is not None and left < seq_len and len(buffer) >= left:
+            break
+    last = buffer[:left]
+    if last:
+        yield last
+
+
+def _make_batch(rows: list[list[int]], seq_len: int) -> Batch:
+    width = max(map(len, rows)) if len(rows) == 1 else seq_len
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}

@@ -1,0 +1,5 @@
+"""`python -m c2r.cli`."""
+
+from c2r.cli import main
+
+main()

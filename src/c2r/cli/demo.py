@@ -1,0 +1,181 @@
+"""`c2r demo`: the whole road on the embedded model, in a couple of minutes."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.models import load_model_and_tokenizer, resolve_texts
+
+_NUM_RANKS = 4
+_SEQ_LEN = 512
+_TOP_TS = (16, 8, 4)  # half of the experts, as published for Qwen, and two shorter lists
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("c2r-demo"),
+    tokens: Annotated[int, typer.Option(help="Tokens to profile, and to evaluate.")] = 98304,
+    json: JsonOption = False,
+) -> None:
+    """Profile, plan, constrain and measure the embedded model, on text it was not trained on.
+
+    The first half of each held-out text (code, prose, C headers) is profiled, the second half
+    measures quality and traffic. Everything is written to a folder, so that the other commands
+    can be tried on it.
+    """
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    rows = _Demo.prepare(out, tokens).run()
+    seconds = time.monotonic() - started
+    if json:
+        print_json({"out": str(out), "rows": rows, "seconds": round(seconds, 1)})
+        return
+    _show(rows, out)
+    note(f"{seconds:.0f} s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Demo:
+    out: Path
+    model: Any
+    tokenizer: Any
+    calibration: Any
+    evaluation: Any
+    tokens: int
+
+    @classmethod
+    def prepare(cls, out: Path, tokens: int) -> "_Demo":
+        from c2r.adapters.text import split_texts
+
+        note("The embedded model: byte-level Qwen2-MoE, 4 layers, 32 experts, k = 4.")
+        model, tokenizer = load_model_and_tokenizer("tiny")
+        calibration, evaluation = split_texts(resolve_texts(None))
+        return cls(
+            out=out,
+            model=model,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            evaluation=evaluation,
+            tokens=tokens,
+        )
+
+    def run(self) -> list[dict[str, Any]]:
+        from c2r.adapters.huggingface import apply, remove
+        from c2r.planning import make_plan
+
+        profile = self._profile(self.calibration, "profiling the first halves")
+        profile.save(self.out / "profile.safetensors")
+        plans = {top_t: make_plan(profile, num_ranks=_NUM_RANKS, top_t=top_t) for top_t in _TOP_TS}
+        rows = self._measure("plain top-k", plans[_TOP_TS[0]], is_baseline=True)
+        for top_t, plan in plans.items():
+            plan.save(self.out / f"plan-t{top_t}.safetensors")
+            apply(self.model, plan)
+            rows += self._measure(f"C2R, T = {top_t}", plan)
+            remove(self.model)
+        self._save_constrained(plans[_TOP_TS[1]])
+        return rows
+
+    def _batches(self, texts: Any) -> Any:
+        from c2r.adapters.text import token_batches
+
+        return token_batches(
+            texts, self.tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=self.tokens
+        )
+
+    def _profile(self, texts: Any, what: str) -> Any:
+        from c2r.adapters.huggingface import describe_model, traces
+        from c2r.profiling import ProfileBuilder
+
+        builder = ProfileBuilder()
+        with progress_bar(what, self.tokens) as advance:
+            for trace in traces(self.model, self._batches(texts)):
+                builder.update(trace)
+                advance(trace.layers[0].num_tokens)
+        profile = builder.build(describe_model(self.model))
+        assert profile is not None, "the embedded text holds tokens"
+        return profile
+
+    def _measure(self, name: str, plan: Any, is_baseline: bool = False) -> list[dict[str, Any]]:
+        from c2r.evaluation import heldout_loss
+        from c2r.measuring import predict_traffic
+        from c2r.profiling import mean_metrics, measure_collaboration
+
+        with progress_bar(f"{name}: held-out loss", self.tokens) as advance:
+            loss = heldout_loss(self.model, self._batches(self.evaluation), advance).loss
+        profile = self._profile(self.evaluation, f"{name}: traffic")
+        mean = predict_traffic(profile, plan).mean
+        metrics = mean_metrics([measure_collaboration(layer) for layer in profile.layers])
+        row = {
+            "routing": name,
+            "loss": loss,
+            "effective_collaborators": metrics.effective_collaborators,
+        }
+        contiguous_load = mean.rank_load_max_over_mean_contiguous
+        placed = {
+            **row,
+            "dispatch": "de-duplicated, placed",
+            "copies": mean.copies_placed,
+            "rank_load": mean.rank_load_max_over_mean,
+        }
+        if not is_baseline:
+            return [placed]
+        return [
+            {
+                **row,
+                "dispatch": "k-fold",
+                "copies": mean.copies_k_fold,
+                "rank_load": contiguous_load,
+            },
+            {
+                **row,
+                "dispatch": "de-duplicated",
+                "copies": mean.copies_contiguous,
+                "rank_load": contiguous_load,
+            },
+            placed,
+        ]
+
+    def _save_constrained(self, plan: Any) -> None:
+        from c2r.adapters.huggingface import apply, remove, save_pretrained
+
+        folder = self.out / "constrained"
+        if folder.exists():
+            return
+        apply(self.model, plan)
+        save_pretrained(self.model, folder, tokenizer=self.tokenizer)
+        remove(self.model)
+
+
+def _show(rows: list[dict[str, Any]], out: Path) -> None:
+    base = rows[0]
+    table = [
+        [
+            row["routing"],
+            row["dispatch"],
+            row["loss"],
+            f"{(row['loss'] / base['loss'] - 1) * 100:+.2f} %",
+            row["copies"],
+            f"{(row['copies'] / base['copies'] - 1) * 100:+.0f} %",
+            row["rank_load"],
+            row["effective_collaborators"],
+        ]
+        for row in rows
+    ]
+    columns = [
+        "routing",
+        "dispatch",
+        "loss, nats/byte",
+        "change",
+        "copies per token",
+        "change",
+        "rank load max/mean",
+        "effective collaborators",
+    ]
+    print_table(f"Quality and traffic on {_NUM_RANKS} ranks, held-out text", columns, table)
+    print(f"Written to {out}/. Go on with:")
+    print(f"  c2r inspect {out}/profile.safetensors")
+    print(f"  c2r traffic {out}/profile.safetensors --plan {out}/plan-t8.safetensors")
+    print(f"  c2r profile {out}/constrained --out {out}/constrained.safetensors")

@@ -1,0 +1,120 @@
+"""`c2r inspect`: what a profile or plan file holds."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from c2r.cli.console import JsonOption, note, print_json, print_table
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A profile or plan file.")],
+    json: JsonOption = False,
+) -> None:
+    """Show what a profile or plan file holds.
+
+    Of a profile, per layer: effective collaborators (exp of the entropy of an expert's partner
+    distribution: 1 is one fixed partner, E-1 everyone alike), that entropy normalised, the share
+    of the top partner, and the experts' load. Of a plan: lists and placement.
+    """
+    from c2r.artifacts import read_artifact
+
+    if read_artifact(file).kind == "plan":
+        document = _describe_plan(file)
+        show = _show_plan
+    else:
+        document = _describe_profile(file)
+        show = _show_profile
+    if json:
+        print_json(document)
+    else:
+        show(document)
+
+
+def _describe_profile(file: Path) -> dict[str, Any]:
+    from c2r.profiling import CollaborationProfile, mean_metrics, measure_collaboration
+
+    profile = CollaborationProfile.load(file)
+    metrics = [measure_collaboration(layer) for layer in profile.layers]
+    return {
+        "kind": "profile",
+        "num_layers": profile.num_layers,
+        "num_experts": profile.num_experts,
+        "top_k": profile.top_k,
+        "num_tokens": profile.num_tokens,
+        "complete": profile.provenance.get("complete", True),
+        "layers": [
+            {
+                "layer": index,
+                "name": layer.name,
+                "num_experts": layer.num_experts,
+                "top_k": layer.top_k,
+                "num_sets": None if layer.sets is None else len(layer.sets.distinct()[0]),
+                "sets_exact": None if layer.sets is None else layer.sets.is_exact,
+                "sets_sample_size": None if layer.sets is None else layer.sets.sample_size,
+                **asdict(metric),
+            }
+            for index, (layer, metric) in enumerate(zip(profile.layers, metrics, strict=True))
+        ],
+        "mean": asdict(mean_metrics(metrics)),
+        "provenance": dict(profile.provenance),
+    }
+
+
+def _show_profile(document: dict[str, Any]) -> None:
+    columns = {
+        "effective_collaborators": "effective collaborators",
+        "normalized_entropy": "normalised entropy",
+        "top_partner_share": "top partner's share",
+        "load_max_over_mean": "load max/mean",
+        "load_cv": "load cv",
+    }
+    rows = [[layer["layer"], *(layer[key] for key in columns)] for layer in document["layers"]]
+    rows.append(["mean", *(document["mean"][key] for key in columns)])
+    title = (
+        f"{document['num_layers']} layers, {document['num_experts']} experts, "
+        f"k = {document['top_k']}, {document['num_tokens']:,} tokens"
+    )
+    print_table(title, ["layer", *columns.values()], rows)
+    if not document["complete"]:
+        note("this profile was interrupted; run the same `c2r profile` again to go on")
+
+
+def _describe_plan(file: Path) -> dict[str, Any]:
+    from c2r.planning import Plan
+
+    plan = Plan.load(file)
+    return {
+        "kind": "plan",
+        "num_ranks": plan.topology.num_ranks,
+        "num_nodes": plan.topology.num_nodes,
+        "num_layers": plan.num_layers,
+        "fingerprint": plan.fingerprint,
+        "layers": [
+            {
+                "layer": index,
+                "name": layer.name,
+                "policy": layer.policy,
+                "strength": layer.strength,
+                "top_t": layer.top_t,
+                "partners": layer.partners.tolist(),
+                "placement": layer.placement.tolist(),
+            }
+            for index, layer in enumerate(plan.layers)
+        ],
+        "provenance": dict(plan.provenance),
+    }
+
+
+def _show_plan(document: dict[str, Any]) -> None:
+    rows = []
+    for layer in document["layers"]:
+        ranks: dict[int, list[int]] = {}
+        for expert, rank in enumerate(layer["placement"]):
+            ranks.setdefault(rank, []).append(expert)
+        experts = " | ".join(" ".join(map(str, ranks[rank])) for rank in sorted(ranks))
+        rows.append([layer["layer"], layer["policy"], layer["top_t"], experts])
+    title = f"{document['num_ranks']} ranks on {document['num_nodes']} node(s)"
+    print_table(title, ["layer", "policy", "T", "experts of each rank"], rows)

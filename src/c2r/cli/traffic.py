@@ -1,0 +1,49 @@
+"""`c2r traffic`: what a plan would send, predicted from a profile."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from c2r.cli.console import JsonOption, print_json, print_table
+
+
+def traffic(
+    profile: Annotated[Path, typer.Argument(help="Profile of the routing that will run.")],
+    plan: Annotated[Path, typer.Option(help="Plan whose placement is measured.")],
+    hidden_size: Annotated[
+        int | None, typer.Option(help="Hidden size of the model, to add bytes per token.")
+    ] = None,
+    dtype_bytes: Annotated[int, typer.Option(help="Bytes per activation value.")] = 2,
+    json: JsonOption = False,
+) -> None:
+    """Predict copies per token, per layer: k-fold, de-duplicated, and de-duplicated and placed.
+
+    A token is copied once for each of its k experts (k-fold dispatch) or once for each distinct
+    rank that holds any of them (de-duplicated dispatch); its own rank counts. To see a constrained
+    model's traffic, profile the folder that `c2r apply` wrote.
+    """
+    from c2r.measuring import bytes_per_token, predict_traffic
+    from c2r.planning import Plan
+    from c2r.profiling import CollaborationProfile
+
+    report = predict_traffic(CollaborationProfile.load(profile), Plan.load(plan))
+    document = report.to_json()
+    columns = {
+        "copies_k_fold": "k-fold",
+        "copies_contiguous": "contiguous",
+        "copies_placed": "placed",
+        "remote_copies_placed": "placed, remote",
+        "rank_load_max_over_mean": "rank load max/mean",
+    }
+    if hidden_size is not None:
+        columns["bytes_per_token"] = "bytes per token each way"
+        for row in (*document["layers"], document["mean"]):
+            row["bytes_per_token"] = bytes_per_token(row["copies_placed"], hidden_size, dtype_bytes)
+    if json:
+        print_json(document)
+        return
+    rows = [[row["layer"], *(row[key] for key in columns)] for row in document["layers"]]
+    rows.append(["mean", *(document["mean"][key] for key in columns)])
+    title = f"Copies per token on {document['num_ranks']} ranks"
+    print_table(title, ["layer", *columns.values()], rows)
