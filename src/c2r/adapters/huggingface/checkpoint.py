@@ -1,0 +1,187 @@
+"""A model folder that carries its plan: an ordinary Hugging Face folder with one file more."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from c2r.adapters.huggingface.fingerprint import fingerprint
+from c2r.adapters.huggingface.install import applied_plan, apply, find_sites
+from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
+from c2r.planning import Plan
+
+PLAN_FILE = "c2r_plan.safetensors"
+
+
+def load_model(
+    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """A causal language model with routers that c2r can constrain, in evaluation mode.
+
+    A folder that holds a plan gives the constrained model, as `from_pretrained` does.
+
+    Args:
+        source: a model folder, or a name on the Hugging Face hub.
+        dtype: of the weights; None keeps that of the checkpoint.
+        kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        InputError: nothing there that can be loaded.
+        ModelError: not a Mixture-of-Experts model, or one that is not supported.
+        ArtifactError: the folder's plan cannot be read.
+        PlanMismatchError: the folder's plan is not the one that its config names, or not of
+            these weights.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{source} has no config.json; give a folder of a transformers model")
+    plan = _read_plan(folder) if (folder / PLAN_FILE).is_file() else None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
+            "hub name while online"
+        ) from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
+            "use a supported MoE model"
+        ) from error
+    if plan is None:
+        find_sites(model)
+    else:
+        apply(model, plan)
+    return model.eval()
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Writes a constrained model and its plan to a new folder.
+
+    Any program reads the folder as an ordinary model, unconstrained; `from_pretrained` reads it
+    with its plan. The plan is stamped with the fingerprint of the weights that are saved. The
+    folder appears whole or not at all.
+
+    Args:
+        model: a model that a plan was applied to.
+        folder: must not exist, or be empty.
+        tokenizer: comes along where given.
+
+    Raises:
+        PlanError: no plan is applied.
+        InputError: the folder is not empty or cannot be written.
+    """
+    plan = applied_plan(model)
+    if plan is None:
+        raise PlanError("the model carries no plan; apply one before saving")
+    stamp = {"model_fingerprint": fingerprint(model, find_sites(model))}
+    plan = replace(plan, provenance={**plan.provenance, **stamp})
+    with _new_folder(Path(folder)) as temporary:
+        before = getattr(model.config, "c2r", None)
+        model.config.c2r = {"plan_fingerprint": plan.fingerprint}
+        try:
+            model.save_pretrained(temporary)
+        finally:
+            if before is None:
+                del model.config.c2r
+            else:
+                model.config.c2r = before
+        plan.save(temporary / PLAN_FILE)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+
+
+def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """The constrained model of a folder that `save_pretrained` or `c2r apply` wrote.
+
+    Args:
+        folder: the model folder.
+        kwargs: passed on to `load_model`.
+
+    Raises:
+        InputError: not such a folder.
+        ModelError, ArtifactError, PlanMismatchError: as `load_model`.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no model folder (no config.json); check the path")
+    if not (folder / PLAN_FILE).is_file():
+        raise InputError(
+            f"{folder} has no {PLAN_FILE}; make a constrained model with "
+            f"`c2r apply {folder} --plan PLAN --out FOLDER`"
+        )
+    return load_model(folder, **kwargs)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise InputError(
+            f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "
+            "files beside the model"
+        ) from error
+
+
+def _read_plan(folder: Path) -> Plan:
+    plan = Plan.load(folder / PLAN_FILE)
+    named = _named_plan(folder)
+    if named != plan.fingerprint:
+        raise PlanMismatchError(
+            f"{folder}/config.json names plan {named}, but {PLAN_FILE} is {plan.fingerprint}; "
+            "write the folder again with `c2r apply`"
+        )
+    return plan
+
+
+def _named_plan(folder: Path) -> str | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["c2r"]["plan_fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; choose another")
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write {folder}: {_first_line(error)}; nothing was left behind"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
