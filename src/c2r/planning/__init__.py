@@ -1,6 +1,28 @@
 """Profile and devices in, plan out. Knows neither models nor process groups."""
 
+from c2r.planning.make_plan import make_plan
+from c2r.planning.partners import rank_partners
+from c2r.planning.placement import (
+    PlacementOptions,
+    contiguous_placement,
+    mean_copies,
+    mean_node_copies,
+    mean_remote_copies,
+    place_experts,
+)
 from c2r.planning.plan import LayerPlan, Plan
 from c2r.planning.topology import ClusterTopology
 
-__all__ = ["ClusterTopology", "LayerPlan", "Plan"]
+__all__ = [
+    "ClusterTopology",
+    "LayerPlan",
+    "PlacementOptions",
+    "Plan",
+    "contiguous_placement",
+    "make_plan",
+    "mean_copies",
+    "mean_node_copies",
+    "mean_remote_copies",
+    "place_experts",
+    "rank_partners",
+]

@@ -1,0 +1,25 @@
+"""Placement: which rank holds which expert, and what that costs."""
+
+from c2r.planning.placement.balance import contiguous_placement
+from c2r.planning.placement.copies import (
+    count_copies,
+    load_max_over_mean,
+    mean_copies,
+    mean_node_copies,
+    mean_remote_copies,
+    rank_loads,
+)
+from c2r.planning.placement.place import PlacementOptions, check_ranks, place_experts
+
+__all__ = [
+    "PlacementOptions",
+    "check_ranks",
+    "contiguous_placement",
+    "count_copies",
+    "load_max_over_mean",
+    "mean_copies",
+    "mean_node_copies",
+    "mean_remote_copies",
+    "place_experts",
+    "rank_loads",
+]

@@ -1,0 +1,100 @@
+"""The exact change of copies for every possible swap of two experts, kept up to date.
+
+For sets s with weights w_s, let n_s(r) be the experts of s on rank r. Expert a on rank p leaves for
+rank q: the sets where a is alone on p save a copy, those that do not visit q yet pay one. With
+
+    alone[a, b] = sum of w_s over sets with a and b in which a is alone on its rank,
+    enter[a, r] = sum of w_s over sets with a that have no expert on rank r,
+
+swapping a on p with b on q changes the weighted copies by
+
+    enter[a, q] + enter[b, p] - alone[a, a] - alone[b, b] + alone[a, b] + alone[b, a]:
+
+a set that holds both changes nothing, which the last two terms put right.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from c2r.planning.placement.copies import Counts, Float, Int, count_copies
+
+Bool = npt.NDArray[np.bool_]
+
+
+class SwapGains:
+    """Weighted copies of a labelling of experts, and their change for every swap.
+
+    Labels are ranks, or nodes. Experts that no set holds are allowed: the search uses such empty
+    places where the ranks cannot hold equally many experts.
+    """
+
+    def __init__(self, sets: Int, counts: Counts, labels: Int, num_labels: int) -> None:
+        self.labels = labels.copy()
+        self._sets = sets
+        self._weights = counts.astype(np.float64)
+        self._num_experts = len(labels)
+        order = np.argsort(sets, axis=None, kind="stable")
+        ends = np.cumsum(np.bincount(sets.ravel(), minlength=len(labels)))
+        self._sets_of = np.split(order // sets.shape[1], ends[:-1])
+        self._marked = np.zeros(len(sets), dtype=np.bool_)
+        self._held = np.zeros((len(sets), num_labels), dtype=np.uint8)
+        for column in sets.T:
+            self._held[np.arange(len(sets)), self.labels[column]] += 1
+        self.cost = float(self._weights @ count_copies(sets, self.labels)) if len(sets) else 0.0
+        everything = np.arange(len(sets))
+        self._alone = np.zeros((len(labels), len(labels)))
+        self._add_alone(sets, self._is_alone(everything, sets) * self._weights[:, None])
+        self._enter = np.stack(
+            [self._sum_by_expert(sets, held == 0, self._weights) for held in self._held.T], axis=1
+        )
+
+    def changes(self) -> Float:
+        """`[E, E]` symmetric: change of cost when two experts swap labels; 0 where they share."""
+        leave = self._alone.diagonal()[:, None]
+        half = self._enter[:, self.labels] + self._alone - leave
+        both = half + half.T
+        both[self.labels[:, None] == self.labels] = 0
+        return both
+
+    def swap(self, first: int, second: int) -> None:
+        """Swaps the labels of two experts."""
+        ours, theirs = self.labels[first], self.labels[second]
+        if ours == theirs:
+            return
+        touched = self._union(self._sets_of[first], self._sets_of[second])
+        rows, weights = self._sets[touched], self._weights[touched]
+        alone = self._is_alone(touched, rows)
+        absent = [self._held[touched, label] == 0 for label in (ours, theirs)]
+        for expert, source, target in ((first, ours, theirs), (second, theirs, ours)):
+            self._held[self._sets_of[expert], source] -= 1
+            self._held[self._sets_of[expert], target] += 1
+            self.labels[expert] = target
+        change = self._is_alone(touched, rows).astype(np.int8) - alone.astype(np.int8)
+        self._add_alone(rows, change * weights[:, None])
+        for label, before in zip((ours, theirs), absent, strict=True):
+            after = self._held[touched, label] == 0
+            signed = weights * (after.astype(np.int8) - before.astype(np.int8))
+            self._enter[:, label] += self._sum_by_expert(rows, after != before, signed)
+            self.cost -= float(signed.sum())
+
+    def _union(self, first: Int, second: Int) -> Int:
+        self._marked[first] = True
+        union = np.concatenate([first, second[~self._marked[second]]])
+        self._marked[first] = False
+        return union
+
+    def _is_alone(self, set_ids: Int, rows: Int) -> Bool:
+        alone: Bool = self._held[set_ids[:, None], self.labels[rows]] == 1
+        return alone
+
+    def _add_alone(self, rows: Int, values: Float) -> None:
+        row, column = np.nonzero(values)
+        keys = rows[row, column][:, None] * self._num_experts + rows[row]
+        spread = np.repeat(values[row, column], rows.shape[1])
+        added = np.bincount(keys.ravel(), weights=spread, minlength=self._num_experts**2)
+        self._alone += added.reshape(self._alone.shape)
+
+    def _sum_by_expert(self, rows: Int, chosen: Bool, weights: Float) -> Float:
+        spread = np.repeat(weights[chosen], rows.shape[1])
+        sums = np.bincount(rows[chosen].ravel(), weights=spread, minlength=self._num_experts)
+        return sums.astype(np.float64, copy=False)

@@ -1,0 +1,199 @@
+"""Which rank holds which expert: mt-kahypar starts, a search over swaps finishes."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from c2r.errors import PlanError
+from c2r.planning.placement.balance import (
+    canonical_placement,
+    contiguous_placement,
+    pack_by_load,
+)
+from c2r.planning.placement.copies import Counts, Int, load_max_over_mean, rank_loads
+from c2r.planning.placement.exact import best_of_all, is_small
+from c2r.planning.placement.hypergraph import partition_hypergraph
+from c2r.planning.placement.search import PlacementProblem, improve_placement
+from c2r.planning.topology import ClusterTopology
+
+_BUDGET_MICROSECONDS = 1_500_000
+_SEARCH_LENGTH = (120, 400)
+_SHAKEN = 0.25
+_TOLERANCE = 1 + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlacementOptions:
+    """How to search, and what to keep to.
+
+    Attributes:
+        seed: the same seed gives the same placement.
+        max_load: bound on the largest rank load over the mean; None for none.
+        start: `[E]` a placement to improve, tried beside the others; the result is not worse.
+        inter_node_cost: what a copy to a node costs on top of a copy to a rank, in such copies;
+            counts only where there are several nodes.
+        effort: how long to search; 1 takes about two seconds a layer, whatever its size.
+    """
+
+    seed: int = 0
+    max_load: float | None = None
+    start: Int | None = None
+    inter_node_cost: float = 8.0
+    effort: float = 1.0
+
+
+def place_experts(
+    sets: Int,
+    counts: Counts,
+    load: Counts,
+    topology: ClusterTopology,
+    options: PlacementOptions | None = None,
+) -> Int:
+    """The placement with the fewest copies per token that could be found.
+
+    Ranks hold equally many experts, differing by at most one where R does not divide E. Few
+    experts (at most 50,000 placements) are placed by trying all; more by tabu search over swaps
+    from mt-kahypar's placement, the contiguous one and random ones. Sets {0, 2} and {1, 3} on two
+    ranks give `[0, 1, 0, 1]`.
+
+    Args:
+        sets: `[sets, k]` distinct expert ids in each row.
+        counts: `[sets]` tokens, or any non-negative weights, of each set.
+        load: `[E]` tokens of each expert, in any unit; only `max_load` asks for it.
+        topology: the devices.
+        options: seed, bound on load, a start to improve; the defaults where None.
+
+    Returns:
+        `[E]` int64, the rank of each expert; ranks are numbered by their lowest expert, node by
+        node.
+
+    Raises:
+        PlanError: more ranks than experts, or no placement within `max_load` could be found.
+    """
+    options = options or PlacementOptions()
+    num_experts, num_ranks = len(load), topology.num_ranks
+    check_ranks(num_experts, num_ranks)
+    _check_start(options.start, num_experts, num_ranks)
+    rng = np.random.default_rng(options.seed)
+    problem = PlacementProblem(
+        sets=sets,
+        counts=counts,
+        load=load.astype(np.float64),
+        topology=topology,
+        load_limit=_load_limit(load, num_ranks, options.max_load),
+        inter_node_cost=options.inter_node_cost,
+    )
+    placement = best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
+    if problem.excess(placement) > 0:
+        best = min(
+            load_max_over_mean(rank_loads(problem.load, tried, num_ranks))
+            for tried in (placement, _packed(problem, rng))
+        )
+        raise PlanError(
+            f"no placement of {num_experts} experts on {num_ranks} ranks keeps the rank load "
+            f"within {options.max_load:g} times the mean; the best found has {best:.4f}: ask for "
+            f"at least {np.ceil(best * 1000) / 1000:g}, or for fewer ranks"
+        )
+    return canonical_placement(placement, num_ranks, topology.num_nodes)
+
+
+def check_ranks(num_experts: int, num_ranks: int) -> None:
+    """Raises `PlanError` where there are more ranks than experts."""
+    if num_ranks > num_experts:
+        raise PlanError(
+            f"{num_experts} experts cannot be placed on {num_ranks} ranks; "
+            f"choose at most {num_experts} ranks"
+        )
+
+
+def _check_start(start: Int | None, num_experts: int, num_ranks: int) -> None:
+    if start is None:
+        return
+    sizes = np.bincount(start, minlength=num_ranks)
+    if len(start) != num_experts or len(sizes) != num_ranks or sizes.max() - sizes.min() > 1:
+        raise PlanError(
+            f"a start with {sizes.tolist()} experts per rank does not place {num_experts} experts "
+            f"evenly on {num_ranks} ranks; sizes may differ by one"
+        )
+
+
+def _load_limit(load: Counts, num_ranks: int, max_load: float | None) -> float:
+    if max_load is None:
+        return float("inf")
+    if not max_load >= 1:
+        raise PlanError(
+            f"max_load = {max_load:g} asks for less than the mean load on every rank; "
+            "choose 1.0 or more"
+        )
+    return max_load * _TOLERANCE * float(load.sum()) / num_ranks
+
+
+def _packed(problem: PlacementProblem, rng: np.random.Generator) -> Int:
+    return pack_by_load(problem.load, problem.topology.num_ranks, problem.load_limit, rng)
+
+
+def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random.Generator) -> Int:
+    """Short searches from several starts, then, shaken each time, from the best so far."""
+    num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
+    length = int(np.clip(1.5 * num_experts, *_SEARCH_LENGTH))
+    budget = _BUDGET_MICROSECONDS * options.effort / _step_microseconds(problem)
+    num_searches = max(2, round(budget / length))
+    contiguous = contiguous_placement(num_experts, num_ranks)
+    starts = _known_starts(problem, options, rng)
+    found = [contiguous, *starts]
+    while len(starts) < num_searches // 2:
+        starts.append(rng.permutation(contiguous))
+    for start in starts:
+        nested = _nodes_first(problem, start, length, rng)
+        found.append(improve_placement(problem, nested, length, rng))
+    best = min(found, key=problem.rank)
+    for _ in range(max(1, num_searches - len(starts))):
+        shaken = improve_placement(problem, _shake(best, rng), length, rng)
+        best = min(best, shaken, key=problem.rank)
+    return best
+
+
+def _known_starts(
+    problem: PlacementProblem, options: PlacementOptions, rng: np.random.Generator
+) -> list[Int]:
+    starts = [] if options.start is None else [options.start]
+    if np.isfinite(problem.load_limit):
+        starts.append(_packed(problem, rng))
+    partition = partition_hypergraph(
+        problem.sets, problem.counts, problem.num_experts, problem.topology.num_ranks, options.seed
+    )
+    return starts if partition is None else [*starts, partition]
+
+
+def _step_microseconds(problem: PlacementProblem) -> float:
+    """About what one swap costs, from measurements; only the sizes count, never the clock."""
+    touched = 2.0 * problem.sets.size * problem.sets.shape[1] / problem.num_experts
+    each: float = 100 + 0.03 * touched + 0.022 * problem.num_experts**2
+    return each if problem.topology.num_nodes == 1 else 2 * each
+
+
+def _nodes_first(
+    problem: PlacementProblem, start: Int, steps: int, rng: np.random.Generator
+) -> Int:
+    """`start` with experts exchanged between nodes so that fewest nodes are visited."""
+    topology = problem.topology
+    if topology.num_nodes == 1:
+        return start
+    by_node = replace(
+        problem, topology=ClusterTopology(num_ranks=topology.num_nodes), load_limit=float("inf")
+    )
+    nodes = improve_placement(by_node, start // topology.ranks_per_node, steps, rng)
+    placement = np.empty_like(start)
+    for node in range(topology.num_nodes):
+        mine = np.flatnonzero(nodes == node)
+        local = contiguous_placement(len(mine), topology.ranks_per_node)
+        placement[mine] = node * topology.ranks_per_node + local
+    return placement
+
+
+def _shake(placement: Int, rng: np.random.Generator) -> Int:
+    """The placement with the ranks of some experts shuffled among them."""
+    moved = rng.choice(len(placement), size=max(2, int(_SHAKEN * len(placement))), replace=False)
+    shaken = placement.copy()
+    shaken[moved] = placement[rng.permutation(moved)]
+    return shaken

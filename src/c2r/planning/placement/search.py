@@ -1,0 +1,194 @@
+"""Tabu search over swaps of experts between ranks.
+
+Every step makes the best allowed swap of all, even one that costs; going back is forbidden for a
+while, so that the search leaves local optima (robust tabu search, Taillard 1991). The change of
+every swap is known exactly. A bound on rank load is met by a penalty whose weight rises while the
+bound is broken and falls while it is kept.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from c2r.planning.placement.copies import Counts, Float, Int, count_copies, rank_loads
+from c2r.planning.placement.gains import SwapGains
+from c2r.planning.topology import ClusterTopology
+
+_OSCILLATION = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlacementProblem:
+    """What is placed where, and what a good placement is.
+
+    Attributes:
+        sets: `[sets, k]` expert ids, ascending.
+        counts: `[sets]` weight of each set, any non-negative numbers.
+        load: `[E]` tokens of each expert.
+        topology: the devices.
+        load_limit: the largest allowed load of a rank, in tokens; infinite for none.
+        inter_node_cost: what a copy to a node costs on top, in copies to a rank.
+    """
+
+    sets: Int
+    counts: Counts
+    load: Float
+    topology: ClusterTopology
+    load_limit: float = float("inf")
+    inter_node_cost: float = 0.0
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return len(self.load)
+
+    def cost(self, placement: Int) -> float:
+        """Weighted copies of all tokens, those to nodes weighted by `inter_node_cost`."""
+        cost = float(self.counts @ count_copies(self.sets, placement))
+        if self.topology.num_nodes > 1:
+            nodes = placement // self.topology.ranks_per_node
+            cost += self.inter_node_cost * float(self.counts @ count_copies(self.sets, nodes))
+        return cost
+
+    def excess(self, placement: Int) -> float:
+        """Load above the limit, summed over ranks."""
+        loads = rank_loads(self.load, placement, self.topology.num_ranks)
+        return float(np.maximum(loads - self.load_limit, 0).sum())
+
+    def rank(self, placement: Int) -> tuple[float, float]:
+        """Sorts placements, better ones first: less excess load, then lower cost."""
+        return self.excess(placement), self.cost(placement)
+
+
+class _State:
+    """A placement, one empty place on each rank with an expert less, and all its swap changes."""
+
+    def __init__(self, problem: PlacementProblem, placement: Int) -> None:
+        topology = problem.topology
+        sizes = np.bincount(placement, minlength=topology.num_ranks)
+        self.num_experts = problem.num_experts
+        empty = np.flatnonzero(sizes < sizes.max())
+        self.placement = np.concatenate([placement, empty])
+        self.load = np.concatenate([problem.load, np.zeros(len(empty))])
+        self.rank_load = rank_loads(self.load, self.placement, topology.num_ranks)
+        self.limit = problem.load_limit
+        self._ranks_per_node = topology.ranks_per_node
+        self._has_empty = np.zeros(topology.num_ranks, dtype=np.bool_)
+        self._has_empty[empty] = True
+        self._levels = [
+            (1.0, SwapGains(problem.sets, problem.counts, self.placement, topology.num_ranks))
+        ]
+        if topology.num_nodes > 1:
+            nodes = self.placement // self._ranks_per_node
+            gains = SwapGains(problem.sets, problem.counts, nodes, topology.num_nodes)
+            self._levels.append((problem.inter_node_cost, gains))
+
+    @property
+    def cost(self) -> float:
+        return sum(weight * gains.cost for weight, gains in self._levels)
+
+    @property
+    def excess(self) -> float:
+        return float(np.maximum(self.rank_load - self.limit, 0).sum())
+
+    def changes(self, penalty: float) -> Float:
+        """Penalised change of every swap; infinite for swaps that are none."""
+        weight, gains = self._levels[0]
+        changes = gains.changes()
+        for weight, gains in self._levels[1:]:
+            changes += weight * gains.changes()
+        if np.isfinite(self.limit):
+            changes += penalty * self._excess_changes()
+        ranks = self.placement
+        changes[ranks[:, None] == ranks] = np.inf
+        full = self._has_empty[ranks]
+        changes[self.num_experts :, full] = np.inf
+        changes[full, self.num_experts :] = np.inf
+        return changes
+
+    def _excess_changes(self) -> Float:
+        def over(load: Float) -> Float:
+            return np.maximum(load - self.limit, 0)
+
+        here = self.rank_load[self.placement]
+        heavier = here[:, None] + self.load - self.load[:, None]
+        half = over(heavier) - over(here)[:, None]
+        return half + half.T
+
+    def swap(self, first: int, second: int) -> None:
+        for _, gains in self._levels:
+            gains.swap(first, second)
+        ours, theirs = self.placement[first], self.placement[second]
+        moved = self.load[first] - self.load[second]
+        self.rank_load[ours] -= moved
+        self.rank_load[theirs] += moved
+        self.placement[first], self.placement[second] = theirs, ours
+        for expert in (first, second):
+            if expert >= self.num_experts:
+                self._has_empty[[ours, theirs]] ^= True
+
+
+class _Memory:
+    """Until which step an expert may not return to a rank, and the best placement met."""
+
+    def __init__(self, state: _State, num_ranks: int) -> None:
+        self._until = np.zeros((len(state.placement), num_ranks), dtype=np.int64)
+        self._tolerance = 1e-9 * max(state.cost, 1.0)
+        self.best = state.placement[: state.num_experts].copy()
+        self._best_key = (state.excess, state.cost)
+        self.stale = 0
+
+    def forbid(self, changes: Float, state: _State, step: int) -> None:
+        """Makes forbidden swaps infinite, unless they lead below the best cost."""
+        held = self._until[:, state.placement] > step
+        beaten = state.cost + changes < self._best_key[1] - self._tolerance
+        changes[(held | held.T) & ~beaten] = np.inf
+
+    def remember(self, state: _State, pair: tuple[int, int], until: Int) -> None:
+        """Forbids the swap back of `pair`, which is about to be swapped."""
+        self._until[pair, state.placement[list(pair)]] = until
+
+    def compare(self, state: _State) -> None:
+        """Keeps the state where it has less excess, or the same and a lower cost."""
+        excess, cost = self._best_key
+        less_excess = state.excess < excess - self._tolerance
+        cheaper = state.excess <= excess and state.cost < cost - self._tolerance
+        self.stale += 1
+        if less_excess or cheaper:
+            self.best = state.placement[: state.num_experts].copy()
+            self._best_key = (state.excess, state.cost)
+            self.stale = 0
+
+
+def improve_placement(
+    problem: PlacementProblem, start: Int, steps: int, rng: np.random.Generator
+) -> Int:
+    """The best placement met in `steps` swaps from `start`; never worse than it.
+
+    A placement within the load limit beats any that is not; among those that are not, the one
+    with less excess wins. The search stops early when a quarter of the steps brought nothing.
+
+    Args:
+        problem: what is placed where.
+        start: `[E]` ranks whose sizes differ by at most one; so will those of the result.
+        steps: how many swaps at most.
+        rng: draws for how long a swap back is forbidden.
+    """
+    state = _State(problem, start)
+    memory = _Memory(state, problem.topology.num_ranks)
+    longest = 4 + len(state.placement) // 4
+    penalty, streak = float(problem.counts.sum() / max(problem.load.mean(), 1e-300)), 0
+    for step in range(1, steps + 1):
+        changes = state.changes(penalty)
+        memory.forbid(changes, state, step)
+        first, second = divmod(int(np.argmin(changes)), len(changes))
+        if np.isfinite(changes[first, second]):
+            memory.remember(state, (first, second), step + rng.integers(3, longest, size=2))
+            state.swap(first, second)
+            memory.compare(state)
+        if memory.stale > steps // 4:
+            break
+        streak = max(streak, 0) + 1 if state.excess > 0 else min(streak, 0) - 1
+        if abs(streak) >= _OSCILLATION:
+            penalty, streak = penalty * (2.0 if streak > 0 else 0.5), 0
+    return memory.best
