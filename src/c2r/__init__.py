@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from c2r.errors import C2RError
-    from c2r.evaluation import heldout_loss
+    from c2r.evaluation import evaluate
     from c2r.measuring import predict_traffic
     from c2r.ops.constrained_topk import constrained_topk
     from c2r.planning import ClusterTopology, LayerPlan, Plan, make_plan
@@ -39,8 +39,8 @@ _HOMES = {
     "capture": "c2r.adapters.huggingface",
     "constrained_topk": "c2r.ops.constrained_topk",
     "constraint_report": "c2r.adapters.huggingface",
+    "evaluate": "c2r.evaluation",
     "from_pretrained": "c2r.adapters.huggingface",
-    "heldout_loss": "c2r.evaluation",
     "make_plan": "c2r.planning",
     "measure_collaboration": "c2r.profiling",
     "predict_traffic": "c2r.measuring",
@@ -61,8 +61,8 @@ __all__ = [
     "capture",
     "constrained_topk",
     "constraint_report",
+    "evaluate",
     "from_pretrained",
-    "heldout_loss",
     "make_plan",
     "measure_collaboration",
     "predict_traffic",

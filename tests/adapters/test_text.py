@@ -4,8 +4,8 @@ from c2r.adapters.text import Text, read_texts, split_texts, token_batches
 from c2r.errors import InputError
 
 
-def bytes_tokenizer(text, add_special_tokens):
-    assert not add_special_tokens
+def bytes_tokenizer(text, add_special_tokens, verbose):
+    assert not add_special_tokens and not verbose
     return {"input_ids": list(text.encode())}
 
 

@@ -1,47 +1,54 @@
-import math
-from types import SimpleNamespace
-
 import pytest
 import torch
+import torch.nn.functional as F
 
+import c2r
+from c2r.adapters.huggingface import load_model
+from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError
-from c2r.evaluation import heldout_loss
 
 
-class Uniform(torch.nn.Module):
-    """Gives every one of 8 tokens the same probability, but is sure of token 3 after token 2."""
-
-    device = torch.device("cpu")
-
-    def forward(self, input_ids, attention_mask, use_cache):
-        logits = torch.zeros(*input_ids.shape, 8)
-        logits[..., 3] = torch.where(input_ids == 2, 100.0, 0.0)
-        return SimpleNamespace(logits=logits)
+@pytest.fixture(scope="module")
+def model():
+    return load_model(tiny_folder(), dtype=torch.float32)
 
 
-def batch(rows, masks):
-    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+def rows(num_rows=3, seq_len=48):
+    content = heldout_files()[0].read_bytes()[: num_rows * seq_len]
+    return torch.tensor(list(content)).view(num_rows, seq_len)
 
 
-def test_padding_is_not_counted():
-    found = heldout_loss(
-        Uniform(), [batch([[1, 2, 3, 0], [1, 1, 0, 0]], [[1, 1, 1, 0], [1, 1, 0, 0]])]
-    )
-    assert found.num_tokens == 3  # 2 and 3 in the first row, 1 in the second
-    assert found.loss == pytest.approx(math.log(8) * 2 / 3)
-    assert found.perplexity == pytest.approx(8 ** (2 / 3))
-
-
-def test_batches_weigh_by_their_tokens_and_training_mode_stays():
-    model = Uniform().train()
+def test_agrees_with_the_loss_of_each_row_alone_and_leaves_padding_out(model):
+    ids = rows()
+    lengths = [48, 20, 1]
+    mask = (torch.arange(48) < torch.tensor(lengths)[:, None]).long()
     seen = []
-    found = heldout_loss(
-        model, [batch([[2, 3]], [[1, 1]]), batch([[1, 1, 1, 1]], [[1] * 4])], seen.append
-    )
-    assert found.loss == pytest.approx(math.log(8) * 3 / 4)
-    assert model.training and seen == [2, 4]
+    found = c2r.evaluate(model, [{"input_ids": ids, "attention_mask": mask}], seen.append)
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(model(ids[i : i + 1, :n]).logits[0, :-1], ids[i, 1:n], reduction="sum")
+            for i, n in enumerate(lengths)
+        ]
+    assert found.num_tokens == 47 + 19
+    assert found.loss == pytest.approx(float(sum(losses)) / 66, rel=1e-5)
+    assert found.perplexity == pytest.approx(torch.tensor(found.loss).exp().item())
+    assert found.profile.num_tokens == sum(lengths) == seen[0]
 
 
-def test_no_text():
+def test_batches_weigh_by_their_tokens_and_training_mode_stays(model):
+    ids = rows(4)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    parts = [{key: value[a:b] for key, value in whole.items()} for a, b in ((0, 3), (3, 4))]
+    model.train()
+    split = c2r.evaluate(model, parts)
+    assert model.training
+    model.eval()
+    assert split.loss == pytest.approx(c2r.evaluate(model, [whole]).loss, rel=1e-5)
+
+
+def test_no_text(model):
+    ids = rows(1)[:, :1]
     with pytest.raises(InputError, match="no token to predict"):
-        heldout_loss(Uniform(), [batch([[1]], [[1]])])
+        c2r.evaluate(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    with pytest.raises(InputError, match="no token to predict"):
+        c2r.evaluate(model, [])

@@ -112,7 +112,7 @@ def _token_stream(texts: Sequence[Text], tokenizer: Any, seed: int) -> Iterator[
         for stream in streams:
             piece = next(stream, None)
             if piece is not None:
-                yield tokenizer(piece, add_special_tokens=False)["input_ids"]
+                yield tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
                 remaining.append(stream)
         streams = remaining
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json
-from c2r.cli.models import ModelArgument, load_model_and_tokenizer
+from c2r.cli.models import ModelArgument, resolve_model
 
 
 def apply(
@@ -25,13 +25,14 @@ def apply(
     as the unconstrained model.
     """
     from c2r.adapters.huggingface import apply as constrain
-    from c2r.adapters.huggingface import save_pretrained
+    from c2r.adapters.huggingface import load_model, load_tokenizer, save_pretrained
     from c2r.planning import Plan
 
     chosen = Plan.load(plan)
-    loaded, tokenizer = load_model_and_tokenizer(model)
+    location = resolve_model(model)
+    loaded = load_model(location)  # in the checkpoint's own type
     constrain(loaded, chosen, strict=not other_weights)
-    save_pretrained(loaded, out, tokenizer=tokenizer)
+    save_pretrained(loaded, out, tokenizer=load_tokenizer(location))
     if json:
         print_json({"out": str(out), "plan_fingerprint": chosen.fingerprint})
     note(f"wrote {out}; load it with c2r.from_pretrained({str(out)!r})")

@@ -17,7 +17,7 @@ _TOP_TS = (16, 8, 4)  # half of the experts, as published for Qwen, and two shor
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("c2r-demo"),
-    tokens: Annotated[int, typer.Option(help="Tokens to profile, and to evaluate.")] = 98304,
+    tokens: Annotated[int, typer.Option(help="Tokens to profile, and to evaluate.")] = 65536,
     json: JsonOption = False,
 ) -> None:
     """Profile, plan, constrain and measure the embedded model, on text it was not trained on.
@@ -66,14 +66,14 @@ class _Demo:
         from c2r.adapters.huggingface import apply, remove
         from c2r.planning import make_plan
 
-        profile = self._profile(self.calibration, "profiling the first halves")
+        profile = self._profile()
         profile.save(self.out / "profile.safetensors")
         plans = {top_t: make_plan(profile, num_ranks=_NUM_RANKS, top_t=top_t) for top_t in _TOP_TS}
-        rows = self._measure("plain top-k", plans[_TOP_TS[0]], is_baseline=True)
+        rows = self._measure_unconstrained(plans[_TOP_TS[0]])
         for top_t, plan in plans.items():
             plan.save(self.out / f"plan-t{top_t}.safetensors")
             apply(self.model, plan)
-            rows += self._measure(f"C2R, T = {top_t}", plan)
+            rows.append(self._measure(f"C2R, T = {top_t}", plan)[0])
             remove(self.model)
         self._save_constrained(plans[_TOP_TS[1]])
         return rows
@@ -85,56 +85,45 @@ class _Demo:
             texts, self.tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=self.tokens
         )
 
-    def _profile(self, texts: Any, what: str) -> Any:
+    def _profile(self) -> Any:
         from c2r.adapters.huggingface import describe_model, traces
         from c2r.profiling import ProfileBuilder
 
         builder = ProfileBuilder()
-        with progress_bar(what, self.tokens) as advance:
-            for trace in traces(self.model, self._batches(texts)):
+        with progress_bar("profiling the first halves", self.tokens) as advance:
+            for trace in traces(self.model, self._batches(self.calibration)):
                 builder.update(trace)
                 advance(trace.layers[0].num_tokens)
         profile = builder.build(describe_model(self.model))
         assert profile is not None, "the embedded text holds tokens"
         return profile
 
-    def _measure(self, name: str, plan: Any, is_baseline: bool = False) -> list[dict[str, Any]]:
-        from c2r.evaluation import heldout_loss
+    def _measure(self, name: str, plan: Any) -> tuple[dict[str, Any], Any]:
+        """The row of the routing in force, placed as planned; and its predicted traffic."""
+        from c2r.evaluation import evaluate
         from c2r.measuring import predict_traffic
         from c2r.profiling import mean_metrics, measure_collaboration
 
-        with progress_bar(f"{name}: held-out loss", self.tokens) as advance:
-            loss = heldout_loss(self.model, self._batches(self.evaluation), advance).loss
-        profile = self._profile(self.evaluation, f"{name}: traffic")
-        mean = predict_traffic(profile, plan).mean
-        metrics = mean_metrics([measure_collaboration(layer) for layer in profile.layers])
+        with progress_bar(f"{name}: loss and traffic", self.tokens) as advance:
+            found = evaluate(self.model, self._batches(self.evaluation), advance)
+        traffic = predict_traffic(found.profile, plan).mean
+        metrics = mean_metrics([measure_collaboration(layer) for layer in found.profile.layers])
         row = {
             "routing": name,
-            "loss": loss,
+            "dispatch": "once per rank, placed",
+            "loss": found.loss,
+            "copies": traffic.copies_placed,
+            "rank_load": traffic.rank_load_max_over_mean,
             "effective_collaborators": metrics.effective_collaborators,
         }
-        contiguous_load = mean.rank_load_max_over_mean_contiguous
-        placed = {
-            **row,
-            "dispatch": "de-duplicated, placed",
-            "copies": mean.copies_placed,
-            "rank_load": mean.rank_load_max_over_mean,
-        }
-        if not is_baseline:
-            return [placed]
+        return row, traffic
+
+    def _measure_unconstrained(self, plan: Any) -> list[dict[str, Any]]:
+        placed, traffic = self._measure("plain top-k", plan)
+        contiguous = {**placed, "rank_load": traffic.rank_load_max_over_mean_contiguous}
         return [
-            {
-                **row,
-                "dispatch": "k-fold",
-                "copies": mean.copies_k_fold,
-                "rank_load": contiguous_load,
-            },
-            {
-                **row,
-                "dispatch": "de-duplicated",
-                "copies": mean.copies_contiguous,
-                "rank_load": contiguous_load,
-            },
+            {**contiguous, "dispatch": "once per expert", "copies": traffic.copies_k_fold},
+            {**contiguous, "dispatch": "once per rank", "copies": traffic.copies_contiguous},
             placed,
         ]
 
@@ -166,15 +155,19 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     ]
     columns = [
         "routing",
-        "dispatch",
-        "loss, nats/byte",
+        "a token is sent",
+        "loss",
         "change",
-        "copies per token",
+        "copies",
         "change",
-        "rank load max/mean",
-        "effective collaborators",
+        "rank load",
+        "collaborators",
     ]
     print_table(f"Quality and traffic on {_NUM_RANKS} ranks, held-out text", columns, table)
+    print(
+        "loss: nats per byte. copies: rows sent per token and layer. rank load: busiest over mean.\n"
+        "collaborators: effective number of experts that share an expert's tokens, of 31."
+    )
     print(f"Written to {out}/. Go on with:")
     print(f"  c2r inspect {out}/profile.safetensors")
     print(f"  c2r traffic {out}/profile.safetensors --plan {out}/plan-t8.safetensors")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.errors import InputError
+
 if TYPE_CHECKING:
     from c2r.adapters.text import Text
 
@@ -16,6 +18,10 @@ ModelArgument = Annotated[
 TextOption = Annotated[
     list[Path] | None,
     typer.Option("--text", help="UTF-8 text file; repeat for several. Default: embedded text."),
+]
+
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")
 ]
 
 
@@ -34,9 +40,22 @@ def resolve_texts(paths: Sequence[Path] | None) -> "tuple[Text, ...]":
     return read_texts(paths or heldout_files())
 
 
-def load_model_and_tokenizer(name: str) -> tuple[Any, Any]:
-    """The model, constrained if its folder holds a plan, and its tokenizer."""
+def load_model_and_tokenizer(name: str, dtype: str = "auto") -> tuple[Any, Any]:
+    """The model, constrained if its folder holds a plan, and its tokenizer.
+
+    `auto` keeps the checkpoint's type, but runs the embedded model in float32: on most CPUs
+    bfloat16 is several times slower.
+    """
+    import torch
+    from transformers.utils import logging
+
     from c2r.adapters.huggingface import load_model, load_tokenizer
 
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype {dtype} is unknown; choose auto, float32, bfloat16 or float16")
+    if name == "tiny":
+        dtype = "float32" if dtype == "auto" else dtype
+        logging.disable_progress_bar()
     location = resolve_model(name)
-    return load_model(location), load_tokenizer(location)
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
+    return load_model(location, dtype=chosen), load_tokenizer(location)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, progress_bar
-from c2r.cli.models import ModelArgument, TextOption, load_model_and_tokenizer, resolve_texts
+from c2r.cli.models import (
+    DtypeOption,
+    ModelArgument,
+    TextOption,
+    load_model_and_tokenizer,
+    resolve_texts,
+)
 
 if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile, ProfileBuilder
@@ -25,6 +31,7 @@ def profile(
     tokens: Annotated[int, typer.Option(help="Tokens to count, or all the text if less.")] = 204800,
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 4,
+    dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     json: JsonOption = False,
 ) -> None:
@@ -38,7 +45,7 @@ def profile(
     from c2r.adapters.text import token_batches
 
     texts = resolve_texts(text)
-    loaded, tokenizer = load_model_and_tokenizer(model)
+    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     share = _Share.from_environment()
     request = {
         **describe_model(loaded),

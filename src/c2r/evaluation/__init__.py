@@ -1,5 +1,5 @@
 """How well a model predicts text, with and without its constraint."""
 
-from c2r.evaluation.loss import HeldOutLoss, heldout_loss
+from c2r.evaluation.loss import Evaluation, evaluate, token_losses
 
-__all__ = ["HeldOutLoss", "heldout_loss"]
+__all__ = ["Evaluation", "evaluate", "token_losses"]

@@ -1,4 +1,4 @@
-"""Held-out loss of a language model."""
+"""How well a language model predicts text, and how it routes while it does."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,15 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2r.adapters.huggingface import capture, describe_model
 from c2r.errors import InputError
+from c2r.profiling import CollaborationProfile, ProfileBuilder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeldOutLoss:
-    """Mean next-token loss in nats over `num_tokens` predicted tokens."""
+class Evaluation:
+    """Mean next-token loss in nats over `num_tokens` predicted tokens, and the routing seen.
+
+    `profile` counts the routing of all tokens of the text, under the policy in force.
+    """
 
     loss: float
     num_tokens: int
+    profile: CollaborationProfile
 
     @property
     def perplexity(self) -> float:
@@ -25,37 +31,42 @@ class HeldOutLoss:
         return math.exp(self.loss)
 
 
-def heldout_loss(
+def evaluate(
     model: Any,
     batches: Iterable[dict[str, Tensor]],
     on_batch: Callable[[int], None] | None = None,
-) -> HeldOutLoss:
-    """The mean next-token loss of `model` over `batches`; padding is not counted.
+) -> Evaluation:
+    """The held-out loss of an MoE model and its routing, in one pass; padding is not counted.
 
     Args:
-        model: a causal language model; its training mode is restored.
+        model: a causal language model, constrained or not; its training mode is restored.
         batches: dicts of `input_ids` and `attention_mask`, `[batch, seq_len]`.
         on_batch: called with the tokens of each batch, for progress.
 
     Raises:
         InputError: the batches hold no token to predict.
+        ModelError, RoutingError: as `c2r.capture`.
     """
+    builder = ProfileBuilder()
     total, count = 0.0, 0
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), capture(model) as recorder:
             for batch in batches:
                 losses = token_losses(model, batch)
+                trace = recorder.take()
+                builder.update(trace)
                 total += losses.double().sum().item()
                 count += len(losses)
                 if on_batch:
-                    on_batch(int(batch["attention_mask"].sum()))
+                    on_batch(trace.layers[0].num_tokens)
     finally:
         model.train(was_training)
-    if count == 0:
+    profile = builder.build(describe_model(model))
+    if count == 0 or profile is None:
         raise InputError("the text holds no token to predict; give more text")
-    return HeldOutLoss(loss=total / count, num_tokens=count)
+    return Evaluation(loss=total / count, num_tokens=count, profile=profile)
 
 
 def token_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:

@@ -2,8 +2,9 @@
 
 from c2r.ops.constrained_topk.reference import (
     allowed_experts,
+    choose_among,
     choose_constrained,
     constrained_topk,
 )
 
-__all__ = ["allowed_experts", "choose_constrained", "constrained_topk"]
+__all__ = ["allowed_experts", "choose_among", "choose_constrained", "constrained_topk"]

@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from c2r.errors import PlanError
+from c2r.ops.limits import check_top_t
 
 
 def allowed_experts(partners: ArrayLike | Tensor, top_t: int) -> Tensor:
@@ -41,21 +42,43 @@ def choose_constrained(
     Returns:
         `[..., k]` int64, column 0 the top-1, the others by descending score.
     """
+    top1 = scores.detach().argmax(-1, keepdim=True)
+    return choose_among(scores, allowed[top1.squeeze(-1)], k, blocked, first=top1)
+
+
+def choose_among(
+    scores: Tensor,
+    allowed: Tensor,
+    k: int,
+    blocked: Tensor | None = None,
+    first: Tensor | None = None,
+) -> Tensor:
+    """The k best-scored experts among those that each token is allowed.
+
+    Args:
+        scores: `[..., E]` selection scores. -inf is an ordinary, worst score.
+        allowed: `[..., E]` bool, at least k in a row.
+        k: experts per token.
+        blocked: `[..., E]` bool, as in `choose_constrained`.
+        first: `[..., 1]` int64, an expert that comes first even where others tie with it.
+
+    Returns:
+        `[..., k]` int64, by descending score.
+    """
     scores = scores.detach()
-    top1 = scores.argmax(-1, keepdim=True)
-    forbidden = ~allowed[top1.squeeze(-1)]
     if blocked is None:
         lowest = torch.finfo(scores.dtype).min
-        key = scores.clamp(min=lowest).masked_fill(forbidden, -torch.inf)
+        key = scores.clamp(min=lowest).masked_fill_(~allowed, -torch.inf)
     else:
         order = scores.argsort(dim=-1, descending=True, stable=True)
         position = torch.empty_like(order).scatter_(
             -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
         )
         num_experts = scores.shape[-1]
-        key = -(position + num_experts * forbidden + 2 * num_experts * blocked).float()
-    # The top-1 comes first even where others tie with it.
-    return key.scatter(-1, top1, torch.inf).topk(k, dim=-1, sorted=True).indices
+        key = -(position + num_experts * ~allowed + 2 * num_experts * blocked).float()
+    if first is not None:
+        key = key.scatter(-1, first, torch.inf)
+    return key.topk(k, dim=-1, sorted=True).indices
 
 
 def constrained_topk(
@@ -92,14 +115,3 @@ def constrained_topk(
     else:
         ids = choose_constrained(scores, allowed_experts(lists, top_t), k)
     return ids, scores.gather(-1, ids)
-
-
-def check_top_t(top_t: int, num_experts: int, k: int) -> None:
-    """Raises `PlanError` unless k - 1 <= T <= E - 1."""
-    if k > num_experts:
-        raise PlanError(f"k = {k} experts per token of only {num_experts}; choose k <= E")
-    if not k - 1 <= top_t <= num_experts - 1:
-        raise PlanError(
-            f"T = {top_t} does not fit {num_experts} experts with k = {k}; "
-            f"choose T from {k - 1} to {num_experts - 1}"
-        )

@@ -1,0 +1,90 @@
+"""How much profiling adds to a forward pass.
+
+    python benchmarks/profile_overhead.py
+
+A random Qwen2-MoE with 24 layers of 60 experts, k = 4, on 2,048 tokens (random ids: profiling
+costs the same whatever the experts chosen). Forward passes with and without capture and counting
+are interleaved; the figure is the median of the pairwise ratios. Prints a table and a JSON line.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import torch
+import transformers
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+from c2r.adapters.huggingface import traces
+from c2r.profiling import ProfileBuilder
+
+
+def make_model(hidden_size: int) -> Qwen2MoeForCausalLM:
+    torch.manual_seed(0)
+    return Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            vocab_size=1024,
+            hidden_size=hidden_size,
+            num_hidden_layers=24,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            num_experts=60,
+            num_experts_per_tok=4,
+            moe_intermediate_size=hidden_size * 11 // 16,
+            shared_expert_intermediate_size=hidden_size * 11 // 4,
+            intermediate_size=hidden_size,
+        )
+    ).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden-size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = make_model(args.hidden_size)
+    batch = {"input_ids": torch.randint(0, 1024, (2, 1024))}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    builder = ProfileBuilder()
+
+    def plain() -> None:
+        with torch.no_grad():
+            model.base_model(**batch, use_cache=False)
+
+    def profiled() -> None:
+        for trace in traces(model, [batch]):
+            builder.update(trace)
+
+    plain(), profiled()
+    pairs = []
+    for _ in range(args.rounds):
+        seconds = []
+        for run in (plain, profiled):
+            started = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - started)
+        pairs.append(seconds)
+    ratios = sorted(after / before for before, after in pairs)
+    quartiles = statistics.quantiles(ratios, n=4)
+    result = {
+        "benchmark": "profile_overhead",
+        "baseline": "forward pass without capture",
+        "ratio_median": round(statistics.median(ratios), 4),
+        "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "forward_seconds_median": round(statistics.median(p[0] for p in pairs), 3),
+        "settings": vars(args) | {"layers": 24, "experts": 60, "k": 4, "tokens": 2048},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "machine": platform.machine(),
+    }
+    print(f"{'round':>5} {'plain s':>9} {'profiled s':>11} {'ratio':>7}")
+    for index, (before, after) in enumerate(pairs):
+        print(f"{index:>5} {before:>9.3f} {after:>11.3f} {after / before:>7.3f}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

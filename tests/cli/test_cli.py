@@ -1,0 +1,258 @@
+"""Every command as a user starts it: exit status, stdout, stderr, files."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from c2r.cli import run
+from c2r.profiling import CollaborationProfile
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A profile of the embedded model and a plan from it."""
+    folder = tmp_path_factory.mktemp("cli")
+    profile, plan = str(folder / "profile.safetensors"), str(folder / "plan.safetensors")
+    arguments = ["--tokens", "6000", "--seq-len", "256"]
+    assert run(["profile", "tiny", "--out", profile, *arguments]) == 0
+    assert run(["plan", profile, "--ranks", "4", "--top-t", "8", "--out", plan]) == 0
+    return folder
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    status = run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def call_json(capsys, *arguments):
+    status, out, err = call(capsys, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def assert_refused(capsys, words, *arguments):
+    """Status 2, nothing on stdout, one line that holds the words."""
+    status, out, err = call(capsys, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("c2r: ")]
+    assert (status, out) == (2, "") and len(lines) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+
+
+def test_inspect_a_profile(capsys, folder):
+    found = call_json(capsys, "inspect", folder / "profile.safetensors")
+    assert found["kind"] == "profile"
+    shape = [found[key] for key in ("num_layers", "num_experts", "top_k", "num_tokens")]
+    assert shape == [4, 32, 4, 6000]
+    keys = {"effective_collaborators", "normalized_entropy", "top_partner_share"}
+    keys |= {"load_max_over_mean", "load_cv"}
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1, 2, 3]
+    for values in (*found["layers"], found["mean"]):
+        assert keys <= set(values)
+        assert 1 <= values["effective_collaborators"] <= 31
+    status, out, _ = call(capsys, "inspect", folder / "profile.safetensors")
+    assert status == 0 and "effective collaborators" in out and "mean" in out
+
+
+def test_inspect_a_plan(capsys, folder):
+    found = call_json(capsys, "inspect", folder / "plan.safetensors")
+    assert (found["kind"], found["num_ranks"]) == ("plan", 4)
+    for layer in found["layers"]:
+        assert layer["top_t"] == 8 and np.array(layer["partners"]).shape == (32, 8)
+        assert np.bincount(layer["placement"]).tolist() == [8] * 4
+    assert call(capsys, "inspect", folder / "plan.safetensors")[0] == 0
+
+
+def test_traffic(capsys, folder):
+    arguments = ["traffic", folder / "profile.safetensors", "--plan", folder / "plan.safetensors"]
+    found = call_json(capsys, *arguments)
+    assert found["num_ranks"] == 4
+    for values in (*found["layers"], found["mean"]):
+        assert values["copies_k_fold"] == 4
+        assert 1 <= values["copies_placed"] <= values["copies_contiguous"] <= 4
+        assert values["rank_load_max_over_mean"] >= 1
+    sized = call_json(capsys, *arguments, "--hidden-size", 128)
+    expected = sized["mean"]["copies_placed"] * 256
+    assert sized["mean"]["bytes_per_token"] == pytest.approx(expected)
+    assert "contiguous" in call(capsys, *arguments)[1]
+
+
+def test_plan_json_without_a_file(capsys, folder):
+    found = call_json(capsys, "plan", folder / "profile.safetensors", "--ranks", 2)
+    assert {"copies", "rank_load_max_over_mean", "placement"} <= set(found["layers"][0])
+    assert {"copies", "rank_load_max_over_mean"} <= set(found["mean"])
+    assert found["layers"][0]["top_t"] == 16  # half of the experts, as published for Qwen
+
+
+def test_profile_is_the_same_for_a_seed(capsys, folder, tmp_path):
+    again = tmp_path / "again.safetensors"
+    arguments = ["--tokens", "6000", "--seq-len", "256", "--out", again]
+    assert call(capsys, "profile", "tiny", *arguments)[0] == 0
+    first = CollaborationProfile.load(folder / "profile.safetensors")
+    second = CollaborationProfile.load(again)
+    for a, b in zip(first.layers, second.layers, strict=True):
+        assert np.array_equal(a.coactivation, b.coactivation)
+
+
+def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, monkeypatch):
+    import c2r.profiling
+
+    out = tmp_path / "p.safetensors"
+    command = ["profile", "tiny", "--tokens", "6000", "--seq-len", "256", "--out", out]
+    update = c2r.profiling.ProfileBuilder.update
+    calls = []
+
+    def interrupted(builder, trace):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(update(builder, trace))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(c2r.profiling.ProfileBuilder, "update", interrupted)
+        status, _, err = call(capsys, *command)
+    assert status == 130 and "run the same command to go on" in err
+    partial = call_json(capsys, "inspect", out)
+    assert partial["num_tokens"] == 3 * 4 * 256 and not partial["complete"]
+    status, _, err = call(capsys, *command)
+    assert status == 0 and "3,072 tokens of this run" in err
+    whole = CollaborationProfile.load(folder / "profile.safetensors")
+    resumed = CollaborationProfile.load(out)
+    for a, b in zip(whole.layers, resumed.layers, strict=True):
+        assert np.array_equal(a.coactivation, b.coactivation)
+        assert np.array_equal(a.routing_sets()[1], b.routing_sets()[1])
+
+
+@pytest.mark.distributed
+def test_ranks_share_the_text_and_merge(folder, tmp_path):
+    out = tmp_path / "p.safetensors"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "29611", "-m", "c2r.cli", "profile", "tiny", "--tokens", "6000"]
+    command += ["--seq-len", "256", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = CollaborationProfile.load(folder / "profile.safetensors")
+    merged = CollaborationProfile.load(out)
+    assert merged.num_tokens == 6000
+    for a, b in zip(whole.layers, merged.layers, strict=True):
+        assert np.array_equal(a.coactivation, b.coactivation)
+        assert np.allclose(a.score_mass, b.score_mass)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors"]
+
+
+def test_import_of_the_authors_format(capsys, tmp_path):
+    matrix = np.array([[[-1, 3, 1], [3, -1, 2], [1, 2, -1]]])
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(matrix))
+    out = tmp_path / "p.safetensors"
+    arguments = [tmp_path / "c.pkl", "--format", "c2r-pickle", "--top-k", 2, "--out", out]
+    assert call_json(capsys, "import", *arguments)["num_experts"] == 3
+    assert call_json(capsys, "inspect", out)["num_tokens"] == 6
+
+
+def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
+    import c2r
+    from c2r.adapters.huggingface import applied_plan
+
+    out = tmp_path / "constrained"
+    plan = folder / "plan.safetensors"
+    found = call_json(capsys, "apply", "tiny", "--plan", plan, "--out", out)
+    model = c2r.from_pretrained(out)
+    assert applied_plan(model).fingerprint == found["plan_fingerprint"]
+    profile = tmp_path / "p.safetensors"
+    arguments = ["--tokens", "2000", "--seq-len", "256", "--out", profile, "--dtype", "float32"]
+    assert call(capsys, "profile", out, *arguments)[0] == 0
+    counted = CollaborationProfile.load(profile).layers[0]
+    lists = c2r.Plan.load(plan).layers[0].partners
+    sets, _ = counted.routing_sets()
+    for row in sets.tolist():  # some member has all the others among its partners
+        assert any(set(row) - {i} <= set(lists[i].tolist()) for i in row)
+    assert_refused(capsys, ["not an empty folder"], "apply", "tiny", "--plan", plan, "--out", out)
+
+
+def test_doctor(capsys):
+    found = call_json(capsys, "doctor")
+    assert {"versions", "devices", "backends"} <= set(found)
+    assert call(capsys, "doctor")[0] == 0
+
+
+def test_mistakes_with_files(capsys, folder, tmp_path):
+    profile, plan = folder / "profile.safetensors", folder / "plan.safetensors"
+    missing = tmp_path / "none.safetensors"
+    assert_refused(capsys, ["No such file", "none"], "inspect", missing)
+    assert_refused(capsys, ["holds a plan, not a profile"], "plan", plan, "--ranks", 2, "--json")
+    assert_refused(capsys, ["holds a profile, not a plan"], "traffic", profile, "--plan", profile)
+    truncated = tmp_path / "t.safetensors"
+    truncated.write_bytes(profile.read_bytes()[:1000])
+    assert_refused(capsys, ["truncated"], "inspect", truncated)
+    foreign = tmp_path / "f.safetensors"
+    save_file({"a": np.zeros(2)}, foreign)
+    assert_refused(capsys, ["c2r did not write"], "inspect", foreign)
+    nowhere = tmp_path / "no" / "p.safetensors"
+    assert_refused(capsys, ["choose a folder"], "plan", profile, "--ranks", 2, "--out", nowhere)
+
+
+def test_mistakes_with_numbers(capsys, folder):
+    profile = folder / "profile.safetensors"
+    for arguments, words in [
+        (["--ranks", 33], ["33", "32"]),
+        (["--ranks", 0], ["0"]),
+        (["--ranks", 4, "--nodes", 3], ["4 ranks", "3 nodes"]),
+        (["--ranks", 4, "--top-t", 2], ["T = 2", "from 3 to 31"]),
+        (["--ranks", 4, "--top-t", 32], ["T = 32", "from 3 to 31"]),
+        (["--ranks", 4, "--top-t", "many"], ["--top-t many"]),
+        (["--ranks", 4, "--top-t", "8,8"], ["2", "4 layers"]),
+        (["--ranks", 4, "--objective", "triples"], ["triples"]),
+    ]:
+        assert_refused(capsys, words, "plan", profile, *arguments, "--json")
+    assert_refused(capsys, ["--out"], "plan", profile, "--ranks", 2)
+
+
+def test_mistakes_with_models_and_texts(capsys, folder, tmp_path):
+    out = ["--out", tmp_path / "p.safetensors"]
+    assert_refused(capsys, ["nowhere"], "profile", tmp_path / "nowhere", *out)
+    missing = tmp_path / "none.txt"
+    assert_refused(capsys, ["none.txt"], "profile", "tiny", "--text", missing, *out)
+    (tmp_path / "empty.txt").write_text("")
+    assert_refused(capsys, ["empty"], "profile", "tiny", "--text", tmp_path / "empty.txt", *out)
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    assert_refused(capsys, ["UTF-8"], "profile", "tiny", "--text", tmp_path / "binary.txt", *out)
+    assert_refused(capsys, ["tokens -1"], "profile", "tiny", "--tokens", -1, *out)
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
+def test_a_plan_for_another_model(capsys, tmp_path):
+    matrix = np.ones((2, 6, 6), dtype=int)
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(matrix))
+    profile, plan = tmp_path / "p.safetensors", tmp_path / "plan.safetensors"
+    arguments = [tmp_path / "c.pkl", "--format", "c2r-pickle", "--top-k", 2, "--out", profile]
+    assert call(capsys, "import", *arguments)[0] == 0
+    assert call(capsys, "plan", profile, "--ranks", 2, "--out", plan)[0] == 0
+    out = tmp_path / "out"
+    assert_refused(capsys, ["2 layers", "4 layers"], "apply", "tiny", "--plan", plan, "--out", out)
+    assert not out.exists()
+
+
+def test_wrong_flags(capsys):
+    assert_refused(capsys, ["--nonsense", "--help"], "inspect", "--nonsense")
+    assert_refused(capsys, ["No such command"], "frobnicate")
+    assert call(capsys, "--help")[0] == 0
+    for command in ("profile", "import", "inspect", "plan", "traffic", "apply", "demo", "doctor"):
+        status, out, _ = call(capsys, command, "--help")
+        assert status == 0 and "--json" in out
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from c2r.cli import run; run(['--help']); run(['plan', '--help']);"
+        "import c2r; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
