@@ -1,5 +1,19 @@
 """Routing policies: selection scores in, chosen experts out."""
 
-from c2r.routing.policy import C2RPolicy, RoutingPolicy, TopKPolicy, make_policy
+from c2r.routing.policy import (
+    BudgetedPolicy,
+    C2RPolicy,
+    GroupLimitedPolicy,
+    RoutingPolicy,
+    TopKPolicy,
+    make_policy,
+)
 
-__all__ = ["C2RPolicy", "RoutingPolicy", "TopKPolicy", "make_policy"]
+__all__ = [
+    "BudgetedPolicy",
+    "C2RPolicy",
+    "GroupLimitedPolicy",
+    "RoutingPolicy",
+    "TopKPolicy",
+    "make_policy",
+]

@@ -10,11 +10,6 @@ from torch import Tensor
 _CANDIDATES_PER_EXPERT = 3
 
 
-def rank_membership(placement: Tensor, num_ranks: int) -> Tensor:
-    """`[ranks, E]` bool: which experts each rank holds, from `placement` `[E]`."""
-    return torch.arange(num_ranks, device=placement.device)[:, None] == placement
-
-
 def best_ranks(mass: Tensor, members: Tensor, k: int, num_allowed: int) -> Tensor:
     """The `num_allowed` ranks with the largest sums of their top k/m masses (DeepSeek-V3's rule).
 

@@ -1,8 +1,11 @@
 """Finds a model's routers: by probing, verified against what the experts were handed."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import nn
 
-from c2r.adapters.huggingface.probe import HandedIds, Observation, Selection, probe
+from c2r.adapters.huggingface.probe import HandedIds, Selection, probe
 from c2r.adapters.huggingface.registry import REFUSED, STATIC_ROUTERS, registered_sites
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule, model_type
 from c2r.errors import ModelError
@@ -25,34 +28,34 @@ def discover_sites(model: nn.Module) -> tuple[RouterSite, ...]:
     return sites
 
 
-def _verified_sites(model: nn.Module, seen: Observation) -> tuple[RouterSite, ...]:
+def _verified_sites(
+    model: nn.Module, events: Sequence[Selection | HandedIds]
+) -> tuple[RouterSite, ...]:
     sites: dict[str, RouterSite] = {}
-    verified: set[str] = set()
-    for selection in seen.selections:
-        handed = _recipient(selection, seen.handed)
-        if handed is not None:
-            # A later call of the same router replaces the earlier: with one group, the ranking of
-            # groups looks like a choice of experts.
+    for index, handed in enumerate(events):
+        if not isinstance(handed, HandedIds):
+            continue
+        # The latest: with one group, the ranking of groups looks like a choice of experts too.
+        before = (event for event in reversed(events[:index]) if isinstance(event, Selection))
+        selection = next((event for event in before if _chose(event, handed)), None)
+        if selection is not None:
             sites[selection.name] = _site(model, selection, handed)
-            verified.add(handed.name)
-    for handed in seen.handed:
-        if handed.name.rpartition(".")[2] == "experts" and handed.name not in verified:
+        elif handed.name.rpartition(".")[2] == "experts":
             _check_static(model, handed.name)
     order = [name for name, _ in model.named_modules()]
     return tuple(sorted(sites.values(), key=lambda site: order.index(site.name)))
 
 
-def _recipient(selection: Selection, handed: list[HandedIds]) -> HandedIds | None:
-    """Who was handed the ids that the call selected."""
-    for given in handed:
-        width = min(selection.ids.shape[1], given.ids.shape[1])
-        if (
-            len(given.ids) == len(selection.ids)
-            and (selection.rule is SelectionRule.SCATTER or width == given.ids.shape[1])
-            and bool((given.ids[:, :width] == selection.ids[:, :width]).all())
-        ):
-            return given
-    return None
+def _chose(selection: Selection, handed: HandedIds) -> bool:
+    """Whether the selecting call chose the ids that the experts were handed."""
+    if len(selection.ids) != len(handed.ids):
+        return False
+    width = handed.ids.shape[1]
+    if selection.rule is SelectionRule.SCATTER:
+        return width == 2 and bool((handed.ids[:, :1] == selection.ids).all())
+    return width <= selection.ids.shape[1] and torch.equal(
+        handed.ids.long(), selection.ids[:, :width]
+    )
 
 
 def _site(model: nn.Module, selection: Selection, handed: HandedIds) -> RouterSite:

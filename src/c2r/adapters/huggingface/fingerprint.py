@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface.sites import RouterSite, SelectionRule, model_type
-from c2r.errors import PlanError, PlanMismatchError
-from c2r.ops.constrained_topk.reference import check_top_t
+from c2r.adapters.huggingface.sites import RouterSite, model_type
+from c2r.errors import PlanMismatchError
+from c2r.ops.limits import check_top_t
 from c2r.planning import LayerPlan, Plan
 
 _NEXT_STEP = "profile this model and make a plan from that profile"
@@ -77,11 +77,6 @@ def _check_layer(site: RouterSite, layer: LayerPlan) -> None:
         )
     if layer.policy == "c2r":
         check_top_t(layer.top_t, site.num_experts, site.top_k)
-    elif site.rule is SelectionRule.SCATTER and layer.policy != "top_k":
-        raise PlanError(
-            f"router {site.name} samples its second expert, which policy {layer.policy!r} cannot "
-            "steer; plan with the c2r policy"
-        )
 
 
 def _check_fingerprint(known: Mapping[str, Any], found: Mapping[str, str], strict: bool) -> None:

@@ -10,9 +10,9 @@ from torch.utils.hooks import RemovableHandle
 
 from c2r.adapters.huggingface.discovery import discover_sites
 from c2r.adapters.huggingface.fingerprint import check_plan
-from c2r.adapters.huggingface.sites import RouterSite, model_type
+from c2r.adapters.huggingface.sites import RouterSite, SelectionRule, model_type
 from c2r.adapters.huggingface.tap import ForwardState, Tap, TappedRouter, attach, detach
-from c2r.errors import ModelError, RoutingError
+from c2r.errors import ModelError, PlanError, RoutingError
 from c2r.planning import Plan
 from c2r.routing import RoutingPolicy, make_policy
 
@@ -77,7 +77,8 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
     sites = find_sites(model)
     check_plan(plan, model, sites, strict)
     policies = [
-        _policy(site, make_policy(layer)) for site, layer in zip(sites, plan.layers, strict=True)
+        _policy(site, make_policy(layer, site.score_kind))
+        for site, layer in zip(sites, plan.layers, strict=True)
     ]
     installation = installed(model) or install(model, sites)
     installation.plan = plan
@@ -232,6 +233,11 @@ def _policy(site: RouterSite, policy: RoutingPolicy) -> RoutingPolicy:
     if parameter is not None:
         policy = policy.to(parameter.device)
     allowed = getattr(policy, "allowed", None)
+    if site.rule is SelectionRule.SCATTER and allowed is None and not policy.is_unconstrained:
+        raise PlanError(
+            f"router {site.name} draws its second expert, which only lists of partners can steer; "
+            "plan with the c2r policy"
+        )
     if allowed is not None and site.num_free_experts:
         allowed[:, -site.num_free_experts :] = True
     return policy

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,22 +47,14 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HandedIds:
-    """A module that was called with an integer tensor, `[tokens, k]`."""
+    """Experts that were called with an integer tensor, `[tokens, k]`."""
 
     name: str
     ids: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Observation:
-    """What one forward pass showed, in order."""
-
-    selections: list[Selection] = field(default_factory=list)
-    handed: list[HandedIds] = field(default_factory=list)
-
-
-def probe(model: nn.Module) -> Observation:
-    """Observes a forward pass on a few token ids and leaves the model as it was.
+def probe(model: nn.Module) -> list[Selection | HandedIds]:
+    """What a forward pass on a few token ids shows, in order; the model is left as it was.
 
     Raises `ModelError` if the model cannot run on token ids alone.
     """
@@ -81,7 +73,7 @@ def probe(model: nn.Module) -> Observation:
             "the part of the model that takes input_ids, or describe its router with "
             "register_router"
         ) from error
-    return observer.seen
+    return observer.events
 
 
 def _token_ids(model: nn.Module, device: torch.device) -> Tensor:
@@ -117,7 +109,7 @@ class _Observer(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = Observation()
+        self.events: list[Selection | HandedIds] = []
         self._running: list[str] = []
         self._kinds: dict[tuple[str, int], ScoreKind] = {}
         self._marks: dict[tuple[str, int], float] = {}
@@ -128,7 +120,9 @@ class _Observer(TorchFunctionMode):
         handles = []
         for name, module in model.named_modules():
             handles += [
-                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
+                module.register_forward_pre_hook(
+                    self._entering(name, _holds_experts(name, module)), with_kwargs=True
+                ),
                 module.register_forward_hook(self._leaving),
             ]
         try:
@@ -137,15 +131,15 @@ class _Observer(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, name: str) -> Callable[..., None]:
+    def _entering(self, name: str, holds_experts: bool) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._running.append(name)
             self._kinds = {key: v for key, v in self._kinds.items() if key[0] != name}
             self._marks = {key: v for key, v in self._marks.items() if key[0] != name}
             for value in (*args, *kwargs.values()):
-                if _is_integer(value) and value.ndim >= 2:
+                if holds_experts and _is_integer(value) and value.ndim >= 2:
                     ids = value.reshape(-1, value.shape[-1])
-                    self.seen.handed.append(HandedIds(name=name, ids=ids))
+                    self.events.append(HandedIds(name=name, ids=ids))
 
         return enter
 
@@ -184,17 +178,24 @@ class _Observer(TorchFunctionMode):
 
     def _note_selection(self, scores: Tensor, ids: Tensor, rule: SelectionRule) -> None:
         key = self._running[-1], scores.shape[-1]
-        self.seen.selections.append(
+        is_top_k = rule is SelectionRule.TOP_K
+        self.events.append(
             Selection(
                 name=key[0],
                 num_experts=key[1],
                 num_dims=scores.ndim,
                 ids=ids.reshape(-1, ids.shape[-1]),
-                score_kind=self._kinds.get(key, ScoreKind.LOGITS),
-                group_mark=self._marks.get(key) if rule is SelectionRule.TOP_K else None,
+                score_kind=self._kinds.get(key, ScoreKind.LOGITS) if is_top_k else ScoreKind.LOGITS,
+                group_mark=self._marks.get(key) if is_top_k else None,
                 rule=rule,
             )
         )
+
+
+def _holds_experts(name: str, module: nn.Module) -> bool:
+    """By its weights, stacked over the experts, or by its name where each expert is a module."""
+    is_stacked = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+    return is_stacked or name.rpartition(".")[2] == "experts"
 
 
 def _is_integer(value: object) -> bool:

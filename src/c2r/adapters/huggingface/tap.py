@@ -69,10 +69,10 @@ class TappedRouter(nn.Module):
     c2r_tap: Tap
     c2r_policy: RoutingPolicy | None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The router's own forward, its selecting call intercepted."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The router's own call, its selecting call intercepted."""
         with _Interception(self):
-            output = super().forward(*args, **kwargs)
+            output = super().__call__(*args, **kwargs)
         if not torch.compiler.is_compiling():
             tap = self.c2r_tap
             if tap.choices and tap.state.is_running:

@@ -19,6 +19,8 @@ from c2r.planning.topology import ClusterTopology
 _BUDGET_MICROSECONDS = 1_500_000
 _SEARCH_LENGTH = (120, 400)
 _SHAKEN = 0.25
+_MAX_STARTS = 8
+_PATIENCE = 8
 _TOLERANCE = 1 + 1e-9
 
 
@@ -32,7 +34,7 @@ class PlacementOptions:
         start: `[E]` a placement to improve, tried beside the others; the result is not worse.
         inter_node_cost: what a copy to a node costs on top of a copy to a rank, in such copies;
             counts only where there are several nodes.
-        effort: how long to search; 1 takes about two seconds a layer, whatever its size.
+        effort: how long to search; 1 takes at most a few seconds a layer, whatever its size.
     """
 
     seed: int = 0
@@ -141,15 +143,20 @@ def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random
     contiguous = contiguous_placement(num_experts, num_ranks)
     starts = _known_starts(problem, options, rng)
     found = [contiguous, *starts]
-    while len(starts) < num_searches // 2:
+    while len(starts) < min(num_searches // 2, _MAX_STARTS):
         starts.append(rng.permutation(contiguous))
     for start in starts:
         nested = _nodes_first(problem, start, length, rng)
         found.append(improve_placement(problem, nested, length, rng))
     best = min(found, key=problem.rank)
+    without_gain = 0
     for _ in range(max(1, num_searches - len(starts))):
         shaken = improve_placement(problem, _shake(best, rng), length, rng)
-        best = min(best, shaken, key=problem.rank)
+        without_gain += 1
+        if problem.rank(shaken) < problem.rank(best):
+            best, without_gain = shaken, 0
+        if without_gain == _PATIENCE:
+            break
     return best
 
 
