@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
+from c2r.artifacts import Arrays, Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError
 from c2r.planning.topology import ClusterTopology
 
@@ -30,6 +30,8 @@ class LayerPlan:
         partners: `[E, T]` int64, row i the closest collaborators of expert i, closest first;
             T = 0 where the policy uses no lists.
         placement: `[E]` int64, the rank that holds each expert.
+        replicas: `[ranks, r]` int64, further experts that each rank holds a copy of, none of them
+            its own and none twice; empty where every expert lives on one rank only.
     """
 
     name: str
@@ -39,6 +41,15 @@ class LayerPlan:
     strength: float
     partners: Int
     placement: Int
+    replicas: Int = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+
+    def experts_of(self, rank: int) -> Int:
+        """The experts on `rank` in the order of their slots: its own ascending, then replicas.
+
+        Placement `[1, 0, 1]` with replicas `[[0], [1]]` puts `[1, 0]` on rank 0, `[0, 2, 1]` on 1.
+        """
+        own = np.flatnonzero(self.placement == rank)
+        return np.concatenate([own, self.replicas[rank]]) if len(self.replicas) else own
 
     @property
     def top_t(self) -> int:
@@ -74,6 +85,7 @@ class Plan:
             digest.update(json.dumps(header).encode())
             digest.update(layer.partners.astype("<i8").tobytes())
             digest.update(layer.placement.astype("<i8").tobytes())
+            digest.update(layer.replicas.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
@@ -98,6 +110,8 @@ class Plan:
         for index, layer in enumerate(self.layers):
             arrays[f"layers.{index}.partners"] = layer.partners.astype(np.int16)
             arrays[f"layers.{index}.placement"] = layer.placement.astype(np.int16)
+            if layer.replicas.size:
+                arrays[f"layers.{index}.replicas"] = layer.replicas.astype(np.int16)
         write_artifact(path, Artifact(kind="plan", header=header, arrays=arrays))
 
     @classmethod
@@ -107,15 +121,7 @@ class Plan:
         with damaged_file(path):
             plan = cls(
                 layers=tuple(
-                    LayerPlan(
-                        name=str(entry["name"]),
-                        num_experts=int(entry["num_experts"]),
-                        top_k=int(entry["top_k"]),
-                        policy=str(entry["policy"]),
-                        strength=float(entry["strength"]),
-                        partners=artifact.arrays[f"layers.{index}.partners"].astype(np.int64),
-                        placement=artifact.arrays[f"layers.{index}.placement"].astype(np.int64),
-                    )
+                    _read_layer(index, entry, artifact.arrays)
                     for index, entry in enumerate(artifact.header["layers"])
                 ),
                 topology=ClusterTopology(
@@ -127,3 +133,17 @@ class Plan:
         if plan.fingerprint != artifact.header.get("fingerprint"):
             raise ArtifactError(f"{path} was changed after it was written; make the plan again")
         return plan
+
+
+def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerPlan:
+    none = np.empty((0, 0), dtype=np.int64)
+    return LayerPlan(
+        name=str(entry["name"]),
+        num_experts=int(entry["num_experts"]),
+        top_k=int(entry["top_k"]),
+        policy=str(entry["policy"]),
+        strength=float(entry["strength"]),
+        partners=arrays[f"layers.{index}.partners"].astype(np.int64),
+        placement=arrays[f"layers.{index}.placement"].astype(np.int64),
+        replicas=arrays.get(f"layers.{index}.replicas", none).astype(np.int64),
+    )

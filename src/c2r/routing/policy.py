@@ -105,9 +105,7 @@ class BudgetedPolicy(RankPolicy):
         return fewest_ranks(mass, self.placement, self.num_ranks, k, self.strength)
 
 
-def make_policy(
-    layer: LayerPlan, score_kind: ScoreKind = ScoreKind.PROBABILITIES
-) -> RoutingPolicy:
+def make_policy(layer: LayerPlan, score_kind: ScoreKind = ScoreKind.PROBABILITIES) -> RoutingPolicy:
     """The policy that a layer plan names, for a router whose scores are of `score_kind`.
 
     Raises `PlanError` for an unknown name.
