@@ -165,8 +165,8 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     ]
     print_table(f"Quality and traffic on {_NUM_RANKS} ranks, held-out text", columns, table)
     print(
-        "loss: nats per byte. copies: rows sent per token and layer. rank load: busiest over mean.\n"
-        "collaborators: experts, of 31, that an expert in effect shares its tokens with."
+        "loss: nats per byte. copies: rows sent per token and layer. rank load: busiest over\n"
+        "mean. collaborators: experts, of 31, that an expert in effect shares its tokens with."
     )
     print(f"Written to {out}/. Go on with:")
     print(f"  c2r inspect {out}/profile.safetensors")
