@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.planning import Plan
 
 PLAN_FILE = "c2r_plan.safetensors"
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether `source` has the form owner/name and is no folder here."""
+    return _HUB_NAME.fullmatch(str(source)) is not None and not Path(source).is_dir()
 
 
 def load_model(
@@ -49,6 +56,10 @@ def load_model(
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{source} has no config.json; give a folder of a transformers model")
+    if not folder.is_dir() and not is_hub_name(source):
+        raise InputError(
+            f"there is no model folder {source}; give one, or a hub name like allenai/OLMoE-1B-7B"
+        )
     plan = _read_plan(folder) if (folder / PLAN_FILE).is_file() else None
     try:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
