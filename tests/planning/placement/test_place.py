@@ -176,7 +176,7 @@ def test_copies_to_nodes_come_before_copies_to_ranks():
 
 
 def test_a_plan_is_made_without_mtkahypar(monkeypatch):
-    monkeypatch.setattr("c2r.planning.placement.hypergraph._start_mtkahypar", lambda: (None, None))
+    monkeypatch.setattr("c2r.planning.placement.hypergraph.start_mtkahypar", lambda: (None, None))
     sets, counts, load = random_sets(16, 4, 500, seed=1, groups=4)
     assert partition_hypergraph(sets, counts, 16, 4, 0) is None
     assert np.bincount(place((sets, counts, load), 4)).tolist() == [4] * 4
@@ -185,8 +185,8 @@ def test_a_plan_is_made_without_mtkahypar(monkeypatch):
 def test_without_mtkahypar_the_import_is_not_an_error():
     code = (
         "import sys; sys.modules['mtkahypar'] = None\n"
-        "from c2r.planning.placement.hypergraph import _start_mtkahypar\n"
-        "assert _start_mtkahypar() == (None, None)"
+        "from c2r.planning.placement.hypergraph import start_mtkahypar\n"
+        "assert start_mtkahypar() == (None, None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

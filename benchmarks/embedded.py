@@ -1,0 +1,17 @@
+"""What the placement benchmarks share: the embedded model's routing on two halves of its text."""
+
+import torch
+
+from c2r.adapters.huggingface import load_model, load_tokenizer, profile
+from c2r.adapters.text import read_texts, split_texts, token_batches
+from c2r.assets import heldout_files, tiny_folder
+
+
+def profile_halves(num_tokens):
+    """The profiles of the first halves of the held-out texts, and of the second halves."""
+    model = load_model(str(tiny_folder()), dtype=torch.float32)
+    tokenizer = load_tokenizer(str(tiny_folder()))
+    return tuple(
+        profile(model, token_batches(texts, tokenizer, num_tokens=num_tokens))
+        for texts in split_texts(read_texts(heldout_files()))
+    )
