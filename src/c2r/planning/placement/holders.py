@@ -32,28 +32,37 @@ def assign_ranks(expert_ids: Int, holders: Bool, ranks_per_node: int | None = No
     Returns:
         `[tokens, k]` int64.
     """
-    held = holders[expert_ids]
-    visited = _visited_ranks(held, ranks_per_node or holders.shape[1])
-    ranks: Int = (held & visited[:, None]).argmax(2)
+    num_ranks = holders.shape[1]
+    several = holders.sum(1)[expert_ids] > 1
+    ranks: Int = holders.argmax(1)[expert_ids]
+    visited = np.zeros((len(expert_ids), num_ranks), dtype=np.bool_)
+    tokens, column = np.nonzero(~several)
+    visited[tokens, ranks[tokens, column]] = True
+    tokens, column = np.nonzero(several)
+    held = holders[expert_ids[tokens, column]]
+    turn = (expert_ids.sum(1)[tokens, None] - np.arange(num_ranks)) % num_ranks
+    _visit_more(visited, tokens, held, turn, ranks_per_node or num_ranks)
+    ranks[tokens, column] = np.where(held & visited[tokens], turn, -1).argmax(1)
     return ranks
 
 
-def _visited_ranks(held: Bool, ranks_per_node: int) -> Bool:
-    """Ranks that each token visits, `[tokens, ranks]`, for the holders `[tokens, k, ranks]`."""
-    top_k, num_ranks = held.shape[1:]
-    visited: Bool = (held & (held.sum(2, keepdims=True) == 1)).any(1)
-    tokens = np.arange(len(held))
+def _visit_more(visited: Bool, tokens: Int, held: Bool, turn: Int, ranks_per_node: int) -> None:
+    """Adds to `visited` `[tokens, ranks]` until each choice has a visited holder.
+
+    `tokens` `[choices]` ascending are the tokens whose choices they are, `held` `[choices, ranks]`
+    the ranks that hold the chosen expert.
+    """
+    num_choices, num_ranks = held.shape
     while True:
-        missing = ~(held[tokens] & visited[tokens, None]).any(2)
-        unserved = missing.any(1)
-        tokens, missing = tokens[unserved], missing[unserved]
+        missing = ~(held & visited[tokens]).any(1)
+        tokens, held, turn = tokens[missing], held[missing], turn[missing]
         if len(tokens) == 0:
-            return visited
-        serves = (held[tokens] & missing[:, :, None]).sum(1)
-        nodes = visited[tokens].reshape(len(tokens), -1, ranks_per_node).any(2)
-        near = nodes.repeat(ranks_per_node, axis=1)
-        preference = serves + np.where(near & (serves > 0), top_k, 0)
-        visited[tokens, preference.argmax(1)] = True
+            return
+        some, first = np.unique(tokens, return_index=True)
+        serves = np.add.reduceat(held, first, axis=0, dtype=np.int64)
+        nodes = visited[some].reshape(len(some), -1, ranks_per_node).any(2)
+        near = nodes.repeat(ranks_per_node, axis=1) & (serves > 0)
+        visited[some, ((serves + num_choices * near) * num_ranks + turn[first]).argmax(1)] = True
 
 
 def holders_of(placement: Int, replicas: Int, num_ranks: int) -> Bool:

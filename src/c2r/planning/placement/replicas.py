@@ -14,8 +14,13 @@ from c2r.planning.placement.copies import Float, Int
 from c2r.planning.placement.holders import assign_ranks, holders_of
 from c2r.planning.placement.search import PlacementProblem
 
+Pair = tuple[int, int]
+"""An expert and a rank that holds a copy of it."""
+
 _TRIED = 12
 _MAX_PASSES = 4
+_MAX_PATIENCE = 8
+_REFILL_BUDGET = 1_000_000
 _CHUNK = 8192
 
 
@@ -60,11 +65,11 @@ class _State:
         self.holders[expert, rank] = held
         self.free[rank] += -1 if held else 1
         concerned = self._sets_of[expert]
-        self._tally(concerned, -1)
-        self._ranks[concerned] = assign_ranks(
-            self._sets[concerned], self.holders, self._ranks_per_node
-        )
-        self._tally(concerned, 1)
+        ranks = assign_ranks(self._sets[concerned], self.holders, self._ranks_per_node)
+        moved = (ranks != self._ranks[concerned]).any(1)
+        self._tally(concerned[moved], -1)
+        self._ranks[concerned[moved]] = ranks[moved]
+        self._tally(concerned[moved], 1)
 
     def _tally(self, set_ids: Int, sign: int) -> None:
         experts, ranks = self._sets[set_ids], self._ranks[set_ids]
@@ -85,63 +90,83 @@ class _State:
             self.saved += price * saved.repeat(width, axis=1)
 
 
-def replicate_experts(problem: PlacementProblem, placement: Int, num_replicas: int) -> Int:
+def replicate_experts(
+    problem: PlacementProblem, placement: Int, num_replicas: int, rng: np.random.Generator
+) -> Int:
     """Further experts of each rank, chosen so that tokens make few copies.
 
     Args:
         problem: routing sets, their counts, devices and the cost of nodes.
         placement: `[E]` the rank of each expert.
         num_replicas: r, further experts of each rank; with its own at most E.
+        rng: draws which slots are emptied and filled anew.
 
     Returns:
-        `[ranks, r]` int64, ascending; no expert twice on a rank.
+        `[ranks, r]` int64, ascending; none of a rank's own experts, and none twice on a rank.
     """
     state = _State(problem, placement, num_replicas)
-    added = []
-    while state.free.any():
-        added.append(_add_best(state, problem.load, state.free > 0))
+    added = _fill(state, problem.load)
     for _ in range(_MAX_PASSES):
-        if not any([_improve(state, problem.load, added, slot) for slot in range(len(added))]):
+        before = added
+        for pair in before:
+            added = _refill(state, problem.load, added, {pair})
+        if added == before:
             break
+    touched = len(added) * problem.sets.size * problem.sets.shape[1] // problem.num_experts
+    patience = int(np.clip(_REFILL_BUDGET // max(touched, 1), 1, _MAX_PATIENCE))
+    without_gain = 0
+    while without_gain < patience:
+        half = rng.choice(len(added), size=-(-len(added) // 2), replace=False)
+        before, added = added, _refill(state, problem.load, added, {added[i] for i in half})
+        without_gain = without_gain + 1 if added == before else 0
     further = state.holders.copy()
     further[np.arange(len(placement)), placement] = False
     replicas: Int = np.nonzero(further.T)[1].reshape(-1, num_replicas)
     return replicas
 
 
-def _improve(state: _State, load: Float, added: list[tuple[int, int]], slot: int) -> bool:
-    """Fills one slot anew; whether something better than what it held was found."""
-    before, (expert, rank) = state.key, added[slot]
-    state.remove(expert, rank)
-    added[slot] = _add_best(state, load, np.arange(len(state.free)) == rank)
+def _fill(state: _State, load: Float) -> list[Pair]:
+    """Fills all free slots, the best copy first."""
+    added = []
+    while state.free.any():
+        added.append(_add_best(state, load))
+    return added
+
+
+def _refill(state: _State, load: Float, added: list[Pair], emptied: set[Pair]) -> list[Pair]:
+    """Fills some slots anew: the copies `added` if nothing better is found, or the better ones."""
+    before = state.key
+    for pair in emptied:
+        state.remove(*pair)
+    filled = _fill(state, load)
     if state.key < before:
-        return True
-    state.remove(*added[slot])
-    state.add(expert, rank)
-    added[slot] = expert, rank
-    return False
+        return [*(pair for pair in added if pair not in emptied), *filled]
+    for pair in set(filled) - emptied:
+        state.remove(*pair)
+    for pair in emptied - set(filled):
+        state.add(*pair)
+    return added
 
 
-def _add_best(state: _State, load: Float, ranks: np.ndarray) -> tuple[int, int]:
-    """Adds a copy on one of `ranks`, `[R]` bool, and tells which."""
+def _add_best(state: _State, load: Float) -> Pair:
+    """Adds the copy that saves most, of those that keep to the load limit, and tells which."""
     cost = state.cost
     tried = {}
-    for expert, rank in _candidates(state, load, ranks):
-        state.add(expert, rank)
-        excess, found = state.key
-        if excess == 0 and found < cost:
-            return expert, rank
-        tried[expert, rank] = excess, found
-        state.remove(expert, rank)
+    for pair in _candidates(state, load):
+        state.add(*pair)
+        if state.key < (0.0, cost):
+            return pair
+        tried[pair] = state.key
+        state.remove(*pair)
     best = min(tried, key=lambda pair: tried[pair])
     state.add(*best)
     return best
 
 
-def _candidates(state: _State, load: Float, ranks: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of expert and rank: those that save most, then those that move least load."""
-    experts, of_ranks = np.nonzero(~state.holders & ranks)
-    by_saving = np.lexsort([load[experts], -state.saved[experts, of_ranks]])[:_TRIED]
+def _candidates(state: _State, load: Float) -> Iterator[Pair]:
+    """The copies that save most, then those that move least load, on ranks with a free slot."""
+    experts, ranks = np.nonzero(~state.holders & (state.free > 0))
+    by_saving = np.argsort(-state.saved[experts, ranks], kind="stable")[:_TRIED]
     by_load = np.argsort(load[experts], kind="stable")[:_TRIED]
     for index in dict.fromkeys([*by_saving, *by_load]):
-        yield int(experts[index]), int(of_ranks[index])
+        yield int(experts[index]), int(ranks[index])
