@@ -12,10 +12,11 @@ from c2r.planning.placement import (
     PlacementOptions,
     check_ranks,
     contiguous_placement,
+    count_distinct,
     load_max_over_mean,
-    mean_copies,
     place_experts,
     rank_loads,
+    replicate_experts,
 )
 from c2r.planning.plan import Int, LayerPlan, Plan
 from c2r.planning.topology import ClusterTopology
@@ -33,6 +34,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     num_nodes: int = 1,
     objective: str = "sets",
     max_load: float | None = None,
+    inter_node_cost: float = 8.0,
+    replicas: int = 0,
     on_layer: Callable[[int], None] | None = None,
 ) -> Plan:
     """The plan of the published rule for `profile`: partners by co-activation, experts placed.
@@ -48,12 +51,18 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         objective: `"sets"` places for the fewest copies of the tokens counted; `"pairs"` for the
             most co-activation within ranks, which needs no routing sets.
         max_load: bound on the busiest rank's load over the mean, 1.1 for ten per cent.
+        inter_node_cost: what a copy that reaches another node costs, counted in copies between
+            ranks of one node: how many times slower the network between nodes is. 8 suits NVLink
+            (450 GB/s) beside one 400 Gbit/s adapter per GPU; 0 plans as if all were one node.
+        replicas: r, further experts that each rank holds a copy of; a token takes the copy on a
+            rank that it visits anyway (see `assign_ranks`).
         on_layer: called with the number of each layer when it is planned.
 
     Raises:
         PlanError: the profile is empty, T does not fit, there are more ranks than experts, the
-            nodes do not divide the ranks, no placement keeps to `max_load`, or the profile has
-            no routing sets to place by.
+            nodes do not divide the ranks, no placement keeps to `max_load`, the replicas do
+            not fit or would raise the largest rank load, or the profile has no routing sets to
+            place by.
     """
     topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
     _check_profile(profile, objective)
@@ -63,7 +72,10 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         check_ranks(layer.num_experts, num_ranks)
     layers = []
     for index, (layer, length) in enumerate(zip(profile.layers, lengths, strict=True)):
-        options = PlacementOptions(seed=seed + index, max_load=max_load)
+        options = PlacementOptions(
+            seed=seed + index, max_load=max_load, inter_node_cost=inter_node_cost
+        )
+        placement = _place_layer(layer, topology, objective, options)
         layers.append(
             LayerPlan(
                 name=layer.name,
@@ -72,7 +84,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
                 policy="c2r",
                 strength=float(length),
                 partners=rank_partners(layer.coactivation)[:, :length],
-                placement=_place_layer(layer, topology, objective, options),
+                placement=placement,
+                replicas=_replicate_layer(layer, placement, topology, replicas, options),
             )
         )
         if on_layer is not None:
@@ -83,7 +96,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "seed": seed,
         "objective": objective,
         "max_load": max_load,
-        "predicted": _predict(profile, layers, num_ranks),
+        "inter_node_cost": inter_node_cost,
+        "predicted": _predict(profile, layers, topology),
     }
     return Plan(layers=tuple(layers), topology=topology, provenance=provenance)
 
@@ -126,14 +140,31 @@ def _place_layer(
         return place_experts(
             pairs, layer.coactivation[first, second], layer.load, topology, options
         )
+    sets, counts = _routing_sets(layer, "ask for the objective pairs (--objective pairs)")
+    return place_experts(sets, counts, layer.load, topology, options)
+
+
+def _replicate_layer(
+    layer: LayerProfile,
+    placement: Int,
+    topology: ClusterTopology,
+    num_replicas: int,
+    options: PlacementOptions,
+) -> Int:
+    if num_replicas == 0:
+        return np.empty((0, 0), dtype=np.int64)
+    sets, counts = _routing_sets(layer, "plan without replicas")
+    return replicate_experts(sets, counts, placement, topology, num_replicas, options)
+
+
+def _routing_sets(layer: LayerProfile, otherwise: str) -> tuple[Int, Int]:
     routing_sets = layer.routing_sets()
     if routing_sets is None:
         raise PlanError(
             f"the profile holds pairs only, which do not tell the routing sets at "
-            f"k = {layer.top_k}; ask for the objective pairs (--objective pairs), or profile the "
-            "model itself"
+            f"k = {layer.top_k}; {otherwise}, or profile the model itself"
         )
-    return place_experts(*routing_sets, layer.load, topology, options)
+    return routing_sets
 
 
 def _origin(profile: CollaborationProfile) -> dict[str, Any]:
@@ -143,19 +174,22 @@ def _origin(profile: CollaborationProfile) -> dict[str, Any]:
 
 
 def _predict(
-    profile: CollaborationProfile, layers: Sequence[LayerPlan], num_ranks: int
+    profile: CollaborationProfile, layers: Sequence[LayerPlan], topology: ClusterTopology
 ) -> dict[str, float]:
     """Mean figures over layers of the tokens that were profiled."""
-    busiest = [
-        load_max_over_mean(rank_loads(layer.load, plan.placement, num_ranks))
-        for layer, plan in zip(profile.layers, layers, strict=True)
-    ]
+    busiest, copies = [], []
+    for layer, plan in zip(profile.layers, layers, strict=True):
+        loads = rank_loads(layer.load, plan.placement, topology.num_ranks)
+        if (routing_sets := layer.routing_sets()) is not None:
+            sets, counts = routing_sets
+            ranks = plan.ranks_of(sets, topology)
+            copies.append(float(counts @ count_distinct(ranks) / counts.sum()))
+            if plan.replicas.size:
+                loads = rank_loads(
+                    np.repeat(counts, layer.top_k), ranks.ravel(), topology.num_ranks
+                )
+        busiest.append(load_max_over_mean(loads))
     figures = {"rank_load_max_over_mean": float(np.mean(busiest))}
-    copies = [
-        mean_copies(*routing_sets, plan.placement)
-        for layer, plan in zip(profile.layers, layers, strict=True)
-        if (routing_sets := layer.routing_sets()) is not None
-    ]
     if len(copies) == len(layers):
         figures["copies"] = float(np.mean(copies))
     return figures

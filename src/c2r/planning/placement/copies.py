@@ -14,6 +14,13 @@ Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
+def count_distinct(ranks: Int) -> Int:
+    """Distinct values of each row, `[rows]`, of ranks or nodes `[rows, k]`."""
+    ranks = np.sort(ranks, axis=1)
+    changes: Int = np.count_nonzero(ranks[:, 1:] != ranks[:, :-1], axis=1)
+    return 1 + changes
+
+
 def count_copies(sets: Int, placement: Int) -> Int:
     """Distinct ranks that hold the experts of each set.
 
@@ -26,9 +33,7 @@ def count_copies(sets: Int, placement: Int) -> Int:
     Returns:
         `[sets]` int64 between 1 and k.
     """
-    ranks = np.sort(placement[sets], axis=1)
-    changes: Int = np.count_nonzero(ranks[:, 1:] != ranks[:, :-1], axis=1)
-    return 1 + changes
+    return count_distinct(placement[sets])
 
 
 def mean_copies(sets: Int, counts: Counts, placement: Int) -> float:

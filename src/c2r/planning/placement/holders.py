@@ -16,16 +16,16 @@ def assign_ranks(expert_ids: Int, holders: Bool, ranks_per_node: int | None = No
     """The rank that computes each of a token's experts.
 
     A token visits the ranks of its experts that live on one rank only. While one of its experts
-    is on no visited rank, it visits another: the rank that holds most such experts, among the
-    ranks of visited nodes if any of these holds one; of equals the lowest. Each expert is then
-    computed on the lowest visited rank that holds it. Lowest is least loaded: `make_plan` numbers
-    the ranks of a layer with replicas by the load of their own experts.
+    is on no visited rank, it visits another: the rank that holds most such experts, but a rank of
+    a visited node before any other. Each expert is then computed on a visited rank that holds it.
+    Of equal ranks the first is taken, counted upwards from the sum of the token's expert ids modulo
+    R, so that tokens are spread over them. Nothing depends on the order of the experts.
 
     Expert 0 on ranks 0 and 1 and expert 1 on rank 1: a token with both visits rank 1 only, a token
     with expert 0 alone rank 0.
 
     Args:
-        expert_ids: `[tokens, k]` in any order, which does not matter.
+        expert_ids: `[tokens, k]` distinct expert ids in each row.
         holders: `[E, ranks]` bool, the ranks that hold each expert, at least one.
         ranks_per_node: ranks on each node; one node where None.
 
@@ -40,7 +40,7 @@ def assign_ranks(expert_ids: Int, holders: Bool, ranks_per_node: int | None = No
     visited[tokens, ranks[tokens, column]] = True
     tokens, column = np.nonzero(several)
     held = holders[expert_ids[tokens, column]]
-    turn = (expert_ids.sum(1)[tokens, None] - np.arange(num_ranks)) % num_ranks
+    turn = (expert_ids.sum(1)[tokens, None] - 1 - np.arange(num_ranks)) % num_ranks
     _visit_more(visited, tokens, held, turn, ranks_per_node or num_ranks)
     ranks[tokens, column] = np.where(held & visited[tokens], turn, -1).argmax(1)
     return ranks
@@ -73,7 +73,7 @@ def holders_of(placement: Int, replicas: Int, num_ranks: int) -> Bool:
         replicas: `[ranks, r]` further experts of each rank; empty for none.
         num_ranks: R.
     """
-    holders = placement[:, None] == np.arange(num_ranks)
+    holders: Bool = placement[:, None] == np.arange(num_ranks)
     if replicas.size:
         holders[replicas, np.arange(num_ranks)[:, None]] = True
     return holders

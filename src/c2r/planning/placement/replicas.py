@@ -1,18 +1,21 @@
 """Which experts to hold on further ranks: greedy by what each copy saves, then slot by slot again.
 
-A further copy of expert e on rank q saves a copy of each token that visits q anyway and another rank
-for e alone. These savings are known for every pair (e, q) and kept up to date as copies are added;
-what an addition really changes, cost and rank loads, is counted by sending the tokens concerned
-anew. No rank may end with more load than the busiest had without replicas.
+Expert e on a further rank q saves a visit of each token that visits q anyway, and another rank for
+e alone. These savings are known for every pair (e, q) and kept up to date as copies are added; what
+an addition really changes, cost and rank loads, is counted by sending the tokens concerned anew.
+No rank may end with more load than the busiest had without replicas.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from c2r.planning.placement.copies import Float, Int
-from c2r.planning.placement.holders import assign_ranks, holders_of
+from c2r.errors import PlanError
+from c2r.planning.placement.copies import Counts, Float, Int
+from c2r.planning.placement.holders import Bool, assign_ranks, holders_of
+from c2r.planning.placement.place import PlacementOptions
 from c2r.planning.placement.search import PlacementProblem
+from c2r.planning.topology import ClusterTopology
 
 Pair = tuple[int, int]
 """An expert and a rank that holds a copy of it."""
@@ -22,6 +25,7 @@ _MAX_PASSES = 4
 _MAX_PATIENCE = 8
 _REFILL_BUDGET = 1_000_000
 _CHUNK = 8192
+_TOLERANCE = 1e-9
 
 
 class _State:
@@ -91,68 +95,105 @@ class _State:
 
 
 def replicate_experts(
-    problem: PlacementProblem, placement: Int, num_replicas: int, rng: np.random.Generator
+    sets: Int,
+    counts: Counts,
+    placement: Int,
+    topology: ClusterTopology,
+    num_replicas: int,
+    options: PlacementOptions | None = None,
 ) -> Int:
     """Further experts of each rank, chosen so that tokens make few copies.
 
+    Where {0, 1} is chosen most and {2, 3}, {0, 2} and {0, 3} are chosen too, placed `[0, 0, 1, 1]`,
+    rank 1 gets a copy of expert 0.
+
     Args:
-        problem: routing sets, their counts, devices and the cost of nodes.
+        sets: `[sets, k]` distinct expert ids in each row.
+        counts: `[sets]` tokens, or any non-negative weights, of each set.
         placement: `[E]` the rank of each expert.
-        num_replicas: r, further experts of each rank; with its own at most E.
-        rng: draws which slots are emptied and filled anew.
+        topology: the devices.
+        num_replicas: r, further experts of each rank, at least 1.
+        options: seed and cost of nodes; the defaults where None.
 
     Returns:
         `[ranks, r]` int64, ascending; none of a rank's own experts, and none twice on a rank.
+
+    Raises:
+        PlanError: a rank has no r experts left to hold, or the busiest rank's load would rise.
     """
+    _check_replicas(placement, topology, num_replicas)
+    options = options or PlacementOptions()
+    weights = np.repeat(counts.astype(np.float64), sets.shape[1])
+    problem = PlacementProblem(
+        sets=sets,
+        counts=counts,
+        load=np.bincount(sets.ravel(), weights, len(placement)).astype(np.float64),
+        topology=topology,
+        inter_node_cost=options.inter_node_cost,
+    )
     state = _State(problem, placement, num_replicas)
-    added = _fill(state, problem.load)
+    _choose(state, problem, np.random.default_rng(options.seed))
+    if state.key[0] > _TOLERANCE * state.load_limit:
+        raise PlanError(
+            f"{num_replicas} replicas per rank would raise the busiest rank's load by "
+            f"{(state.rank_load.max() / state.load_limit - 1) * 100:.2g} %; ask for fewer"
+        )
+    further = state.holders & (placement[:, None] != np.arange(topology.num_ranks))
+    replicas: Int = np.nonzero(further.T)[1].reshape(-1, num_replicas)
+    return replicas
+
+
+def _check_replicas(placement: Int, topology: ClusterTopology, num_replicas: int) -> None:
+    own = int(np.bincount(placement, minlength=topology.num_ranks).max())
+    if not 1 <= num_replicas <= len(placement) - own:
+        raise PlanError(
+            f"{num_replicas} replicas per rank do not fit {len(placement)} experts, {own} of which "
+            f"a rank holds anyway; choose at most {len(placement) - own}"
+        )
+
+
+def _choose(state: _State, problem: PlacementProblem, rng: np.random.Generator) -> None:
+    """Fills all slots, then each anew, then random ones in random order, while that pays."""
+    added = []
+    while state.free.any():
+        added.append(_add_best(state, problem.load, state.free > 0))
     for _ in range(_MAX_PASSES):
         before = added
         for pair in before:
-            added = _refill(state, problem.load, added, {pair})
+            added = _refill(state, problem.load, added, [pair])
         if added == before:
             break
     touched = len(added) * problem.sets.size * problem.sets.shape[1] // problem.num_experts
     patience = int(np.clip(_REFILL_BUDGET // max(touched, 1), 1, _MAX_PATIENCE))
     without_gain = 0
     while without_gain < patience:
-        half = rng.choice(len(added), size=-(-len(added) // 2), replace=False)
-        before, added = added, _refill(state, problem.load, added, {added[i] for i in half})
+        emptied = rng.permutation(len(added))[: rng.integers(len(added)) + 1]
+        before, added = added, _refill(state, problem.load, added, [added[i] for i in emptied])
         without_gain = without_gain + 1 if added == before else 0
-    further = state.holders.copy()
-    further[np.arange(len(placement)), placement] = False
-    replicas: Int = np.nonzero(further.T)[1].reshape(-1, num_replicas)
-    return replicas
 
 
-def _fill(state: _State, load: Float) -> list[Pair]:
-    """Fills all free slots, the best copy first."""
-    added = []
-    while state.free.any():
-        added.append(_add_best(state, load))
-    return added
-
-
-def _refill(state: _State, load: Float, added: list[Pair], emptied: set[Pair]) -> list[Pair]:
-    """Fills some slots anew: the copies `added` if nothing better is found, or the better ones."""
+def _refill(state: _State, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
+    """Fills slots anew, in the order given: better copies, or `added` where none are found."""
     before = state.key
     for pair in emptied:
         state.remove(*pair)
-    filled = _fill(state, load)
+    filled = [_add_best(state, load, np.arange(len(state.free)) == rank) for _, rank in emptied]
     if state.key < before:
         return [*(pair for pair in added if pair not in emptied), *filled]
-    for pair in set(filled) - emptied:
-        state.remove(*pair)
-    for pair in emptied - set(filled):
-        state.add(*pair)
+    for pair in filled:
+        if pair not in emptied:
+            state.remove(*pair)
+    for pair in emptied:
+        if pair not in filled:
+            state.add(*pair)
     return added
 
 
-def _add_best(state: _State, load: Float) -> Pair:
-    """Adds the copy that saves most, of those that keep to the load limit, and tells which."""
+def _add_best(state: _State, load: Float, ranks: Bool) -> Pair:
+    """Adds the copy on `ranks` that saves most and keeps to the load limit, and tells which."""
     cost = state.cost
     tried = {}
-    for pair in _candidates(state, load):
+    for pair in _candidates(state, load, ranks):
         state.add(*pair)
         if state.key < (0.0, cost):
             return pair
@@ -163,10 +204,10 @@ def _add_best(state: _State, load: Float) -> Pair:
     return best
 
 
-def _candidates(state: _State, load: Float) -> Iterator[Pair]:
-    """The copies that save most, then those that move least load, on ranks with a free slot."""
-    experts, ranks = np.nonzero(~state.holders & (state.free > 0))
-    by_saving = np.argsort(-state.saved[experts, ranks], kind="stable")[:_TRIED]
+def _candidates(state: _State, load: Float, ranks: Bool) -> Iterator[Pair]:
+    """The copies on `ranks`, `[R]`, that save most, then those that move least load."""
+    experts, of_ranks = np.nonzero(~state.holders & ranks)
+    by_saving = np.argsort(-state.saved[experts, of_ranks], kind="stable")[:_TRIED]
     by_load = np.argsort(load[experts], kind="stable")[:_TRIED]
     for index in dict.fromkeys([*by_saving, *by_load]):
-        yield int(experts[index]), int(ranks[index])
+        yield int(experts[index]), int(of_ranks[index])
