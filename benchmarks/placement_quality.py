@@ -14,7 +14,7 @@ import platform
 import time
 
 import numpy as np
-from embedded import profile_halves
+from embedded import mean_of, print_rows, profile_halves
 
 from c2r.errors import PlanError
 from c2r.planning import (
@@ -28,18 +28,18 @@ from c2r.planning.placement import load_max_over_mean, rank_loads
 from c2r.planning.placement.balance import repair_sizes
 from c2r.planning.placement.hypergraph import pair_weights, start_mtkahypar
 
-COLUMNS = {
-    "ranks": "ranks",
-    "layer": "layer",
-    "contiguous": "contiguous",
-    "kahypar": "mt-kahypar",
-    "ours": "ours",
-    "ratio": "ours / mt-kahypar",
-    "heldout_ratio": "held-out / calibration",
-    "load": "load",
-    "bounded": "bounded",
-    "bounded_load": "its load",
-}
+COLUMNS = (
+    "ranks",
+    "layer",
+    "contiguous",
+    "kahypar",
+    "ours",
+    "ratio",
+    "heldout_ratio",
+    "load",
+    "bounded",
+    "bounded_load",
+)
 
 
 def long_kahypar_run(sets, counts, num_experts, num_ranks, seed):
@@ -107,21 +107,10 @@ def main():
         for num_ranks in args.ranks
         for index, (layer, other) in enumerate(zip(calibration.layers, heldout.layers, strict=True))
     ]
-    print("  ".join(f"{title:>10}" for title in COLUMNS.values()))
-    for row in rows:
-        cells = [row[key] for key in COLUMNS]
-        widths = [max(10, len(title)) for title in COLUMNS.values()]
-        print(
-            "  ".join(
-                f"{cell:>{width}.4f}" if isinstance(cell, float) else f"{cell:>{width}}"
-                for cell, width in zip(cells, widths, strict=True)
-            )
-        )
+    print_rows(COLUMNS, rows)
+    keys = ("contiguous", "kahypar", "ours", "heldout_ratio", "load", "bounded", "bounded_load")
     means = {
-        num_ranks: {
-            key: round(float(np.mean([row[key] for row in rows if row["ranks"] == num_ranks])), 4)
-            for key in ("contiguous", "kahypar", "ours", "heldout_ratio", "load", "bounded")
-        }
+        num_ranks: mean_of([row for row in rows if row["ranks"] == num_ranks], keys)
         for num_ranks in args.ranks
     }
     result = {
