@@ -120,4 +120,4 @@ def _show_plan(document: dict[str, Any]) -> None:
         experts = " | ".join(map(" ".join, ranks))
         rows.append([layer["layer"], layer["policy"], layer["top_t"], experts])
     title = f"{document['num_ranks']} ranks on {document['num_nodes']} node(s)"
-    print_table(title, ["layer", "policy", "T", "experts of each rank"], rows)
+    print_table(title, ["layer", "policy", "T", "experts of each rank (+ replicas)"], rows)

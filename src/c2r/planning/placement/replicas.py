@@ -29,7 +29,16 @@ _TOLERANCE = 1e-9
 
 
 class _State:
-    """Copies held so far, where each set's experts are computed, and what one more would save."""
+    """Who holds what, where each set's experts are computed, and what one copy more would save.
+
+    Attributes:
+        holders: `[E, ranks]` bool, the ranks that hold each expert.
+        free: `[ranks]` slots that are still empty.
+        saved: `[E, ranks]` the cost that the expert's copy on that rank would save.
+        rank_load: `[ranks]` tokens that the experts of each rank compute.
+        cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`.
+        load_limit: what no rank's load may exceed.
+    """
 
     def __init__(self, problem: PlacementProblem, placement: Int, num_replicas: int) -> None:
         topology = problem.topology
@@ -50,7 +59,7 @@ class _State:
         self._ranks = placement[problem.sets]
         for start in range(0, len(problem.sets), _CHUNK):
             self._tally(np.arange(start, min(start + _CHUNK, len(problem.sets))), 1)
-        self.load_limit = float(self.rank_load.max())
+        self.load_limit = float(self.rank_load.max()) * (1 + _TOLERANCE)
 
     @property
     def key(self) -> tuple[float, float]:
@@ -76,6 +85,7 @@ class _State:
         self._tally(concerned[moved], 1)
 
     def _tally(self, set_ids: Int, sign: int) -> None:
+        """Adds what these sets cost, load and could save; takes it out where `sign` is -1."""
         experts, ranks = self._sets[set_ids], self._ranks[set_ids]
         weights = np.broadcast_to(sign * self._weights[set_ids, None], experts.shape)
         num_experts, num_ranks = self.holders.shape
@@ -133,7 +143,7 @@ def replicate_experts(
     )
     state = _State(problem, placement, num_replicas)
     _choose(state, problem, np.random.default_rng(options.seed))
-    if state.key[0] > _TOLERANCE * state.load_limit:
+    if state.key[0] > 0:
         raise PlanError(
             f"{num_replicas} replicas per rank would raise the busiest rank's load by "
             f"{(state.rank_load.max() / state.load_limit - 1) * 100:.2g} %; ask for fewer"
