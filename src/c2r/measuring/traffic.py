@@ -19,7 +19,7 @@ from c2r.planning import (
     mean_copies,
     mean_node_copies,
 )
-from c2r.planning.placement import count_distinct, load_max_over_mean, rank_loads
+from c2r.planning.placement import load_max_over_mean, mean_distinct, rank_loads, row_loads
 from c2r.profiling import CollaborationProfile, LayerProfile
 
 
@@ -117,7 +117,7 @@ def _predict_layer(
     contiguous = contiguous_placement(layer.num_experts, num_ranks)
     by_order = mean_copies(sets, counts, contiguous)
     ranks = plan.ranks_of(sets, topology)
-    placed = _mean_distinct(ranks, counts)
+    placed = mean_distinct(ranks, counts)
     remote = 1 - 1 / num_ranks
     return LayerTraffic(
         copies_k_fold=float(layer.top_k),
@@ -127,9 +127,9 @@ def _predict_layer(
         remote_copies_contiguous=by_order * remote,
         remote_copies_placed=placed * remote,
         node_copies_contiguous=mean_node_copies(sets, counts, contiguous, topology),
-        node_copies_placed=_mean_distinct(ranks // topology.ranks_per_node, counts),
+        node_copies_placed=mean_distinct(ranks // topology.ranks_per_node, counts),
         rank_load_max_over_mean=load_max_over_mean(
-            rank_loads(np.repeat(counts, ranks.shape[1]), ranks.ravel(), num_ranks)
+            row_loads(ranks, counts, num_ranks)
             if plan.replicas.size
             else rank_loads(layer.load, plan.placement, num_ranks)
         ),
@@ -138,10 +138,6 @@ def _predict_layer(
         ),
         expert_load_max_over_mean=load_max_over_mean(layer.load),
     )
-
-
-def _mean_distinct(ranks: np.ndarray, counts: np.ndarray) -> float:
-    return float(counts @ count_distinct(ranks) / counts.sum())
 
 
 def _routing_sets(

@@ -12,11 +12,12 @@ from c2r.planning.placement import (
     PlacementOptions,
     check_ranks,
     contiguous_placement,
-    count_distinct,
     load_max_over_mean,
+    mean_distinct,
     place_experts,
     rank_loads,
     replicate_experts,
+    row_loads,
 )
 from c2r.planning.plan import Int, LayerPlan, Plan
 from c2r.planning.topology import ClusterTopology
@@ -183,11 +184,9 @@ def _predict(
         if (routing_sets := layer.routing_sets()) is not None:
             sets, counts = routing_sets
             ranks = plan.ranks_of(sets, topology)
-            copies.append(float(counts @ count_distinct(ranks) / counts.sum()))
+            copies.append(mean_distinct(ranks, counts))
             if plan.replicas.size:
-                loads = rank_loads(
-                    np.repeat(counts, layer.top_k), ranks.ravel(), topology.num_ranks
-                )
+                loads = row_loads(ranks, counts, topology.num_ranks)
         busiest.append(load_max_over_mean(loads))
     figures = {"rank_load_max_over_mean": float(np.mean(busiest))}
     if len(copies) == len(layers):

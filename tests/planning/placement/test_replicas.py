@@ -14,7 +14,7 @@ from c2r.planning import (
     place_experts,
     replicate_experts,
 )
-from c2r.planning.placement import count_distinct, holders_of, rank_loads
+from c2r.planning.placement import count_distinct, holders_of, row_loads
 from c2r.planning.placement.replicas import _State
 from c2r.planning.placement.search import PlacementProblem
 from tests.planning.instances import random_sets
@@ -26,7 +26,7 @@ def measure(sets, counts, placement, replicas, topology):
     """Weighted copies to ranks, those to nodes, and the rows of each rank."""
     held = holders_of(placement, replicas, topology.num_ranks)
     ranks = assign_ranks(sets, held, topology.ranks_per_node)
-    rows = rank_loads(np.repeat(counts, sets.shape[1]), ranks.ravel(), topology.num_ranks)
+    rows = row_loads(ranks, counts, topology.num_ranks)
     nodes = ranks // topology.ranks_per_node
     return counts @ count_distinct(ranks), counts @ count_distinct(nodes), rows
 
@@ -124,9 +124,7 @@ def test_the_state_stays_that_of_a_fresh_count(num_nodes):
         if num_nodes > 1:
             cost += 8 * (counts @ count_distinct(fresh // topology.ranks_per_node))
         assert state.cost == cost
-        assert (
-            state.rank_load.tolist() == rank_loads(np.repeat(counts, 4), fresh.ravel(), 4).tolist()
-        )
+        assert state.rank_load.tolist() == row_loads(fresh, counts, 4).tolist()
         if is_first and held.sum() == 1:
             assert before - state.cost == promised
 

@@ -6,9 +6,11 @@ from c2r.planning.placement.copies import (
     count_distinct,
     load_max_over_mean,
     mean_copies,
+    mean_distinct,
     mean_node_copies,
     mean_remote_copies,
     rank_loads,
+    row_loads,
 )
 from c2r.planning.placement.holders import assign_ranks, holders_of
 from c2r.planning.placement.place import PlacementOptions, check_ranks, place_experts
@@ -24,9 +26,11 @@ __all__ = [
     "holders_of",
     "load_max_over_mean",
     "mean_copies",
+    "mean_distinct",
     "mean_node_copies",
     "mean_remote_copies",
     "place_experts",
     "rank_loads",
     "replicate_experts",
+    "row_loads",
 ]

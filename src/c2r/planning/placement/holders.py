@@ -62,6 +62,7 @@ def _visit_more(visited: Bool, tokens: Int, held: Bool, turn: Int, ranks_per_nod
         serves = np.add.reduceat(held, first, axis=0, dtype=np.int64)
         nodes = visited[some].reshape(len(some), -1, ranks_per_node).any(2)
         near = nodes.repeat(ranks_per_node, axis=1) & (serves > 0)
+        # Near ranks first, then by how many choices they serve, then by turn.
         visited[some, ((serves + num_choices * near) * num_ranks + turn[first]).argmax(1)] = True
 
 
