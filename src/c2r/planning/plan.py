@@ -32,7 +32,8 @@ class LayerPlan:
             T = 0 where the policy uses no lists.
         placement: `[E]` int64, the rank that holds each expert.
         replicas: `[ranks, r]` int64, further experts that each rank holds a copy of, none of them
-            its own and none twice; empty where every expert lives on one rank only.
+            its own and none twice; empty where every expert lives on one rank only. Which of its
+            ranks computes an expert for a token, `ranks_of` tells.
     """
 
     name: str
