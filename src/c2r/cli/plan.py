@@ -31,7 +31,7 @@ def plan(
         typer.Option(help="How many times slower the network between nodes is than within."),
     ] = 8.0,
     replicas: Annotated[
-        int, typer.Option(help="Further experts that each rank holds a copy of.")
+        int, typer.Option(help="Further experts that each rank holds a replica of.")
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
@@ -39,7 +39,7 @@ def plan(
     """Rank each expert's partners and place the experts so that tokens visit few ranks.
 
     Every rank gets the same number of experts (differing by one at most) and, with --replicas,
-    as many copies of further ones: a token takes the copy on a rank that it visits anyway.
+    replicas of further ones: a token takes the replica on a rank that it visits anyway.
     """
     from c2r.measuring import predict_traffic
     from c2r.planning import make_plan

@@ -55,8 +55,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         inter_node_cost: what a copy that reaches another node costs, counted in copies between
             ranks of one node: how many times slower the network between nodes is. 8 suits NVLink
             (450 GB/s) beside one 400 Gbit/s adapter per GPU; 0 plans as if all were one node.
-        replicas: r, further experts that each rank holds a copy of; a token takes the copy on a
-            rank that it visits anyway (see `assign_ranks`).
+        replicas: r, further experts that each rank holds a replica of; a token takes the one on
+            a rank that it visits anyway (see `assign_ranks`).
         on_layer: called with the number of each layer when it is planned.
 
     Raises:

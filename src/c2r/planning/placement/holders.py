@@ -1,4 +1,4 @@
-"""Which copy of an expert a token takes, where experts live on several ranks.
+"""Which replica of an expert a token takes, where experts live on several ranks.
 
 The choice depends on the token's experts and the plan alone, not on the batch: what is predicted
 from routing sets is then what a dispatcher sends.

@@ -1,9 +1,9 @@
-"""Which experts to hold on further ranks: greedy by what each copy saves, then slot by slot again.
+"""Which experts to hold on further ranks: greedy by what each replica saves, then slots anew.
 
-Expert e on a further rank q saves a visit of each token that visits q anyway, and another rank for
-e alone. These savings are known for every pair (e, q) and kept up to date as copies are added; what
-an addition really changes, cost and rank loads, is counted by sending the tokens concerned anew.
-No rank may end with more load than the busiest had without replicas.
+A replica of expert e on rank q saves a visit of each token that visits q anyway, and another rank
+for e alone. These savings are known for every pair (e, q) and kept up to date as replicas are
+added; what an addition really changes, cost and rank loads, is counted by sending the tokens
+concerned anew. No rank may end with more load than the busiest had without replicas.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from c2r.planning.placement.search import PlacementProblem
 from c2r.planning.topology import ClusterTopology
 
 Pair = tuple[int, int]
-"""An expert and a rank that holds a copy of it."""
+"""An expert and a rank that holds a replica of it."""
 
 _TRIED = 12
 _MAX_PASSES = 4
@@ -29,12 +29,12 @@ _TOLERANCE = 1e-9
 
 
 class _State:
-    """Who holds what, where each set's experts are computed, and what one copy more would save.
+    """Who holds what, where each set's experts are computed, and what a further replica saves.
 
     Attributes:
         holders: `[E, ranks]` bool, the ranks that hold each expert.
         free: `[ranks]` slots that are still empty.
-        saved: `[E, ranks]` the cost that the expert's copy on that rank would save.
+        saved: `[E, ranks]` the cost that a replica of the expert on that rank would save.
         rank_load: `[ranks]` tokens that the experts of each rank compute.
         cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`.
         load_limit: what no rank's load may exceed.
@@ -67,7 +67,7 @@ class _State:
         return float(np.maximum(self.rank_load - self.load_limit, 0).sum()), self.cost
 
     def add(self, expert: int, rank: int) -> None:
-        """Holds a copy of `expert` on `rank` too."""
+        """Holds a replica of `expert` on `rank`."""
         self._hold(expert, rank, True)
 
     def remove(self, expert: int, rank: int) -> None:
@@ -115,7 +115,7 @@ def replicate_experts(
     """Further experts of each rank, chosen so that tokens make few copies.
 
     Where {0, 1} is chosen most and {2, 3}, {0, 2} and {0, 3} are chosen too, placed `[0, 0, 1, 1]`,
-    rank 1 gets a copy of expert 0.
+    rank 1 gets a replica of expert 0.
 
     Args:
         sets: `[sets, k]` distinct expert ids in each row.
@@ -183,12 +183,12 @@ def _choose(state: _State, problem: PlacementProblem, rng: np.random.Generator) 
 
 
 def _refill(state: _State, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
-    """Fills slots anew, in the order given: better copies, or `added` where none are found."""
-    before = state.key
+    """Fills slots anew, in the order given: better replicas, or `added` where none are found."""
+    excess, cost = state.key
     for pair in emptied:
         state.remove(*pair)
     filled = [_add_best(state, load, np.arange(len(state.free)) == rank) for _, rank in emptied]
-    if state.key < before:
+    if state.key < (excess, cost * (1 - _TOLERANCE)):
         return [*(pair for pair in added if pair not in emptied), *filled]
     for pair in filled:
         if pair not in emptied:
@@ -200,7 +200,7 @@ def _refill(state: _State, load: Float, added: list[Pair], emptied: list[Pair]) 
 
 
 def _add_best(state: _State, load: Float, ranks: Bool) -> Pair:
-    """Adds the copy on `ranks` that saves most and keeps to the load limit, and tells which."""
+    """Adds the replica on `ranks` that saves most within the load limit, and tells which."""
     cost = state.cost
     tried = {}
     for pair in _candidates(state, load, ranks):
@@ -215,7 +215,7 @@ def _add_best(state: _State, load: Float, ranks: Bool) -> Pair:
 
 
 def _candidates(state: _State, load: Float, ranks: Bool) -> Iterator[Pair]:
-    """The copies on `ranks`, `[R]`, that save most, then those that move least load."""
+    """The replicas on `ranks`, `[R]`, that save most, then those that move least load."""
     experts, of_ranks = np.nonzero(~state.holders & ranks)
     by_saving = np.argsort(-state.saved[experts, of_ranks], kind="stable")[:_TRIED]
     by_load = np.argsort(load[experts], kind="stable")[:_TRIED]
