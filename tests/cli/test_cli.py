@@ -87,6 +87,15 @@ def test_replicas_are_planned_shown_and_sent(capsys, folder, tmp_path):
     assert " + " in call(capsys, "inspect", out)[1]
 
 
+def test_traffic_between_nodes_is_shown(capsys, folder, tmp_path):
+    profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
+    arguments = ["--ranks", 4, "--nodes", 2, "--inter-node-cost", 20]
+    planned = call_json(capsys, "plan", profile, *arguments, "--out", out)
+    flat = call_json(capsys, "plan", profile, *arguments[:-1], 0)
+    assert planned["mean"]["node_copies_placed"] < flat["mean"]["node_copies_placed"]
+    assert "nodes, placed" in call(capsys, "traffic", profile, "--plan", out)[1]
+
+
 def test_traffic(capsys, folder):
     arguments = ["traffic", folder / "profile.safetensors", "--plan", folder / "plan.safetensors"]
     found = call_json(capsys, *arguments)
