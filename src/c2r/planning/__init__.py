@@ -11,13 +11,16 @@ from c2r.planning.placement import (
     place_experts,
 )
 from c2r.planning.plan import LayerPlan, Plan
+from c2r.planning.policies import STRENGTH_NAMES, PolicySetting
 from c2r.planning.topology import ClusterTopology
 
 __all__ = [
+    "STRENGTH_NAMES",
     "ClusterTopology",
     "LayerPlan",
     "PlacementOptions",
     "Plan",
+    "PolicySetting",
     "contiguous_placement",
     "make_plan",
     "mean_copies",

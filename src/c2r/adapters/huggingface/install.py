@@ -9,12 +9,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from c2r.adapters.huggingface.discovery import discover_sites
+from c2r.adapters.huggingface.dropping import check_dropping
 from c2r.adapters.huggingface.fingerprint import check_plan
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule, model_type
 from c2r.adapters.huggingface.tap import ForwardState, Tap, TappedRouter, attach, detach
 from c2r.errors import ModelError, PlanError, RoutingError
-from c2r.planning import Plan
-from c2r.routing import RoutingPolicy, make_policy
+from c2r.planning import LayerPlan, Plan
+from c2r.routing import C2RPolicy, GroupLimitedPolicy, RoutingPolicy, make_policy
 
 _ATTRIBUTE = "_c2r_installation"
 
@@ -76,11 +77,14 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
     """
     sites = find_sites(model)
     check_plan(plan, model, sites, strict)
-    policies = [
-        _policy(site, make_policy(layer, site.score_kind))
-        for site, layer in zip(sites, plan.layers, strict=True)
-    ]
+    policies = [_policy(site, layer) for site, layer in zip(sites, plan.layers, strict=True)]
     installation = installed(model) or install(model, sites)
+    try:
+        taps = zip(installation.taps, policies, strict=True)
+        check_dropping(model, [tap for tap, policy in taps if policy.drops_experts])
+    except ModelError:
+        uninstall_unused(model)
+        raise
     installation.plan = plan
     for tap, policy in zip(installation.taps, policies, strict=True):
         tap.site.module.c2r_policy = policy
@@ -227,17 +231,24 @@ class _ForwardGuard:
             )
 
 
-def _policy(site: RouterSite, policy: RoutingPolicy) -> RoutingPolicy:
-    """Moves the policy to the router and lets experts that compute nothing join any other."""
+def _policy(site: RouterSite, layer: LayerPlan) -> RoutingPolicy:
+    """The policy of a layer, at the router; experts that compute nothing may join any other."""
+    policy = make_policy(layer, site.score_kind)
     parameter = next(site.module.parameters(), None)
     if parameter is not None:
         policy = policy.to(parameter.device)
-    allowed = getattr(policy, "allowed", None)
-    if site.rule is SelectionRule.SCATTER and allowed is None and not policy.is_unconstrained:
+    if site.num_free_experts:
+        policy.free_experts(site.num_free_experts)
+    if policy.is_unconstrained:
+        return policy
+    if site.rule is SelectionRule.SCATTER and not isinstance(policy, C2RPolicy):
         raise PlanError(
             f"router {site.name} draws its second expert, which only lists of partners can steer; "
             "plan with the c2r policy"
         )
-    if allowed is not None and site.num_free_experts:
-        allowed[:, -site.num_free_experts :] = True
+    if site.group_mark is not None and isinstance(policy, GroupLimitedPolicy):
+        raise PlanError(
+            f"router {site.name} limits each token to groups of its own, beside which "
+            "group_limited cannot hold to m ranks; plan with the budgeted policy"
+        )
     return policy
