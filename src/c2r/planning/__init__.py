@@ -11,21 +11,26 @@ from c2r.planning.placement import (
     place_experts,
 )
 from c2r.planning.plan import LayerPlan, Plan
-from c2r.planning.policies import STRENGTH_NAMES, PolicySetting
+from c2r.planning.policies import STRENGTH_NAMES, PolicySetting, free_strength, with_policy
+from c2r.planning.spreading import LayerSensitivity, spread_strengths
 from c2r.planning.topology import ClusterTopology
 
 __all__ = [
     "STRENGTH_NAMES",
     "ClusterTopology",
     "LayerPlan",
+    "LayerSensitivity",
     "PlacementOptions",
     "Plan",
     "PolicySetting",
     "contiguous_placement",
+    "free_strength",
     "make_plan",
     "mean_copies",
     "mean_node_copies",
     "mean_remote_copies",
     "place_experts",
     "rank_partners",
+    "spread_strengths",
+    "with_policy",
 ]

@@ -1,15 +1,15 @@
 """The routing policies by name: what their one number means, and which numbers fit a layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from c2r.errors import PlanError
 from c2r.ops.limits import check_top_t
 from c2r.planning.partners import rank_partners
-from c2r.planning.plan import Int
-from c2r.profiling import LayerProfile
+from c2r.planning.plan import Int, Plan
+from c2r.profiling import CollaborationProfile, LayerProfile
 
 STRENGTH_NAMES = {
     "top_k": "",
@@ -103,6 +103,43 @@ def _default_strength(policy: str, layer: LayerProfile) -> float:
             return 0.0
         case _:
             return 0.1
+
+
+def free_strength(policy: str, num_experts: int, num_ranks: int) -> float:
+    """The strength at which the policy is plain top-k: T = E - 1, m = R, or 0."""
+    return {"T": num_experts - 1.0, "m": float(num_ranks)}.get(STRENGTH_NAMES[policy], 0.0)
+
+
+def with_policy(
+    plan: Plan,
+    profile: CollaborationProfile,
+    policy: str,
+    strength: float | Sequence[float] | None = None,
+) -> Plan:
+    """The plan with its placement kept and another policy in all layers.
+
+    Args:
+        plan: made from `profile`.
+        profile: what was chosen together; lists of partners are made from it.
+        policy: a name in `STRENGTH_NAMES`.
+        strength: as in `settings_per_layer`.
+
+    Raises:
+        PlanError: as `make_plan`.
+    """
+    settings = settings_per_layer(policy, strength, profile.layers)
+    layers = []
+    for placed, layer, setting in zip(plan.layers, profile.layers, settings, strict=True):
+        setting.check(layer, plan.topology.num_ranks)
+        layers.append(
+            replace(
+                placed,
+                policy=setting.policy,
+                strength=setting.strength,
+                partners=setting.partners(layer, placed.placement),
+            )
+        )
+    return replace(plan, layers=tuple(layers))
 
 
 def rank_partners_placed(coactivation: Int, placement: Int, num_ranks: int) -> Int:

@@ -11,10 +11,13 @@ from c2r.adapters.huggingface.checkpoint import (
 from c2r.adapters.huggingface.fingerprint import fingerprint
 from c2r.adapters.huggingface.install import (
     ConstraintReport,
+    PreparedPlan,
     applied_plan,
     apply,
     constraint_report,
+    enforce,
     find_sites,
+    prepare,
     remove,
 )
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
@@ -23,6 +26,7 @@ from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
 __all__ = [
     "PLAN_FILE",
     "ConstraintReport",
+    "PreparedPlan",
     "Recorder",
     "RouterSite",
     "RouterSpec",
@@ -32,11 +36,13 @@ __all__ = [
     "capture",
     "constraint_report",
     "describe_model",
+    "enforce",
     "find_sites",
     "fingerprint",
     "from_pretrained",
     "load_model",
     "load_tokenizer",
+    "prepare",
     "profile",
     "register_router",
     "remove",

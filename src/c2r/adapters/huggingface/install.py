@@ -75,6 +75,22 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
         ModelError: the model is not supported.
         PlanMismatchError: the plan was made for another model.
     """
+    enforce(model, prepare(model, plan, strict))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PreparedPlan:
+    """A plan that was checked against a model, with the policy of each of its routers."""
+
+    plan: Plan
+    policies: tuple[RoutingPolicy, ...]
+
+
+def prepare(model: nn.Module, plan: Plan, strict: bool = True) -> PreparedPlan:
+    """All of `apply` that takes time, so that `enforce` can change plans between two batches.
+
+    The model stays as it is. Arguments and errors are those of `apply`.
+    """
     sites = find_sites(model)
     check_plan(plan, model, sites, strict)
     policies = [_policy(site, layer) for site, layer in zip(sites, plan.layers, strict=True)]
@@ -82,11 +98,16 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
     try:
         taps = zip(installation.taps, policies, strict=True)
         check_dropping(model, [tap for tap, policy in taps if policy.drops_experts])
-    except ModelError:
+    finally:
         uninstall_unused(model)
-        raise
-    installation.plan = plan
-    for tap, policy in zip(installation.taps, policies, strict=True):
+    return PreparedPlan(plan=plan, policies=tuple(policies))
+
+
+def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
+    """Constrains the routing of `model` by a plan that was prepared for it."""
+    installation = installed(model) or install(model, find_sites(model))
+    installation.plan = prepared.plan
+    for tap, policy in zip(installation.taps, prepared.policies, strict=True):
         tap.site.module.c2r_policy = policy
         tap.reset()
 

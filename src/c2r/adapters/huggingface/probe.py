@@ -20,7 +20,7 @@ _SCORE_KINDS = {
     "sigmoid": ScoreKind.GATES,
     "softplus": ScoreKind.GATES,
 }
-_FORWARD_ERRORS = (
+FORWARD_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -30,6 +30,7 @@ _FORWARD_ERRORS = (
     TypeError,
     ValueError,
 )
+"""What a model raises that cannot run on what it is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ def probe(model: nn.Module) -> list[Selection | HandedIds]:
     try:
         with observer.following(model), observer:
             run_tiny(model)
-    except _FORWARD_ERRORS as error:
+    except FORWARD_ERRORS as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"{model_type(model)} cannot run on {_NUM_TOKENS} token ids alone ({reason}); give "
