@@ -106,11 +106,11 @@ class RankPolicy(RoutingPolicy):
 
     def _allowed(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
         """Experts on the ranks that each token may use, `[..., E]` bool."""
-        mass = score_mass(scores.detach().flatten(0, -2), self.score_kind)
+        mass = score_mass(scores.detach().reshape(-1, scores.shape[-1]), self.score_kind)
         if blocked is None:
             usable = torch.ones_like(self.placement, dtype=torch.bool)[None]
         else:
-            usable = ~blocked.flatten(0, -2)
+            usable = ~blocked.reshape(-1, scores.shape[-1])
         granted = self.ranks(mass, k, usable)
         everywhere = granted.new_ones(len(granted), 1)
         reach = torch.cat([granted, everywhere], dim=-1)

@@ -79,7 +79,8 @@ def rank_options(
     if num_ranks <= _MAX_RANKS_TRIED_IN_FULL:
         options = _all_sets(num_ranks, mass.device)
         reach = torch.cat([options, options.new_ones(len(options), 1)], dim=1)
-        inside = reach.index_select(1, ranks.flatten()).view(-1, *ranks.shape).transpose(0, 1)
+        inside = reach.index_select(1, ranks.flatten()).view(len(reach), *ranks.shape)
+        inside = inside.transpose(0, 1)
         return RankOptions(ranks=options[None], kept=_kept(inside, top_mass, k))
     turn = _turns(top_mass, ranks, num_ranks, k)
     last = torch.arange(min(k, num_ranks), device=mass.device)[:, None]
