@@ -88,12 +88,12 @@ def test_budgeted_keeps_the_budget_on_any_number_of_ranks(case, eps):
 @given(case=cases(), price=st.sampled_from([0.03, 0.1, 0.4]))
 def test_priced_visits_what_is_worth_its_price(case, price):
     scores, placement, k = case
-    ids = policy_of("priced", price, placement, k=k)(scores, k)
+    ids, squares = policy_of("priced", price, placement, k=k)(scores, k), scores.square()
     assert is_whole(ids)
     if 3 * k < scores.shape[1]:
         return
     for row, visited, share in zip(
-        scores.tolist(), num_ranks_of(ids, placement), shares(scores, ids, k), strict=True
+        squares.tolist(), num_ranks_of(ids, placement), shares(squares, ids, k), strict=True
     ):
         value = references.best_value(row, k, placement, price)
         assert share - price * visited >= value - 1e-5

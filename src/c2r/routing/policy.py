@@ -8,8 +8,7 @@ Of each policy, `LayerPlan.strength` is the one number:
     group_limited   m, ranks per token by the sums of their top k/m scores (DeepSeek-V3)
     budgeted        eps, share of the top-k score mass that a token may lose to visit fewer ranks
     pruned          eps, as budgeted, but experts elsewhere are dropped, not replaced
-    priced          price of a rank in shares of the top-k score mass: a rank that adds less is
-                    not visited
+    priced          what a rank must add to be visited, a share of the top-k sum of squared scores
 """
 
 import torch
@@ -153,11 +152,15 @@ class BudgetedPolicy(RankPolicy):
 
 
 class PricedPolicy(BudgetedPolicy):
-    """The ranks whose experts are worth more than the price of visiting them."""
+    """The ranks whose experts are worth the price of visiting them.
+
+    Squared masses, as the energy of what is lost: errors of several experts add up like that where
+    their outputs are unlike. One price for all tokens takes copies from those that mind least.
+    """
 
     def ranks(self, mass: Tensor, k: int, usable: Tensor) -> Tensor:
         """See `RankPolicy.ranks`."""
-        return self.options(mass, k, usable).worthwhile(self.strength)
+        return self.options(mass.square(), k, usable).worthwhile(self.strength)
 
 
 class PrunedPolicy(RankPolicy):
