@@ -110,10 +110,15 @@ class RankPolicy(RoutingPolicy):
             usable = torch.ones_like(self.placement, dtype=torch.bool)[None]
         else:
             usable = ~blocked.reshape(-1, scores.shape[-1])
-        granted = self.ranks(mass, k, usable)
-        everywhere = granted.new_ones(len(granted), 1)
-        reach = torch.cat([granted, everywhere], dim=-1)
-        return reach.index_select(-1, self.placement).view_as(scores)
+        granted = self.ranks(mass, k, usable).float()
+        members = self._members()
+        reach = torch.addmm(members[-1], granted, members[:-1])  # quicker than a gather
+        return reach.bool().view_as(scores)
+
+    def _members(self) -> Tensor:
+        """Experts of each rank, and in the last row those on every rank: `[ranks + 1, E]`, 0, 1."""
+        every_rank = torch.arange(self.num_ranks + 1, device=self.placement.device)
+        return (every_rank[:, None] == self.placement).float()
 
 
 class GroupLimitedPolicy(RankPolicy):
@@ -146,9 +151,7 @@ class BudgetedPolicy(RankPolicy):
         """The sets of ranks that hold k experts, and what each would keep."""
         num_candidates = min(_CANDIDATES_PER_EXPERT * k, mass.shape[-1])
         options = rank_options(mass, self.placement, self.num_ranks, k, num_candidates)
-        every_rank = torch.arange(self.num_ranks + 1, device=mass.device)
-        members = self.placement[:, None] == every_rank
-        return options.filling(k, usable.float() @ members.float())
+        return options.filling(k, usable.float() @ self._members().T)
 
 
 class PricedPolicy(BudgetedPolicy):

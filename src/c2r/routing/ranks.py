@@ -83,7 +83,7 @@ def rank_options(
         inside = inside.transpose(0, 1)
         return RankOptions(ranks=options[None], kept=_kept(inside, top_mass, k))
     turn = _turns(top_mass, ranks, num_ranks, k)
-    last = torch.arange(min(k, num_ranks), device=mass.device)[:, None]
+    last = torch.arange(min(k, num_ranks), device=mass.device, dtype=torch.int16)[:, None]
     kept = _kept(turn.gather(-1, ranks)[:, None] <= last, top_mass, k)
     home = torch.zeros_like(turn, dtype=torch.bool).scatter_(-1, ranks[:, :k], True)
     options = torch.cat([turn[:, None] <= last, home[:, None]], dim=1)[..., :-1]
@@ -101,8 +101,8 @@ def _turns(top_mass: Tensor, ranks: Tensor, num_ranks: int, k: int) -> Tensor:
     worth = torch.cat([top_mass[:, :k], top_mass[:, k:] / 2], dim=-1)
     held = top_mass.new_zeros(len(ranks), num_ranks + 1).scatter_add_(-1, ranks, worth)
     order = held[:, :-1].argsort(dim=-1, descending=True)
-    places = torch.arange(num_ranks, device=ranks.device).expand_as(order)
-    return torch.full_like(held, -1, dtype=torch.int64).scatter_(-1, order, places)
+    places = torch.arange(num_ranks, device=ranks.device, dtype=torch.int16).expand_as(order)
+    return torch.full_like(held, -1, dtype=torch.int16).scatter_(-1, order, places)
 
 
 def _kept(inside: Tensor, top_mass: Tensor, k: int) -> Tensor:
