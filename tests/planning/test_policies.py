@@ -36,9 +36,10 @@ def test_another_policy_on_the_same_placement():
     placed = make_plan(profile, num_ranks=4, policy="top_k")
     plan = with_policy(placed, profile, "budgeted", [0.1, 0.2])
     assert [layer.strength for layer in plan.layers] == [0.1, 0.2]
-    assert plan.fingerprint == make_plan(
-        profile, num_ranks=4, policy="budgeted", strength=[0.1, 0.2]
-    ).fingerprint
+    assert (
+        plan.fingerprint
+        == make_plan(profile, num_ranks=4, policy="budgeted", strength=[0.1, 0.2]).fingerprint
+    )
     lists = with_policy(placed, profile, "c2r", 3).layers[0].partners
     assert np.array_equal(lists, make_plan(profile, top_t=3).layers[0].partners)
 

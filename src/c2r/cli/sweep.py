@@ -21,7 +21,7 @@ from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.adapters.text import Text
-    from c2r.evaluation import Sweep, SweepPoint
+    from c2r.evaluation import SweepPoint
     from c2r.planning import Plan
     from c2r.profiling import CollaborationProfile
 
@@ -137,21 +137,25 @@ class _Run:
     tokenizer: Any
     out: Path | None
     state: Document = field(default_factory=dict)
+    saved: float = field(default_factory=time.monotonic)
 
     def finish(self, texts: "Sequence[Text]") -> Document:
         from c2r.adapters.text import split_texts
+        from c2r.evaluation import DEFAULT_POLICIES
 
         if self.request.transfer and len(texts) < 2:
             raise InputError("--transfer plans on one text and measures on others; give several")
         first, second = split_texts(texts)
+        points = self._points(self.request.policies or DEFAULT_POLICIES)
+        spread = [self._points([name]) for name in self.request.spread]
         self.state = self._begin(texts)
         started = time.monotonic() - self.state["seconds"]
         if not self.state["complete"]:
             calibration = self._calibrate(first, self._profile_path())
-            points = self._points(calibration) + self._spread_points(calibration, first)
-            self.state |= self._measure("all", calibration, points, second)
+            by_layer = self._spread_points(spread, calibration, first)
+            self.state |= self._measure("all", calibration, points + by_layer, second)
             if self.request.transfer:
-                self.state["transfer"] = list(self._transfer(first, second))
+                self.state["transfer"] = list(self._transfer(points, first, second))
             seconds = round(time.monotonic() - started, 1)
             self.state |= {"complete": True, "seconds": seconds, "partial": {}}
             self._save()
@@ -175,8 +179,13 @@ class _Run:
     def _save(self) -> None:
         from c2r.evaluation import write_sweep
 
+        self.saved = time.monotonic()
         if self.out is not None:
             write_sweep(self.out, self.state)
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES:
+            self._save()
 
     def _profile_path(self) -> Path | None:
         return None if self.out is None else self.out.with_suffix(".profile.safetensors")
@@ -217,29 +226,28 @@ class _Run:
         )
         return _Calibration(profile=seen, placed=placed)
 
-    def _points(self, calibration: _Calibration) -> "tuple[SweepPoint, ...]":
-        from c2r.evaluation import DEFAULT_POLICIES
+    def _points(self, names: "Sequence[str]") -> "tuple[SweepPoint, ...]":
+        """The points of names like `budgeted` and `budgeted=0.05,0.1`, checked."""
+        from c2r.adapters.huggingface import find_sites
+        from c2r.evaluation import default_points
+        from c2r.planning import ClusterTopology, settings_per_layer
 
-        names = self.request.policies or DEFAULT_POLICIES
-        return tuple(point for name in names for point in self._points_of(name, calibration))
-
-    def _points_of(self, text: str, calibration: _Calibration) -> "tuple[SweepPoint, ...]":
-        """The points of `budgeted`, or of `budgeted=0.05,0.1`."""
-        from c2r.evaluation import SweepPoint, default_points
-
-        policy, _, strengths = text.partition("=")
-        if not strengths:
-            return default_points(policy, calibration.profile.layers, self.request.num_ranks)
-        try:
-            values = [float(part) for part in strengths.split(",")]
-        except ValueError:
-            raise InputError(
-                f"--policy {text} does not name strengths; try --policy budgeted=0.05,0.1"
-            ) from None
-        return tuple(SweepPoint(policy=policy, strength=value) for value in values)
+        layers, num_ranks = find_sites(self.model), self.request.num_ranks
+        ClusterTopology(num_ranks=num_ranks, num_nodes=self.request.num_nodes)
+        points: list[SweepPoint] = []
+        for name in names:
+            policy, _, strengths = name.partition("=")
+            named = _parse_points(name) if strengths else default_points(policy, layers, num_ranks)
+            points += named
+        for point in points:
+            settings_per_layer(point.policy, point.strength, layers, num_ranks)
+        return tuple(points)
 
     def _spread_points(
-        self, calibration: _Calibration, texts: "Sequence[Text]"
+        self,
+        spread: "Sequence[Sequence[SweepPoint]]",
+        calibration: _Calibration,
+        texts: "Sequence[Text]",
     ) -> "tuple[SweepPoint, ...]":
         """Strengths per layer by sensitivity, measured on the text of the calibration."""
         from c2r.evaluation import SweepPoint, spread_points
@@ -252,17 +260,21 @@ class _Run:
                     list(self._batches(texts, num_tokens)),
                     calibration.placed,
                     calibration.profile,
-                    self._points_of(name, calibration),
+                    points,
                 )
-                for name in self.request.spread
+                for points in spread
             ]
             self.state["spread"] = [asdict(point) for points in found for point in points]
         return tuple(SweepPoint(**point) for point in self.state["spread"])
 
-    def _transfer(self, first: "Sequence[Text]", second: "Sequence[Text]") -> Iterator[Document]:
+    def _transfer(
+        self,
+        points: "tuple[SweepPoint, ...]",
+        first: "Sequence[Text]",
+        second: "Sequence[Text]",
+    ) -> Iterator[Document]:
         for ours in first:
             calibration = self._calibrate([ours])
-            points = self._points(calibration)
             for theirs in second:
                 names = {"calibration": ours.name, "evaluation": theirs.name}
                 key = f"{ours.name} to {theirs.name}"
@@ -280,30 +292,34 @@ class _Run:
         sweep = Sweep.of(calibration.placed, calibration.profile, points)
         if key in self.state["partial"]:
             sweep.restore(self.state["partial"][key])
-        saved = time.monotonic()
-        batches = self._batches(texts, self.request.tokens)
         size = self.request.seq_len * self.request.batch_size
+        label = f"measuring {len(points)} plans, tokens"
         try:
-            with progress_bar(
-                f"measuring {len(points)} points, tokens", self.request.tokens
-            ) as bar:
-                bar(sweep.num_batches * size)
-                for _ in sweep.run(self.model, batches):
-                    bar(size)
-                    if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                        self._keep(key, sweep)
-                        saved = time.monotonic()
+            with progress_bar(label, self.request.tokens) as advance:
+                advance(sweep.num_batches * size)
+                for _ in sweep.run(self.model, self._batches(texts, self.request.tokens)):
+                    advance(size)
+                    self.state["partial"][key] = sweep.to_json()
+                    self._save_now_and_then()
         except KeyboardInterrupt:
-            self._keep(key, sweep)
+            self._save()
             if self.out is not None:
                 note(f"{self.out} holds what was measured; run the same command to go on")
             raise
-        self._keep(key, sweep)
         return sweep.results()
 
-    def _keep(self, key: str, sweep: "Sweep") -> None:
-        self.state["partial"][key] = sweep.to_json()
-        self._save()
+
+def _parse_points(name: str) -> "list[SweepPoint]":
+    from c2r.evaluation import SweepPoint
+
+    policy, _, strengths = name.partition("=")
+    try:
+        values = [float(part) for part in strengths.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{name} does not name strengths; try --policy budgeted=0.05,0.1"
+        ) from None
+    return [SweepPoint(policy=policy, strength=value) for value in values]
 
 
 def _show(document: Document) -> None:

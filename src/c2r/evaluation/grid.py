@@ -6,8 +6,7 @@ import numpy as np
 
 from c2r.errors import PlanError
 from c2r.evaluation.sweep import Strength, SweepPoint
-from c2r.planning import STRENGTH_NAMES
-from c2r.profiling import LayerProfile
+from c2r.planning import STRENGTH_NAMES, LayerShape
 
 DEFAULT_POLICIES = ("c2r", "c2r_placed", "group_limited", "budgeted", "pruned", "priced")
 
@@ -20,7 +19,7 @@ _SHARES_OF_MASS = {
 
 
 def default_points(
-    policy: str, layers: Sequence[LayerProfile], num_ranks: int
+    policy: str, layers: Sequence[LayerShape], num_ranks: int
 ) -> tuple[SweepPoint, ...]:
     """Up to five strengths, the tightest first for lists and ranks.
 
@@ -45,7 +44,7 @@ def default_points(
     return tuple(SweepPoint(policy=policy, strength=strength) for strength in strengths)
 
 
-def _list_lengths(layers: Sequence[LayerProfile]) -> list[Strength]:
+def _list_lengths(layers: Sequence[LayerShape]) -> list[Strength]:
     per_share = [
         [float(max(layer.top_k - 1, round(share * layer.num_experts))) for layer in layers]
         for share in (0, *_SHARES_OF_EXPERTS)
@@ -58,7 +57,7 @@ def _list_lengths(layers: Sequence[LayerProfile]) -> list[Strength]:
     return [row[0] if len(set(row)) == 1 else row for row in distinct]
 
 
-def _numbers_of_ranks(layers: Sequence[LayerProfile], num_ranks: int) -> list[float]:
+def _numbers_of_ranks(layers: Sequence[LayerShape], num_ranks: int) -> list[float]:
     numbers = np.arange(1, num_ranks) if num_ranks <= 6 else 2 ** np.arange(0, 12)
-    least = max(-(-layer.top_k // (layer.num_experts // num_ranks)) for layer in layers)
+    least = max(-(-layer.top_k // max(layer.num_experts // num_ranks, 1)) for layer in layers)
     return [float(m) for m in numbers if least <= m < num_ranks][-5:]

@@ -1,6 +1,7 @@
 """What one plan costs and saves on text: sums that grow batch by batch, and figures of them."""
 
 import math
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -173,8 +174,8 @@ class Tally:
         return float(mean / base), (float((mean - half) / base), float((mean + half) / base))
 
     def to_json(self) -> dict[str, Any]:
-        """The sums as JSON data."""
-        document = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The sums so far as JSON data."""
+        document = {f.name: copy(getattr(self, f.name)) for f in fields(self)}
         if self.routing is not None:
             document["routing"] = {k: v.tolist() for k, v in asdict(self.routing).items()}
         return document

@@ -11,7 +11,14 @@ from c2r.planning.placement import (
     place_experts,
 )
 from c2r.planning.plan import LayerPlan, Plan
-from c2r.planning.policies import STRENGTH_NAMES, PolicySetting, free_strength, with_policy
+from c2r.planning.policies import (
+    STRENGTH_NAMES,
+    LayerShape,
+    PolicySetting,
+    free_strength,
+    settings_per_layer,
+    with_policy,
+)
 from c2r.planning.spreading import LayerSensitivity, spread_strengths
 from c2r.planning.topology import ClusterTopology
 
@@ -20,6 +27,7 @@ __all__ = [
     "ClusterTopology",
     "LayerPlan",
     "LayerSensitivity",
+    "LayerShape",
     "PlacementOptions",
     "Plan",
     "PolicySetting",
@@ -31,6 +39,7 @@ __all__ = [
     "mean_remote_copies",
     "place_experts",
     "rank_partners",
+    "settings_per_layer",
     "spread_strengths",
     "with_policy",
 ]

@@ -8,7 +8,6 @@ import numpy as np
 from c2r.errors import PlanError
 from c2r.planning.placement import (
     PlacementOptions,
-    check_ranks,
     contiguous_placement,
     load_max_over_mean,
     mean_copies,
@@ -16,7 +15,7 @@ from c2r.planning.placement import (
     rank_loads,
 )
 from c2r.planning.plan import Int, LayerPlan, Plan
-from c2r.planning.policies import PolicySetting, settings_per_layer
+from c2r.planning.policies import settings_per_layer
 from c2r.planning.topology import ClusterTopology
 from c2r.profiling import CollaborationProfile, LayerProfile
 
@@ -60,10 +59,9 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     """
     topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
     _check_profile(profile, objective)
-    settings = _settings(profile, policy, strength, top_t)
-    for layer, setting in zip(profile.layers, settings, strict=True):
-        check_ranks(layer.num_experts, num_ranks)
-        setting.check(layer, num_ranks)
+    if top_t is not None:
+        strength = _lengths(top_t, policy, strength)
+    settings = settings_per_layer(policy, strength, profile.layers, num_ranks)
     layers = []
     for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True)):
         options = PlacementOptions(seed=seed + index, max_load=max_load)
@@ -103,17 +101,12 @@ def _check_profile(profile: CollaborationProfile, objective: str) -> None:
         )
 
 
-def _settings(
-    profile: CollaborationProfile,
-    policy: str,
-    strength: float | Sequence[float] | None,
-    top_t: int | Sequence[int] | None,
-) -> list[PolicySetting]:
-    if top_t is None:
-        return settings_per_layer(policy, strength, profile.layers)
+def _lengths(
+    top_t: int | Sequence[int], policy: str, strength: float | Sequence[float] | None
+) -> float | Sequence[float]:
     if policy != "c2r" or strength is not None:
         raise PlanError(f"T is the strength of the policy c2r; give {policy} its strength only")
-    return settings_per_layer(policy, top_t, profile.layers)
+    return top_t
 
 
 def _place_layer(

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from c2r.errors import PlanError
 from c2r.ops.limits import check_top_t
 from c2r.planning.partners import rank_partners
+from c2r.planning.placement import check_ranks
 from c2r.planning.plan import Int, Plan
 from c2r.profiling import CollaborationProfile, LayerProfile
 
@@ -23,6 +25,18 @@ STRENGTH_NAMES = {
 """Every policy, and the name of its strength; `top_k` has none."""
 
 
+class LayerShape(Protocol):
+    """What a strength must fit: a layer of a profile, or a router of a model."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicySetting:
     """A policy and its strength at one layer."""
@@ -30,7 +44,7 @@ class PolicySetting:
     policy: str
     strength: float
 
-    def check(self, layer: LayerProfile, num_ranks: int) -> None:
+    def check(self, layer: LayerShape, num_ranks: int) -> None:
         """Raises `PlanError` unless the strength fits a layer that is placed on `num_ranks`."""
         unit = STRENGTH_NAMES[self.policy]
         if not np.isfinite(self.strength):
@@ -46,7 +60,7 @@ class PolicySetting:
                 f"{self.policy} with {unit} = {self.strength}; choose {unit} from 0 to below 1"
             )
 
-    def _check_ranks(self, layer: LayerProfile, num_ranks: int) -> None:
+    def _check_ranks(self, layer: LayerShape, num_ranks: int) -> None:
         smallest = layer.num_experts // num_ranks
         fewest = -(-layer.top_k // smallest)
         if not fewest <= self.strength <= num_ranks:
@@ -66,7 +80,10 @@ class PolicySetting:
 
 
 def settings_per_layer(
-    policy: str, strength: float | Sequence[float] | None, layers: Sequence[LayerProfile]
+    policy: str,
+    strength: float | Sequence[float] | None,
+    layers: Sequence[LayerShape],
+    num_ranks: int,
 ) -> list[PolicySetting]:
     """The setting of each layer, from one strength for all, one per layer, or the default.
 
@@ -74,7 +91,8 @@ def settings_per_layer(
     least k - 1; two ranks per token; a tenth of the score mass.
 
     Raises:
-        PlanError: the policy is unknown, or the number of strengths is not that of the layers.
+        PlanError: the policy is unknown, there are not as many strengths as layers, one does not
+            fit its layer, or there are more ranks than experts.
     """
     if policy not in STRENGTH_NAMES:
         raise PlanError(f"policy {policy!r} is unknown; choose {', '.join(STRENGTH_NAMES)}")
@@ -89,10 +107,14 @@ def settings_per_layer(
             f"{len(strengths)} values of {STRENGTH_NAMES[policy]} for {len(layers)} layers; "
             f"give one number, or {len(layers)}"
         )
-    return [PolicySetting(policy=policy, strength=value) for value in strengths]
+    settings = [PolicySetting(policy=policy, strength=value) for value in strengths]
+    for layer, setting in zip(layers, settings, strict=True):
+        check_ranks(layer.num_experts, num_ranks)
+        setting.check(layer, num_ranks)
+    return settings
 
 
-def _default_strength(policy: str, layer: LayerProfile) -> float:
+def _default_strength(policy: str, layer: LayerShape) -> float:
     match STRENGTH_NAMES[policy]:
         case "T":
             half = max(layer.top_k - 1, layer.num_experts // 2)
@@ -127,10 +149,9 @@ def with_policy(
     Raises:
         PlanError: as `make_plan`.
     """
-    settings = settings_per_layer(policy, strength, profile.layers)
+    settings = settings_per_layer(policy, strength, profile.layers, plan.topology.num_ranks)
     layers = []
     for placed, layer, setting in zip(plan.layers, profile.layers, settings, strict=True):
-        setting.check(layer, plan.topology.num_ranks)
         layers.append(
             replace(
                 placed,
