@@ -49,7 +49,10 @@ def sweep(
         typer.Option(help="Policy whose strengths are also spread by each layer's sensitivity."),
     ] = None,
     transfer: Annotated[
-        bool, typer.Option(help="Also plan on each text and measure on each of the others.")
+        bool,
+        typer.Option(
+            help="Also plan on each text and measure on each, with --tokens for every pair."
+        ),
     ] = False,
     max_load: Annotated[
         float | None,
@@ -69,11 +72,13 @@ def sweep(
     the unconstrained model, copies per token and load, with 95 % intervals of the loss over windows
     of text. An interrupted sweep goes on from --out with the same command.
     """
+    from c2r.adapters.huggingface import remove
     from c2r.evaluation.plot import check_matplotlib, plot_curve
 
     if plot is not None:
         check_matplotlib()
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+    remove(loaded)  # a folder may carry a plan
     request = _Request(
         model=model,
         num_ranks=ranks,
@@ -137,6 +142,7 @@ class _Run:
     tokenizer: Any
     out: Path | None
     state: Document = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
 
     def finish(self, texts: "Sequence[Text]") -> Document:
@@ -149,15 +155,14 @@ class _Run:
         points = self._points(self.request.policies or DEFAULT_POLICIES)
         spread = [self._points([name]) for name in self.request.spread]
         self.state = self._begin(texts)
-        started = time.monotonic() - self.state["seconds"]
+        self.started = time.monotonic() - self.state["seconds"]
         if not self.state["complete"]:
             calibration = self._calibrate(first, self._profile_path())
             by_layer = self._spread_points(spread, calibration, first)
             self.state |= self._measure("all", calibration, points + by_layer, second)
             if self.request.transfer:
                 self.state["transfer"] = list(self._transfer(points, first, second))
-            seconds = round(time.monotonic() - started, 1)
-            self.state |= {"complete": True, "seconds": seconds, "partial": {}}
+            self.state |= {"complete": True, "partial": {}}
             self._save()
         return {key: value for key, value in self.state.items() if key != "partial"}
 
@@ -180,6 +185,7 @@ class _Run:
         from c2r.evaluation import write_sweep
 
         self.saved = time.monotonic()
+        self.state["seconds"] = round(self.saved - self.started, 1)
         if self.out is not None:
             write_sweep(self.out, self.state)
 
@@ -212,8 +218,11 @@ class _Run:
             seen = CollaborationProfile.load(path)
         else:
             with progress_bar("profiling, tokens", request.tokens) as advance:
-                seen = profile(self.model, self._batches(texts, request.tokens), seed=request.seed)
-                advance(seen.num_tokens)
+                step = request.seq_len * request.batch_size
+                batches = self._batches(texts, request.tokens)
+                seen = profile(
+                    self.model, batches, seed=request.seed, on_batch=lambda _: advance(step)
+                )
             if path is not None:
                 seen.save(path)
         placed = make_plan(
