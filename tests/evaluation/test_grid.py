@@ -2,8 +2,7 @@ import pytest
 
 from c2r.errors import PlanError
 from c2r.evaluation import DEFAULT_POLICIES, default_points
-from c2r.planning import make_plan
-from c2r.profiling import CollaborationProfile
+from c2r.planning import settings_per_layer
 from tests.planning.profiles import random_profile
 
 
@@ -15,13 +14,12 @@ def test_strengths_of_the_embedded_models_shape():
     assert len(default_points("budgeted", layers, 4)) == 5
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4, 8])
+@pytest.mark.parametrize("num_ranks", [2, 8])
 def test_every_default_fits_layers_that_differ(num_ranks):
     layers = random_profile(1, 8, 2).layers + random_profile(1, 12, 3).layers
-    profile = CollaborationProfile(layers=layers)
     for policy in DEFAULT_POLICIES:
         for point in default_points(policy, layers, num_ranks):
-            make_plan(profile, num_ranks=num_ranks, policy=policy, strength=point.strength)
+            settings_per_layer(policy, point.strength, layers, num_ranks)
 
 
 def test_a_policy_that_cannot_be_swept():
