@@ -5,6 +5,8 @@ import json
 import pytest
 
 import c2r.evaluation
+from c2r.cli import plan
+from c2r.planning import STRENGTH_NAMES
 from tests.cli.test_cli import assert_refused, call, call_json
 
 SMALL = ["--tokens", 2048, "--seq-len", 128, "--batch-size", 4]
@@ -39,13 +41,14 @@ def test_the_document(swept):
 
 
 def test_a_plan_by_target_and_its_confirmation(capsys, swept, tmp_path):
-    plan = tmp_path / "plan.safetensors"
+    made_plan = tmp_path / "plan.safetensors"
     profile = swept.with_suffix(".profile.safetensors")
-    by_target = ["plan", profile, "--ranks", 4, "--sweep", swept, "--copies", 1.75, "--out", plan]
+    by_target = ["plan", profile, "--ranks", 4, "--sweep", swept, "--copies", 1.75]
+    by_target += ["--out", made_plan]
     made = call_json(capsys, *by_target)
     expected = made["expected"]
     assert expected["copies"] <= 1.75
-    arguments = ["evaluate", "tiny", "--plan", plan, "--half", *SMALL]
+    arguments = ["evaluate", "tiny", "--plan", made_plan, "--half", *SMALL]
     found = call_json(capsys, *arguments)
     assert {"loss", "perplexity", "kl", "copies", "num_tokens"} <= set(found)
     for name in ("loss", "kl", "copies", "rank_load_max_over_mean", "loss_increase"):
@@ -103,13 +106,21 @@ def test_transfer_and_plot(capsys, tmp_path):
         texts += ["--text", tmp_path / name]
     plot = tmp_path / "curve.png"
     arguments = ["--policy", "budgeted=0.1", "--transfer", "--plot", plot, *texts, *SMALL]
-    found = call_json(capsys, "sweep", "tiny", "--ranks", 2, "--nodes", 2, *arguments)
+    out = ["--out", tmp_path / "sweep.json"]
+    command = ["sweep", "tiny", "--ranks", 2, "--nodes", 2, *arguments, *out]
+    found = call_json(capsys, *command)
+    assert "Plans on other text" in call(capsys, *command)[1]
     pairs = [(entry["calibration"], entry["evaluation"]) for entry in found["transfer"]]
     assert pairs == [(a, b) for a in ("a.txt", "b.txt") for b in ("a.txt", "b.txt")]
     own, other = found["transfer"][0], found["transfer"][2]
     assert own["baseline"]["loss"] == pytest.approx(other["baseline"]["loss"])
     assert own["points"][0]["copies"] != other["points"][0]["copies"]
     assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_policy_is_in_the_help(capsys):
+    out = " ".join(call(capsys, "plan", "--help")[1].split())
+    assert set(STRENGTH_NAMES) == set(plan._POLICIES) and "budgeted" in out
 
 
 def test_mistakes(capsys, swept, tmp_path):
@@ -135,11 +146,11 @@ def test_mistakes(capsys, swept, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     out = ["--out", tmp_path / "other.json"]
     assert_refused(capsys, ["not written by"], "sweep", "tiny", "--ranks", 4, *SMALL, *out)
-    plan = ["plan", profile, "--ranks", 4, "--json"]
-    assert_refused(capsys, ["c2r sweep MODEL"], *plan, "--copies", 1.5)
-    assert_refused(capsys, ["--max-loss-increase or --copies"], *plan, "--sweep", swept)
-    by_target = [*plan, "--sweep", swept, "--copies", 1.75]
+    command = ["plan", profile, "--ranks", 4, "--json"]
+    assert_refused(capsys, ["c2r sweep MODEL"], *command, "--copies", 1.5)
+    assert_refused(capsys, ["--max-loss-increase or --copies"], *command, "--sweep", swept)
+    by_target = [*command, "--sweep", swept, "--copies", 1.75]
     assert_refused(capsys, ["leave out --policy"], *by_target, "--policy", "c2r")
     assert_refused(capsys, ["rank load within 1", "the best has"], *by_target, "--max-load", 1)
-    assert_refused(capsys, ["m = 9", "from 1 to 4"], *plan, "--policy", "group_limited",
+    assert_refused(capsys, ["m = 9", "from 1 to 4"], *command, "--policy", "group_limited",
                    "--strength", 9)  # fmt: skip

@@ -346,10 +346,29 @@ def _show(document: Document) -> None:
     ]
     columns = ["policy", "loss", "change", "KL", "copies", "of contiguous", "rank load"]
     print_table(f"Quality and traffic on {document['request']['num_ranks']} ranks", columns, rows)
+    if "transfer" in document:
+        _show_transfer(document["transfer"])
     print(
         "loss: nats per token of held-out text. copies: rows sent per token and layer, the\n"
         "token's own rank counted; of contiguous: over plain top-k with experts in order."
     )
+
+
+def _show_transfer(pairs: list[Document]) -> None:
+    from c2r.evaluation import Target
+
+    within = Target(max_loss_increase=0.003)
+    rows = [
+        [
+            pair["calibration"],
+            pair["evaluation"],
+            pair["baseline"]["copies"],
+            within.pick([pair["baseline"] | {"loss_increase": 0.0}, *pair["points"]])["copies"],
+        ]
+        for pair in pairs
+    ]
+    columns = ["planned on", "measured on", "copies, top-k", "copies within +0.3 % loss"]
+    print_table("Plans on other text", columns, rows)
 
 
 def _strength(point: Document) -> str:
