@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from c2r.errors import PlanError
 from c2r.ops.constrained_topk import allowed_experts, choose_among, choose_constrained
 from c2r.planning import LayerPlan
-from c2r.routing.ranks import RankOptions, best_ranks, rank_options
+from c2r.routing.ranks import (
+    MAX_RANKS_TRIED_IN_FULL,
+    RankOptions,
+    best_ranks,
+    rank_options,
+)
 from c2r.traces import ScoreKind, score_mass
-
-_CANDIDATES_PER_EXPERT = 3
 
 
 class RoutingPolicy(nn.Module):
@@ -80,45 +83,50 @@ class RankPolicy(RoutingPolicy):
 
     def __init__(self, layer: LayerPlan, score_kind: ScoreKind) -> None:
         super().__init__()
-        placement = torch.as_tensor(layer.placement, dtype=torch.int64)
+        placement = torch.tensor(layer.placement, dtype=torch.int64)
         self.num_ranks = int(placement.max()) + 1
+        self.smallest_rank = int(placement.bincount().min())
         self.strength = layer.strength
         self.score_kind = score_kind
         self.is_unconstrained = self.strength == 0
-        self.register_buffer("placement", placement.clone(), persistent=False)
+        self.register_buffer("placement", placement, persistent=False)
         self.placement: Tensor
 
     def free_experts(self, num_free: int) -> None:
         """See `RoutingPolicy.free_experts`."""
         self.placement[-num_free:] = self.num_ranks
 
-    def ranks(self, mass: Tensor, k: int, usable: Tensor) -> Tensor:
-        """Which ranks each token may use: `[tokens, ranks]` bool.
-
-        `mass` `[tokens, E]` of the scores; `usable` `[tokens or 1, E]` bool, not blocked.
-        """
+    def ranks(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
+        """Which ranks each token may use: `[tokens, ranks]` bool for scores `[tokens, E]`."""
         raise NotImplementedError
 
     def forward(self, scores: Tensor, k: int, blocked: Tensor | None = None) -> Tensor:
         """See `RoutingPolicy.forward`."""
-        return choose_among(scores, self._allowed(scores, k, blocked), k, blocked)
-
-    def _allowed(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
-        """Experts on the ranks that each token may use, `[..., E]` bool."""
-        mass = score_mass(scores.detach().reshape(-1, scores.shape[-1]), self.score_kind)
+        rows = scores.detach().reshape(-1, scores.shape[-1])
+        blocked = None if blocked is None else blocked.reshape(rows.shape)
+        granted, members = self.ranks(rows, k, blocked), self.members()
         if blocked is None:
-            usable = torch.ones_like(self.placement, dtype=torch.bool)[None]
+            ids = _best_on(rows, granted, members, k)
         else:
-            usable = ~blocked.reshape(-1, scores.shape[-1])
-        granted = self.ranks(mass, k, usable).float()
-        members = self._members()
-        reach = torch.addmm(members[-1], granted, members[:-1])  # quicker than a gather
-        return reach.bool().view_as(scores)
+            allowed = torch.addmm(members[-1], granted.float(), members[:-1]).bool()
+            ids = choose_among(rows, allowed, k, blocked)
+        return ids.view(*scores.shape[:-1], k)
 
-    def _members(self) -> Tensor:
+    def members(self) -> Tensor:
         """Experts of each rank, and in the last row those on every rank: `[ranks + 1, E]`, 0, 1."""
         every_rank = torch.arange(self.num_ranks + 1, device=self.placement.device)
         return (every_rank[:, None] == self.placement).float()
+
+
+def _best_on(scores: Tensor, granted: Tensor, members: Tensor, k: int) -> Tensor:
+    """The k best-scored experts on the granted ranks, `[tokens, k]`.
+
+    One sum in place of a mask, which would take as long as half of the top-k.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    key = scores.clamp(min=lowest / 4)
+    key.addmm_((~granted).to(key.dtype), members[:-1].to(key.dtype), alpha=lowest / 2)
+    return key.topk(k, dim=-1).indices
 
 
 class GroupLimitedPolicy(RankPolicy):
@@ -135,23 +143,36 @@ class GroupLimitedPolicy(RankPolicy):
         self.register_buffer("slots", slots, persistent=False)
         self.slots: Tensor
 
-    def ranks(self, mass: Tensor, k: int, usable: Tensor) -> Tensor:
+    def ranks(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
         """See `RankPolicy.ranks`."""
-        return best_ranks(mass, self.slots, k, int(self.strength))
+        return best_ranks(score_mass(scores, self.score_kind), self.slots, k, int(self.strength))
 
 
 class BudgetedPolicy(RankPolicy):
     """The fewest ranks that keep (1 - eps) of each token's top-k score mass."""
 
-    def ranks(self, mass: Tensor, k: int, usable: Tensor) -> Tensor:
+    def ranks(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
         """See `RankPolicy.ranks`."""
-        return self.options(mass, k, usable).fewest(self.strength)
+        mass, experts = self.candidates(scores, k)
+        return self.options(mass, experts, k, blocked).fewest(self.strength)
 
-    def options(self, mass: Tensor, k: int, usable: Tensor) -> RankOptions:
-        """The sets of ranks that hold k experts, and what each would keep."""
-        num_candidates = min(_CANDIDATES_PER_EXPERT * k, mass.shape[-1])
-        options = rank_options(mass, self.placement, self.num_ranks, k, num_candidates)
-        return options.filling(k, usable.float() @ self._members().T)
+    def candidates(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Masses and ids of the best-scored experts, `[tokens, candidates]` each.
+
+        Masses count relative to each other only, so the softmax of some logits will do.
+        """
+        per_expert = 3 if self.num_ranks <= MAX_RANKS_TRIED_IN_FULL else 2
+        top = scores.topk(min(per_expert * k, scores.shape[-1]), dim=-1)
+        return score_mass(top.values, self.score_kind), top.indices
+
+    def options(self, mass: Tensor, experts: Tensor, k: int, blocked: Tensor | None) -> RankOptions:
+        """The sets of ranks that hold k experts which are not blocked, and what each would keep."""
+        options = rank_options(mass, experts, self.placement, self.num_ranks, k)
+        if blocked is not None:
+            return options.filling(k, (~blocked).float() @ self.members().T)
+        if self.smallest_rank < k:
+            return options.filling(k, self.members().sum(-1)[None])
+        return options
 
 
 class PricedPolicy(BudgetedPolicy):
@@ -161,9 +182,10 @@ class PricedPolicy(BudgetedPolicy):
     their outputs are unlike. One price for all tokens takes copies from those that mind least.
     """
 
-    def ranks(self, mass: Tensor, k: int, usable: Tensor) -> Tensor:
+    def ranks(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
         """See `RankPolicy.ranks`."""
-        return self.options(mass.square(), k, usable).worthwhile(self.strength)
+        mass, experts = self.candidates(scores, k)
+        return self.options(mass.square(), experts, k, blocked).worthwhile(self.strength)
 
 
 class PrunedPolicy(RankPolicy):
@@ -173,16 +195,15 @@ class PrunedPolicy(RankPolicy):
         super().__init__(layer, score_kind)
         self.drops_experts = not self.is_unconstrained
 
-    def ranks(self, mass: Tensor, k: int, usable: Tensor) -> Tensor:
-        """See `RankPolicy.ranks`."""
-        return rank_options(mass, self.placement, self.num_ranks, k, k).fewest(self.strength)
-
     def forward(self, scores: Tensor, k: int, blocked: Tensor | None = None) -> Tensor:
         """See `RoutingPolicy.forward`."""
-        ids = scores.detach().topk(k, dim=-1).indices
-        kept = self._allowed(scores, k, None).gather(-1, ids)
+        top = scores.detach().reshape(-1, scores.shape[-1]).topk(k, dim=-1)
+        mass, ids = score_mass(top.values, self.score_kind), top.indices
+        granted = rank_options(mass, ids, self.placement, self.num_ranks, k).fewest(self.strength)
+        reach = torch.cat([granted, granted.new_ones(len(granted), 1)], dim=-1)
+        kept = reach.gather(-1, self.placement[ids])
         best = ids.gather(-1, kept.byte().argmax(-1, keepdim=True))
-        return ids.where(kept, best)
+        return ids.where(kept, best).view(*scores.shape[:-1], k)
 
 
 _RANK_POLICIES: dict[str, type[RankPolicy]] = {

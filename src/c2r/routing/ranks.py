@@ -9,10 +9,12 @@ import itertools
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-_MAX_RANKS_TRIED_IN_FULL = 4
+MAX_RANKS_TRIED_IN_FULL = 4
 _TOLERANCE = 1e-6
+_BEYOND_ANY_MASS = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,36 +60,32 @@ class RankOptions:
 
 
 def rank_options(
-    mass: Tensor, placement: Tensor, num_ranks: int, k: int, num_candidates: int
+    top_mass: Tensor, candidates: Tensor, placement: Tensor, num_ranks: int, k: int
 ) -> RankOptions:
     """What each token would keep on which ranks.
 
-    Up to four ranks, every set of ranks is an option. Of more ranks, a token orders the ranks by
-    the mass that they hold of its k best-scored experts, those just beyond counting half; its
-    options are the first n ranks of that order, and the ranks of its k best-scored experts.
+    Up to four ranks, every set of ranks is an option. Of more ranks, a token orders those that
+    hold any of its k best-scored experts by the mass of these, and of experts just beyond by half;
+    the options are the first n ranks of that order.
 
     Args:
-        mass: `[tokens, E]` non-negative score masses.
+        top_mass: `[tokens, C]` non-negative masses of the best-scored experts, best first, in any
+            unit; C from k to E. Fewer than E may understate what an option keeps.
+        candidates: `[tokens, C]` int64, the ids of these experts.
         placement: `[E]`.
         num_ranks: ranks in all.
         k: experts per token.
-        num_candidates: how many of the best-scored experts are looked at, from k to E. Fewer than
-            E may understate what an option keeps, and never overstate it.
     """
-    top_mass, candidates = mass.topk(num_candidates, dim=-1)
     ranks = placement.index_select(0, candidates.flatten()).view_as(candidates)
-    if num_ranks <= _MAX_RANKS_TRIED_IN_FULL:
-        options = _all_sets(num_ranks, mass.device)
+    if num_ranks <= MAX_RANKS_TRIED_IN_FULL:
+        options = _all_sets(num_ranks, ranks.device)
         reach = torch.cat([options, options.new_ones(len(options), 1)], dim=1)
         inside = reach.index_select(1, ranks.flatten()).view(len(reach), *ranks.shape)
-        inside = inside.transpose(0, 1)
-        return RankOptions(ranks=options[None], kept=_kept(inside, top_mass, k))
+        return RankOptions(ranks=options[None], kept=_kept(inside.transpose(0, 1), top_mass, k))
     turn = _turns(top_mass, ranks, num_ranks, k)
-    last = torch.arange(min(k, num_ranks), device=mass.device, dtype=torch.int16)[:, None]
+    last = torch.arange(min(k, num_ranks), device=ranks.device, dtype=torch.int16)[:, None]
     kept = _kept(turn.gather(-1, ranks)[:, None] <= last, top_mass, k)
-    home = torch.zeros_like(turn, dtype=torch.bool).scatter_(-1, ranks[:, :k], True)
-    options = torch.cat([turn[:, None] <= last, home[:, None]], dim=1)[..., :-1]
-    return RankOptions(ranks=options, kept=torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1))
+    return RankOptions(ranks=turn[:, None, :-1] <= last, kept=kept)
 
 
 def _all_sets(num_ranks: int, device: torch.device) -> Tensor:
@@ -97,10 +95,14 @@ def _all_sets(num_ranks: int, device: torch.device) -> Tensor:
 
 
 def _turns(top_mass: Tensor, ranks: Tensor, num_ranks: int, k: int) -> Tensor:
-    """When each rank's turn comes, `[tokens, ranks + 1]`; -1 for what is on every rank."""
+    """When each rank's turn comes, `[tokens, ranks + 1]` int16; -1 for what is on every rank.
+
+    The first k turns include every rank that holds one of the first k candidates.
+    """
     worth = torch.cat([top_mass[:, :k], top_mass[:, k:] / 2], dim=-1)
     held = top_mass.new_zeros(len(ranks), num_ranks + 1).scatter_add_(-1, ranks, worth)
-    order = held[:, :-1].argsort(dim=-1, descending=True)
+    is_home = torch.zeros_like(held, dtype=torch.bool).scatter_(-1, ranks[:, :k], True)
+    order = held.masked_fill(~is_home, -1.0)[:, :-1].argsort(dim=-1, descending=True)
     places = torch.arange(num_ranks, device=ranks.device, dtype=torch.int16).expand_as(order)
     return torch.full_like(held, -1, dtype=torch.int16).scatter_(-1, order, places)
 
@@ -129,13 +131,19 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
     Returns:
         `[tokens, ranks]` bool.
     """
-    padded = torch.cat([mass, mass.new_full((len(mass), 1), -1.0)], dim=-1)
-    held = padded.index_select(1, slots.flatten()).view(len(mass), *slots.shape)
-    held = held.permute(2, 0, 1).contiguous()
-    sums = torch.zeros_like(held[0])
-    for _ in range(min(-(-k // num_allowed), len(held))):  # quicker than top-k of many short rows
-        best, slot = held.max(0)
-        sums += best.clamp(min=0)
-        held.scatter_(0, slot[None], -1.0)
-    chosen = sums.topk(num_allowed, dim=-1).indices
-    return torch.zeros_like(sums, dtype=torch.bool).scatter(-1, chosen, True)
+    by_expert = F.pad(mass.T, (0, 0, 0, 1), value=-1.0)
+    held = by_expert.index_select(0, slots.flatten()).view(*slots.shape, len(mass))
+    sums = held.new_zeros(held[:, 0].shape, dtype=torch.float32)
+    left = torch.full_like(sums, -(-k // num_allowed))
+    is_best = None
+    for _ in range(-(-k // num_allowed)):  # a maximum without its place is far quicker to find
+        if is_best is not None:
+            held.sub_(is_best.to(held.dtype), alpha=_BEYOND_ANY_MASS)
+        best = held.amax(1)
+        is_best = held == best[:, None]
+        taken = is_best.sum(1, dtype=torch.float32).minimum(left)
+        sums += taken * best.clamp(min=0)
+        left -= taken
+    chosen = sums.T.topk(num_allowed, dim=-1).indices
+    allowed = torch.zeros(len(mass), len(slots), dtype=torch.bool, device=mass.device)
+    return allowed.scatter_(-1, chosen, True)
