@@ -67,6 +67,7 @@ def test_the_loosest_strength():
         ({"policy": "budgeted", "strength": -0.1}, "eps = -0.1; choose eps from 0"),
         ({"policy": "pruned", "strength": float("nan")}, "eps = nan; give a finite number"),
         ({"policy": "priced", "strength": float("inf")}, "price = inf; give a finite number"),
+        ({"policy": "top_k", "strength": 3}, "top_k has no strength; leave out the 3"),
         ({"policy": "c2r", "strength": 99}, "T = 99 does not fit 12 experts"),
         ({"policy": "budgeted", "strength": [0.1]}, "1 values of eps for 2 layers"),
         ({"policy": "budgeted", "top_t": 4}, "T is the strength of the policy c2r"),

@@ -47,6 +47,8 @@ class PolicySetting:
     def check(self, layer: LayerShape, num_ranks: int) -> None:
         """Raises `PlanError` unless the strength fits a layer that is placed on `num_ranks`."""
         unit = STRENGTH_NAMES[self.policy]
+        if not unit and self.strength != 0:
+            raise PlanError(f"{self.policy} has no strength; leave out the {self.strength:g}")
         if not np.isfinite(self.strength):
             raise PlanError(f"{self.policy} with {unit} = {self.strength}; give a finite number")
         if unit in ("T", "m") and self.strength != int(self.strength):
