@@ -4,6 +4,7 @@ from c2r.evaluation.grid import DEFAULT_POLICIES, default_points
 from c2r.evaluation.loss import Evaluation, evaluate, token_losses
 from c2r.evaluation.measure import free_plan, measure_plan, measure_plans, unconstrained
 from c2r.evaluation.sensitivity import measure_sensitivity, spread_points
+from c2r.evaluation.study import Study, SweepRequest
 from c2r.evaluation.sweep import Sweep, SweepPoint
 from c2r.evaluation.tally import Figures, RoutingTally, Tally
 from c2r.evaluation.target import Target, plan_from_sweep, read_partial, read_sweep, write_sweep
@@ -13,8 +14,10 @@ __all__ = [
     "Evaluation",
     "Figures",
     "RoutingTally",
+    "Study",
     "Sweep",
     "SweepPoint",
+    "SweepRequest",
     "Tally",
     "Target",
     "default_points",

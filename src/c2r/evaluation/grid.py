@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from c2r.errors import PlanError
+from c2r.errors import InputError, PlanError
 from c2r.evaluation.sweep import Strength, SweepPoint
 from c2r.planning import STRENGTH_NAMES, LayerShape
 
@@ -42,6 +42,23 @@ def default_points(
                 f"policy {policy!r} cannot be swept; choose from {', '.join(DEFAULT_POLICIES)}"
             )
     return tuple(SweepPoint(policy=policy, strength=strength) for strength in strengths)
+
+
+def parse_points(text: str, layers: Sequence[LayerShape], num_ranks: int) -> tuple[SweepPoint, ...]:
+    """The points of `budgeted=0.05,0.1`, or those of `default_points` for `budgeted`.
+
+    Raises:
+        InputError: what follows the `=` is not numbers with commas between.
+        PlanError: as `default_points`.
+    """
+    policy, _, strengths = text.partition("=")
+    if not strengths:
+        return default_points(policy, layers, num_ranks)
+    try:
+        values = [float(part) for part in strengths.split(",")]
+    except ValueError:
+        raise InputError(f"{text} does not name strengths; try budgeted=0.05,0.1") from None
+    return tuple(SweepPoint(policy=policy, strength=value) for value in values)
 
 
 def _list_lengths(layers: Sequence[LayerShape]) -> list[Strength]:

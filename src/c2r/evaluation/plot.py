@@ -41,7 +41,8 @@ def plot_curve(document: dict[str, Any], path: Path) -> None:
     ticks = [0, 0.1, 0.2, 0.5, 1, 2, 5, 10]
     axes.set_yticks(ticks, [f"{tick:g} %" for tick in ticks])
     axes.set(xlabel="copies per token", ylabel="more loss than plain top-k")
-    axes.set_title(f"{document['request']['model']} on {document['request']['num_ranks']} ranks")
+    request = document["request"]
+    axes.set_title(f"{Path(request['model']).name} on {request['num_ranks']} ranks")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     with atomic_path(path) as temporary:
