@@ -22,10 +22,10 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from c2r.errors import C2RError
-    from c2r.evaluation import evaluate
+    from c2r.evaluation import evaluate, measure_plan
     from c2r.measuring import predict_traffic
     from c2r.ops.constrained_topk import constrained_topk
-    from c2r.planning import ClusterTopology, LayerPlan, Plan, make_plan
+    from c2r.planning import ClusterTopology, LayerPlan, Plan, make_plan, with_policy
     from c2r.profiling import CollaborationProfile, LayerProfile, measure_collaboration
 
 _HOMES = {
@@ -43,11 +43,13 @@ _HOMES = {
     "from_pretrained": "c2r.adapters.huggingface",
     "make_plan": "c2r.planning",
     "measure_collaboration": "c2r.profiling",
+    "measure_plan": "c2r.evaluation",
     "predict_traffic": "c2r.measuring",
     "profile": "c2r.adapters.huggingface",
     "register_router": "c2r.adapters.huggingface",
     "remove": "c2r.adapters.huggingface",
     "save_pretrained": "c2r.adapters.huggingface",
+    "with_policy": "c2r.planning",
 }
 
 __all__ = [
@@ -65,11 +67,13 @@ __all__ = [
     "from_pretrained",
     "make_plan",
     "measure_collaboration",
+    "measure_plan",
     "predict_traffic",
     "profile",
     "register_router",
     "remove",
     "save_pretrained",
+    "with_policy",
 ]
 
 

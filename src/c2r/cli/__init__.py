@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from c2r.cli import apply, demo, doctor, import_, inspect, plan, profile, traffic
+from c2r.cli import apply, demo, doctor, evaluate, import_, inspect, plan, profile, sweep, traffic
 from c2r.cli.console import note
 from c2r.errors import C2RError
 
@@ -25,8 +25,10 @@ app.command("profile")(profile.profile)
 app.command("import")(import_.import_)
 app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
+app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
+app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

@@ -1,4 +1,4 @@
-"""`c2r plan`: from a profile and a cluster to partner lists and a placement."""
+"""`c2r plan`: from a profile and a cluster to a routing policy and a placement."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +7,8 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.errors import InputError
+
+_POLICIES = ("top_k", "c2r", "c2r_placed", "group_limited", "budgeted", "pruned", "priced")
 
 
 def plan(
@@ -17,6 +19,25 @@ def plan(
         str | None,
         typer.Option(help="Partners per expert: one number, or one per layer: 8,8,6,4. [E/2]"),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Routing policy: " + ", ".join(_POLICIES) + ". [c2r]"),
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(help="The policy's T, m, eps or price: one number, or one per layer."),
+    ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(help="Curve from `c2r sweep` to pick the policy and strength from."),
+    ] = None,
+    max_loss_increase: Annotated[
+        float | None,
+        typer.Option(help="With --sweep: fewest copies within this loss, 0.003 for +0.3 %."),
+    ] = None,
+    copies: Annotated[
+        float | None, typer.Option(help="With --sweep: least loss within these copies per token.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same plan.")] = 0,
     objective: Annotated[
         str,
@@ -24,7 +45,10 @@ def plan(
     ] = "sets",
     max_load: Annotated[
         float | None,
-        typer.Option(help="Bound on the busiest rank's load over the mean, such as 1.1."),
+        typer.Option(
+            help="Bound on the busiest rank's load over the mean, such as 1.1; with --sweep on "
+            "the load that was measured."
+        ),
     ] = None,
     inter_node_cost: Annotated[
         float,
@@ -36,31 +60,40 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Rank each expert's partners and place the experts so that tokens visit few ranks.
+    """Place the experts so that tokens visit few ranks, and choose how routing is constrained.
 
     Every rank gets the same number of experts (differing by one at most) and, with --replicas,
-    replicas of further ones: a token takes the replica on a rank that it visits anyway.
+    replicas of further ones: a token takes the replica on a rank that it visits anyway. The policy
+    is the one named, or with --sweep the measured one that meets a target.
     """
     from c2r.measuring import predict_traffic
-    from c2r.planning import make_plan
+    from c2r.planning import ClusterTopology, make_plan
     from c2r.profiling import CollaborationProfile
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
     loaded = CollaborationProfile.load(profile)
-    with progress_bar("planning, layers", loaded.num_layers) as advance:
-        made = make_plan(
-            loaded,
-            num_ranks=ranks,
-            num_nodes=nodes,
-            top_t=_parse_top_t(top_t),
-            seed=seed,
-            objective=objective,
-            max_load=max_load,
-            inter_node_cost=inter_node_cost,
-            replicas=replicas,
-            on_layer=lambda _: advance(),
-        )
+    target = {"max_loss_increase": max_loss_increase, "copies": copies}
+    _check_options(sweep, target, (policy, strength, top_t, replicas or None))
+    if sweep is not None:
+        topology = ClusterTopology(num_ranks=ranks, num_nodes=nodes)
+        made = _plan_by_target(loaded, sweep, topology, {**target, "max_load": max_load})
+    else:
+        with progress_bar("planning, layers", loaded.num_layers) as advance:
+            made = make_plan(
+                loaded,
+                num_ranks=ranks,
+                num_nodes=nodes,
+                top_t=_parse_numbers("--top-t", top_t),
+                policy=policy or "c2r",
+                strength=_parse_numbers("--strength", strength),
+                seed=seed,
+                objective=objective,
+                max_load=max_load,
+                inter_node_cost=inter_node_cost,
+                replicas=replicas,
+                on_layer=lambda _: advance(),
+            )
     if out is not None:
         made.save(out)
     report = predict_traffic(loaded, made)
@@ -75,14 +108,48 @@ def plan(
     )
 
 
-def _parse_top_t(text: str | None) -> int | list[int] | None:
+def _check_options(
+    sweep: Path | None, target: dict[str, float | None], choices: tuple[object, ...]
+) -> None:
+    asked = [value for value in target.values() if value is not None]
+    if sweep is None and asked:
+        raise InputError(
+            "--max-loss-increase and --copies pick from a measured curve; run `c2r sweep MODEL "
+            "--ranks R --out sweep.json` and give --sweep sweep.json"
+        )
+    if sweep is not None and not asked:
+        raise InputError("--sweep picks by a target; give --max-loss-increase or --copies")
+    if sweep is not None and any(choice is not None for choice in choices):
+        raise InputError(
+            "--sweep picks a plan that was measured; leave out --policy, --strength, --top-t and "
+            "--replicas"
+        )
+
+
+def _plan_by_target(
+    profile: Any, sweep: Path, topology: Any, target: dict[str, float | None]
+) -> Any:
+    from c2r.evaluation import Target, plan_from_sweep, read_sweep
+
+    made = plan_from_sweep(read_sweep(sweep), profile, topology, Target(**target))
+    expected = made.provenance["expected"]
+    note(
+        f"picked {expected['policy']} {expected['strength']}: "
+        f"{100 * expected['loss_increase']:+.2f} % loss, {expected['copies']:.3f} copies per "
+        "token were measured"
+    )
+    return made
+
+
+def _parse_numbers(option: str, text: str | None) -> Any:
+    """One number, or several with commas between."""
     if text is None:
         return None
     try:
-        values = [int(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"--top-t {text} is not a number, or numbers with commas between; try --top-t 8"
+            f"{option} {text} is not a number, or numbers with commas between; try {option} 8"
         ) from None
     return values[0] if len(values) == 1 else values
 
@@ -91,6 +158,8 @@ def _document(made: Any, traffic: dict[str, Any], out: Path | None) -> dict[str,
     layers = [
         {
             **predicted,
+            "policy": layer.policy,
+            "strength": layer.strength,
             "top_t": layer.top_t,
             "placement": layer.placement.tolist(),
             "replicas": layer.replicas.tolist(),
@@ -106,4 +175,5 @@ def _document(made: Any, traffic: dict[str, Any], out: Path | None) -> dict[str,
         "fingerprint": made.fingerprint,
         "layers": layers,
         "mean": mean,
+        "expected": made.provenance.get("expected"),
     }

@@ -1,5 +1,36 @@
-"""How well a model predicts text, with and without its constraint."""
+"""How well a model predicts text, with and without its constraint, and what it sends meanwhile."""
 
+from c2r.evaluation.grid import DEFAULT_POLICIES, default_points
 from c2r.evaluation.loss import Evaluation, evaluate, token_losses
+from c2r.evaluation.measure import free_plan, measure_plan, measure_plans, unconstrained
+from c2r.evaluation.sensitivity import measure_sensitivity, spread_points
+from c2r.evaluation.study import Study, SweepRequest
+from c2r.evaluation.sweep import Sweep, SweepPoint
+from c2r.evaluation.tally import Figures, RoutingTally, Tally
+from c2r.evaluation.target import Target, plan_from_sweep, read_partial, read_sweep, write_sweep
 
-__all__ = ["Evaluation", "evaluate", "token_losses"]
+__all__ = [
+    "DEFAULT_POLICIES",
+    "Evaluation",
+    "Figures",
+    "RoutingTally",
+    "Study",
+    "Sweep",
+    "SweepPoint",
+    "SweepRequest",
+    "Tally",
+    "Target",
+    "default_points",
+    "evaluate",
+    "free_plan",
+    "measure_plan",
+    "measure_plans",
+    "measure_sensitivity",
+    "plan_from_sweep",
+    "read_partial",
+    "read_sweep",
+    "spread_points",
+    "token_losses",
+    "unconstrained",
+    "write_sweep",
+]

@@ -13,15 +13,29 @@ from c2r.planning.placement import (
     replicate_experts,
 )
 from c2r.planning.plan import LayerPlan, Plan
+from c2r.planning.policies import (
+    STRENGTH_NAMES,
+    LayerShape,
+    PolicySetting,
+    free_strength,
+    settings_per_layer,
+    with_policy,
+)
+from c2r.planning.spreading import LayerSensitivity, spread_strengths
 from c2r.planning.topology import ClusterTopology
 
 __all__ = [
+    "STRENGTH_NAMES",
     "ClusterTopology",
     "LayerPlan",
+    "LayerSensitivity",
+    "LayerShape",
     "PlacementOptions",
     "Plan",
+    "PolicySetting",
     "assign_ranks",
     "contiguous_placement",
+    "free_strength",
     "make_plan",
     "mean_copies",
     "mean_node_copies",
@@ -29,4 +43,7 @@ __all__ = [
     "place_experts",
     "rank_partners",
     "replicate_experts",
+    "settings_per_layer",
+    "spread_strengths",
+    "with_policy",
 ]

@@ -1,4 +1,4 @@
-"""From a collaboration profile to a plan: partner lists and a placement for every layer."""
+"""From a collaboration profile to a plan: a policy and a placement for every layer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import PlanError
-from c2r.ops.limits import check_top_t
-from c2r.planning.partners import rank_partners
 from c2r.planning.placement import (
     PlacementOptions,
-    check_ranks,
     contiguous_placement,
     load_max_over_mean,
     mean_distinct,
@@ -20,6 +17,7 @@ from c2r.planning.placement import (
     row_loads,
 )
 from c2r.planning.plan import Int, LayerPlan, Plan
+from c2r.planning.policies import settings_per_layer
 from c2r.planning.topology import ClusterTopology
 from c2r.profiling import CollaborationProfile, LayerProfile
 
@@ -32,6 +30,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     top_t: int | Sequence[int] | None = None,
     seed: int = 0,
     *,
+    policy: str = "c2r",
+    strength: float | Sequence[float] | None = None,
     num_nodes: int = 1,
     objective: str = "sets",
     max_load: float | None = None,
@@ -39,15 +39,17 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     replicas: int = 0,
     on_layer: Callable[[int], None] | None = None,
 ) -> Plan:
-    """The plan of the published rule for `profile`: partners by co-activation, experts placed.
+    """The plan for `profile`: experts placed, and the routing policy with what it needs to know.
 
     Args:
         profile: what was chosen together.
         num_ranks: devices to place the experts on.
-        top_t: T, how many partners may accompany a top-1 expert; one number, or one per layer.
-            None takes half of the experts, as the authors do for Qwen1.5-MoE (30 of 60), but no
-            fewer than k - 1.
+        top_t: T, how many partners may accompany a top-1 expert: the strength of the policy
+            `"c2r"` by its own name.
         seed: the same profile and seed give the same plan.
+        policy: a name in `STRENGTH_NAMES`; `"c2r"` is the published rule.
+        strength: the policy's one number, or one per layer; None takes the default that
+            `settings_per_layer` tells.
         num_nodes: machines that the ranks are on.
         objective: `"sets"` places for the fewest copies of the tokens counted; `"pairs"` for the
             most co-activation within ranks, which needs no routing sets.
@@ -60,19 +62,18 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         on_layer: called with the number of each layer when it is planned.
 
     Raises:
-        PlanError: the profile is empty, T does not fit, there are more ranks than experts, the
-            nodes do not divide the ranks, no placement keeps to `max_load`, the replicas do
-            not fit or would raise the largest rank load, or the profile has no routing sets to
-            place by.
+        PlanError: the profile is empty, the strength does not fit, there are more ranks than
+            experts, the nodes do not divide the ranks, no placement keeps to `max_load`, the
+            replicas do not fit or would raise the largest rank load, or the profile has no
+            routing sets to place by.
     """
     topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
     _check_profile(profile, objective)
-    lengths = _lengths(profile, top_t)
-    for layer, length in zip(profile.layers, lengths, strict=True):
-        check_top_t(length, layer.num_experts, layer.top_k)
-        check_ranks(layer.num_experts, num_ranks)
+    if top_t is not None:
+        strength = _lengths(top_t, policy, strength)
+    settings = settings_per_layer(policy, strength, profile.layers, num_ranks)
     layers = []
-    for index, (layer, length) in enumerate(zip(profile.layers, lengths, strict=True)):
+    for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True)):
         options = PlacementOptions(
             seed=seed + index, max_load=max_load, inter_node_cost=inter_node_cost
         )
@@ -82,9 +83,9 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
                 name=layer.name,
                 num_experts=layer.num_experts,
                 top_k=layer.top_k,
-                policy="c2r",
-                strength=float(length),
-                partners=rank_partners(layer.coactivation)[:, :length],
+                policy=setting.policy,
+                strength=setting.strength,
+                partners=setting.partners(layer, placement),
                 placement=placement,
                 replicas=_replicate_layer(layer, placement, topology, replicas, options),
             )
@@ -114,20 +115,12 @@ def _check_profile(profile: CollaborationProfile, objective: str) -> None:
         )
 
 
-def _lengths(profile: CollaborationProfile, top_t: int | Sequence[int] | None) -> list[int]:
-    if top_t is None:
-        return [
-            min(max(layer.top_k - 1, layer.num_experts // 2), layer.num_experts - 1)
-            for layer in profile.layers
-        ]
-    if isinstance(top_t, int | np.integer):
-        return [int(top_t)] * profile.num_layers
-    if len(top_t) != profile.num_layers:
-        raise PlanError(
-            f"{len(top_t)} values of T for {profile.num_layers} layers; "
-            f"give one number, or {profile.num_layers}"
-        )
-    return [int(length) for length in top_t]
+def _lengths(
+    top_t: int | Sequence[int], policy: str, strength: float | Sequence[float] | None
+) -> float | Sequence[float]:
+    if policy != "c2r" or strength is not None:
+        raise PlanError(f"T is the strength of the policy c2r; give {policy} its strength only")
+    return top_t
 
 
 def _place_layer(

@@ -9,7 +9,7 @@ import torch
 from c2r.ops.coactivation import count_pairs
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
 from c2r.profiling.sets import MAX_DISTINCT_SETS, Int, RoutingSets
-from c2r.traces import LayerTrace, RoutingTrace, score_mass
+from c2r.traces import LayerTrace, RoutingTrace, kept_slots, score_mass
 
 _BUFFERED_TOKENS = 65_536
 
@@ -84,8 +84,11 @@ class _LayerBuilder:
         num_experts = self._num_experts
         mass = score_mass(trace.scores, trace.score_kind)
         mass_by_top1 = mass.new_zeros(num_experts, num_experts).index_add_(0, ids[:, 0], mass)
-        self._coactivation += count_pairs(ids, num_experts).cpu()
-        self._load += torch.bincount(ids.flatten(), minlength=num_experts).cpu()
+        slots = kept_slots(ids)
+        kept = None if slots.all() else slots
+        used = ids.flatten() if kept is None else ids[kept]
+        self._coactivation += count_pairs(ids, num_experts, kept).cpu()
+        self._load += torch.bincount(used, minlength=num_experts).cpu()
         self._top1 += torch.bincount(ids[:, 0], minlength=num_experts).cpu()
         self._score_mass += mass_by_top1.cpu()
         self._buffer.append(ids.cpu().numpy())

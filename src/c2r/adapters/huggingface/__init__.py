@@ -12,10 +12,13 @@ from c2r.adapters.huggingface.checkpoint import (
 from c2r.adapters.huggingface.fingerprint import fingerprint
 from c2r.adapters.huggingface.install import (
     ConstraintReport,
+    PreparedPlan,
     applied_plan,
     apply,
     constraint_report,
+    enforce,
     find_sites,
+    prepare,
     remove,
 )
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
@@ -24,6 +27,7 @@ from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
 __all__ = [
     "PLAN_FILE",
     "ConstraintReport",
+    "PreparedPlan",
     "Recorder",
     "RouterSite",
     "RouterSpec",
@@ -33,12 +37,14 @@ __all__ = [
     "capture",
     "constraint_report",
     "describe_model",
+    "enforce",
     "find_sites",
     "fingerprint",
     "from_pretrained",
     "is_hub_name",
     "load_model",
     "load_tokenizer",
+    "prepare",
     "profile",
     "register_router",
     "remove",

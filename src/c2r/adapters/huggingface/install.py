@@ -9,12 +9,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from c2r.adapters.huggingface.discovery import discover_sites
+from c2r.adapters.huggingface.dropping import check_dropping
 from c2r.adapters.huggingface.fingerprint import check_plan
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule, model_type
 from c2r.adapters.huggingface.tap import ForwardState, Tap, TappedRouter, attach, detach
 from c2r.errors import ModelError, PlanError, RoutingError
-from c2r.planning import Plan
-from c2r.routing import RoutingPolicy, make_policy
+from c2r.planning import LayerPlan, Plan
+from c2r.routing import C2RPolicy, GroupLimitedPolicy, RoutingPolicy, make_policy
 
 _ATTRIBUTE = "_c2r_installation"
 
@@ -74,15 +75,39 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
         ModelError: the model is not supported.
         PlanMismatchError: the plan was made for another model.
     """
+    enforce(model, prepare(model, plan, strict))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PreparedPlan:
+    """A plan that was checked against a model, with the policy of each of its routers."""
+
+    plan: Plan
+    policies: tuple[RoutingPolicy, ...]
+
+
+def prepare(model: nn.Module, plan: Plan, strict: bool = True) -> PreparedPlan:
+    """All of `apply` that takes time, so that `enforce` can change plans between two batches.
+
+    The model stays as it is. Arguments and errors are those of `apply`.
+    """
     sites = find_sites(model)
     check_plan(plan, model, sites, strict)
-    policies = [
-        _policy(site, make_policy(layer, site.score_kind))
-        for site, layer in zip(sites, plan.layers, strict=True)
-    ]
+    policies = [_policy(site, layer) for site, layer in zip(sites, plan.layers, strict=True)]
     installation = installed(model) or install(model, sites)
-    installation.plan = plan
-    for tap, policy in zip(installation.taps, policies, strict=True):
+    try:
+        taps = zip(installation.taps, policies, strict=True)
+        check_dropping(model, [tap for tap, policy in taps if policy.drops_experts])
+    finally:
+        uninstall_unused(model)
+    return PreparedPlan(plan=plan, policies=tuple(policies))
+
+
+def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
+    """Constrains the routing of `model` by a plan that was prepared for it."""
+    installation = installed(model) or install(model, find_sites(model))
+    installation.plan = prepared.plan
+    for tap, policy in zip(installation.taps, prepared.policies, strict=True):
         tap.site.module.c2r_policy = policy
         tap.reset()
 
@@ -227,17 +252,24 @@ class _ForwardGuard:
             )
 
 
-def _policy(site: RouterSite, policy: RoutingPolicy) -> RoutingPolicy:
-    """Moves the policy to the router and lets experts that compute nothing join any other."""
+def _policy(site: RouterSite, layer: LayerPlan) -> RoutingPolicy:
+    """The policy of a layer, at the router; experts that compute nothing may join any other."""
+    policy = make_policy(layer, site.score_kind)
     parameter = next(site.module.parameters(), None)
     if parameter is not None:
         policy = policy.to(parameter.device)
-    allowed = getattr(policy, "allowed", None)
-    if site.rule is SelectionRule.SCATTER and allowed is None and not policy.is_unconstrained:
+    if site.num_free_experts:
+        policy.free_experts(site.num_free_experts)
+    if policy.is_unconstrained:
+        return policy
+    if site.rule is SelectionRule.SCATTER and not isinstance(policy, C2RPolicy):
         raise PlanError(
             f"router {site.name} draws its second expert, which only lists of partners can steer; "
             "plan with the c2r policy"
         )
-    if allowed is not None and site.num_free_experts:
-        allowed[:, -site.num_free_experts :] = True
+    if site.group_mark is not None and isinstance(policy, GroupLimitedPolicy):
+        raise PlanError(
+            f"router {site.name} limits each token to groups of its own, beside which "
+            "group_limited cannot hold to m ranks; plan with the budgeted policy"
+        )
     return policy

@@ -20,7 +20,7 @@ _SCORE_KINDS = {
     "sigmoid": ScoreKind.GATES,
     "softplus": ScoreKind.GATES,
 }
-_FORWARD_ERRORS = (
+FORWARD_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -30,6 +30,7 @@ _FORWARD_ERRORS = (
     TypeError,
     ValueError,
 )
+"""What a model raises that cannot run on what it is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,11 +63,10 @@ def probe(model: nn.Module) -> list[Selection | HandedIds]:
     if parameter is None or parameter.is_meta:
         raise ModelError(f"{model_type(model)} has no weights in memory; load them first")
     observer = _Observer()
-    input_ids = _token_ids(model, parameter.device)
     try:
-        with _no_trace(model), observer.following(model), observer:
-            model(input_ids=input_ids, use_cache=False)
-    except _FORWARD_ERRORS as error:
+        with observer.following(model), observer:
+            run_tiny(model)
+    except FORWARD_ERRORS as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"{model_type(model)} cannot run on {_NUM_TOKENS} token ids alone ({reason}); give "
@@ -74,6 +74,12 @@ def probe(model: nn.Module) -> list[Selection | HandedIds]:
             "register_router"
         ) from error
     return observer.events
+
+
+def run_tiny(model: nn.Module) -> None:
+    """A forward pass on a few token ids that leaves the model as it was."""
+    with _no_trace(model):
+        model(input_ids=_token_ids(model, next(model.parameters()).device), use_cache=False)
 
 
 def _token_ids(model: nn.Module, device: torch.device) -> Tensor:

@@ -14,8 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
 from c2r.routing import RoutingPolicy
+from c2r.traces import ScoreKind, kept_slots
 
 _TOP_K = (torch.topk, Tensor.topk)
+_GATHER = (torch.gather, Tensor.gather)
 _SCATTER = (torch.scatter, Tensor.scatter)
 
 
@@ -110,10 +112,12 @@ class _Interception(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Answers the selecting call; every other runs as it is."""
+        """Answers the calls that select; every other runs as it is."""
         kwargs = kwargs or {}
         if func in _TOP_K:
             return _top_k(self.router, func, *args, **kwargs)
+        if func in _GATHER:
+            return _gather(self.router, func, *args, **kwargs)
         if func in _SCATTER:
             return _scatter(self.router, func, *args, **kwargs)
         return func(*args, **kwargs)
@@ -141,7 +145,11 @@ def _top_k(
         result = func(input, k, dim, **options)
     else:
         ids = _choose(policy, site, input)
-        result = torch.return_types.topk((input.gather(-1, ids), ids))
+        values = input.gather(-1, ids)
+        if policy.drops_experts:
+            nothing = -torch.inf if site.score_kind is ScoreKind.LOGITS else 0.0
+            values = values.masked_fill(~kept_slots(ids), nothing)
+        result = torch.return_types.topk((values, ids))
     if not torch.compiler.is_compiling():
         _report(router, input, result[0], result[1])
     return result
@@ -156,6 +164,23 @@ def _choose(policy: RoutingPolicy, site: RouterSite, scores: Tensor) -> Tensor:
         extra = rest.topk(site.call_k - site.top_k, dim=-1).indices
         ids = torch.cat([ids, extra], dim=-1)
     return ids
+
+
+def _gather(
+    router: TappedRouter,
+    func: Callable[..., Any],
+    input: Tensor,
+    dim: int,
+    index: Tensor,
+    **options: bool,
+) -> Any:
+    """Weights read at the chosen ids, as behind a correction bias: 0 for what was dropped."""
+    result = func(input, dim, index, **options)
+    site, policy = router.c2r_tap.site, router.c2r_policy
+    is_choice = input.shape[-1] == site.num_experts and index.shape[-1] == site.call_k
+    if policy is None or not policy.drops_experts or not is_choice:
+        return result
+    return result.masked_fill(~kept_slots(index), 0.0)
 
 
 def _scatter(

@@ -1,0 +1,141 @@
+"""`c2r sweep`: the curve of quality against traffic, policy by policy."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.models import (
+    DtypeOption,
+    ModelArgument,
+    TextOption,
+    load_model_and_tokenizer,
+    resolve_texts,
+)
+
+Document = dict[str, Any]
+
+
+def sweep(
+    model: ModelArgument,
+    ranks: Annotated[int, typer.Option(help="Devices that the experts are spread over.")],
+    nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
+    text: TextOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON to write, and to go on from; the profile goes beside it."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Policy to try, as budgeted or budgeted=0.05,0.1; repeat. [all]"),
+    ] = None,
+    spread: Annotated[
+        list[str] | None,
+        typer.Option(help="Policy whose strengths are also spread by each layer's sensitivity."),
+    ] = None,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            help="Also plan on each text and measure on each, with --tokens for every pair."
+        ),
+    ] = False,
+    max_load: Annotated[
+        float | None,
+        typer.Option(help="Bound of the placement on the busiest rank's load over the mean."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to calibrate on, and to measure.")] = 65536,
+    seq_len: Annotated[int, typer.Option(help="Tokens per window of text.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 16,
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Draws the parts of the text and the placement.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the curve to draw.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what each routing policy costs in quality and saves in traffic.
+
+    The first half of every text is profiled and planned on, the second half measures: loss, KL to
+    the unconstrained model, copies per token and load, with 95 % intervals of the loss over windows
+    of text. An interrupted sweep goes on from --out with the same command.
+    """
+    from c2r.adapters.huggingface import remove
+    from c2r.evaluation import Study, SweepRequest
+    from c2r.evaluation.plot import check_matplotlib, plot_curve
+
+    if plot is not None:
+        check_matplotlib()
+    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+    remove(loaded)  # a folder may carry a plan
+    request = SweepRequest(
+        num_ranks=ranks,
+        num_nodes=nodes,
+        policies=tuple(policy or ()),
+        spread=tuple(spread or ()),
+        max_load=max_load,
+        transfer=transfer,
+        num_tokens=tokens,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    study = Study(
+        request=request,
+        model=loaded,
+        tokenizer=tokenizer,
+        out=out,
+        progress=progress_bar,
+        note=note,
+    )
+    document = study.finish(resolve_texts(text))
+    if plot is not None:
+        plot_curve(document, plot)
+        note(f"wrote {plot}")
+    if json:
+        print_json(document)
+    else:
+        _show(document)
+
+
+def _show(document: Document) -> None:
+    rows = [
+        [
+            f"{point['policy']} {_strength(point)}".strip(),
+            point["loss"],
+            f"{100 * point.get('loss_increase', 0.0):+.2f} %",
+            point["kl"],
+            point["copies"],
+            f"{point['copies'] / document['baseline']['copies_contiguous']:.2f}x",
+            point["rank_load_max_over_mean"],
+        ]
+        for point in (document["baseline"], *document["points"])
+    ]
+    columns = ["policy", "loss", "change", "KL", "copies", "of contiguous", "rank load"]
+    print_table(f"Quality and traffic on {document['request']['num_ranks']} ranks", columns, rows)
+    if "transfer" in document:
+        _show_transfer(document["transfer"])
+    print(
+        "loss: nats per token of held-out text. copies: rows sent per token and layer, the\n"
+        "token's own rank counted; of contiguous: over plain top-k with experts in order."
+    )
+
+
+def _show_transfer(pairs: list[Document]) -> None:
+    from c2r.evaluation import Target
+
+    within = Target(max_loss_increase=0.003)
+    rows = [
+        [
+            pair["calibration"],
+            pair["evaluation"],
+            pair["baseline"]["copies"],
+            within.pick([pair["baseline"] | {"loss_increase": 0.0}, *pair["points"]])["copies"],
+        ]
+        for pair in pairs
+    ]
+    columns = ["planned on", "measured on", "copies, top-k", "copies within +0.3 % loss"]
+    print_table("Plans on other text", columns, rows)
+
+
+def _strength(point: Document) -> str:
+    values = point.get("strength", [])
+    return ",".join(f"{value:g}" for value in (values if isinstance(values, list) else [values]))
