@@ -208,6 +208,14 @@ def test_any_leading_shape_and_both_precisions(policy, dtype):
 
 
 @pytest.mark.parametrize("policy", STRENGTHS)
+def test_autocast_changes_nothing(policy):
+    made, scores = some_policy(policy), some_scores(400)
+    expected = made(scores, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(made(scores, 4), expected)
+
+
+@pytest.mark.parametrize("policy", STRENGTHS)
 def test_compiles_to_one_graph(policy):
     made = some_policy(policy)
     scores = some_scores(32)
