@@ -218,8 +218,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) -> None:
-    config = {key: value for key, value in config.items() if key != "c2r"}
-    if plan is not None:
+    config = dict(config)
+    if plan is None:
+        config.pop("c2r", None)
+    else:
         config["c2r"] = {"plan_fingerprint": plan.fingerprint}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
