@@ -83,6 +83,22 @@ class RoutingSets:
             self.capacity,
         )
 
+    def add(self, expert_ids: Int, rng: np.random.Generator) -> "RoutingSets":
+        """The sets of these tokens and of `expert_ids` `[tokens, k]` more.
+
+        As merging with their count, but while sampling only tokens that enter are sorted.
+        """
+        if self.is_exact or self.sample_size < self.capacity:
+            return self.merge(RoutingSets.count(expert_ids, rng, self.capacity), rng)
+        drawn = rng.random(len(expert_ids))
+        enters = drawn < self._drawn.max()
+        return _lowest_priorities(
+            np.concatenate([self.experts, np.sort(expert_ids[enters], axis=1)]),
+            np.concatenate([self._drawn, drawn[enters]]),
+            self.num_tokens + len(expert_ids),
+            self.capacity,
+        )
+
     @property
     def _drawn(self) -> npt.NDArray[np.float64]:
         assert self.priorities is not None, "priorities were not drawn"
@@ -98,7 +114,9 @@ class RoutingSets:
 def _lowest_priorities(
     experts: Int, priorities: npt.NDArray[np.float64], num_tokens: int, capacity: int
 ) -> RoutingSets:
-    kept = np.argsort(priorities, kind="stable")[:capacity]
+    kept = np.arange(len(priorities))
+    if len(priorities) > capacity:
+        kept = np.argpartition(priorities, capacity)[:capacity]
     return RoutingSets(
         experts=experts[kept],
         counts=np.ones(len(kept), dtype=np.int64),
@@ -115,10 +133,14 @@ def count_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
     """
     if len(rows) == 0:
         return rows, np.empty(0, dtype=np.int64)
-    keys = _pack(rows)
-    order = np.lexsort(keys.T[::-1]) if keys.shape[1] > 1 else np.argsort(keys[:, 0], kind="stable")
-    keys = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]).any(1)]))
+    words = _pack(rows)
+    order = np.argsort(words[0]) if len(words) == 1 else np.lexsort(words[::-1])
+    differs = np.zeros(len(rows), dtype=bool)
+    differs[0] = True
+    for word in words:
+        ordered = word[order]
+        differs[1:] |= ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(differs)
     if counts is None:
         sums = np.diff(np.append(starts, len(rows)))
     else:
@@ -126,8 +148,8 @@ def count_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
     return rows[order[starts]], sums
 
 
-def _pack(rows: Int) -> Int:
-    """Rows of ids as few int64 words, in the same lexicographic order."""
+def _pack(rows: Int) -> list[Int]:
+    """Rows of ids as few int64 words `[n]`, in the same lexicographic order."""
     bits = max(int(rows.max()).bit_length(), 1)
     per_word = 63 // bits
     words = []
@@ -136,4 +158,4 @@ def _pack(rows: Int) -> Int:
         for column in rows[:, start : start + per_word].T:
             word = (word << bits) | column
         words.append(word)
-    return np.stack(words, axis=1)
+    return words
