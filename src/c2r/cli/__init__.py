@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from c2r.cli import apply, demo, doctor, import_, inspect, permute, plan, profile, traffic
+from c2r.cli import apply, demo, doctor, export, import_, inspect, permute, plan, profile, traffic
 from c2r.cli.console import note
 from c2r.errors import C2RError
 
@@ -29,6 +29,7 @@ app.command("plan")(plan.plan)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
 app.command("permute")(permute.permute)
+app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

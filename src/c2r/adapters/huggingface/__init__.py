@@ -19,10 +19,12 @@ from c2r.adapters.huggingface.install import (
 )
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
+from c2r.adapters.huggingface.skeleton import ModelLayers, read_model_layers
 
 __all__ = [
     "PLAN_FILE",
     "ConstraintReport",
+    "ModelLayers",
     "Recorder",
     "RouterSite",
     "RouterSpec",
@@ -38,6 +40,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "profile",
+    "read_model_layers",
     "register_router",
     "remove",
     "save_pretrained",

@@ -1,0 +1,198 @@
+"""Routing traces that engines write, as profiles."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from c2r.adapters.engines import arrays, megatron, sglang, tensorrt_llm, vllm
+from c2r.adapters.engines.records import BadRecords, Record, expert_ids
+from c2r.adapters.huggingface.skeleton import ModelLayers
+from c2r.errors import InputError
+from c2r.profiling import CollaborationProfile, IdProfileBuilder
+
+
+class ImportFormat(StrEnum):
+    """Traces that can be read."""
+
+    SGLANG_PER_TOKEN = "sglang-per-token"
+    VLLM_ROUTED = "vllm-routed"
+    MEGATRON_TRACE = "megatron-trace"
+    TENSORRT_LLM_RAW = "trtllm-raw"
+    NPZ = "npz"
+
+
+_READ: dict[ImportFormat, Callable[[Path, BadRecords], Iterator[Record]]] = {
+    ImportFormat.SGLANG_PER_TOKEN: sglang.read_per_token,
+    ImportFormat.VLLM_ROUTED: vllm.read_routed_experts,
+    ImportFormat.MEGATRON_TRACE: megatron.read_traces,
+    ImportFormat.TENSORRT_LLM_RAW: tensorrt_llm.read_raw,
+    ImportFormat.NPZ: arrays.read_layer_arrays,
+}
+_PATTERNS = {
+    ImportFormat.SGLANG_PER_TOKEN: "expert_distribution_recorder_*.pt",
+    ImportFormat.VLLM_ROUTED: "*.np[yz]",
+    ImportFormat.MEGATRON_TRACE: "router_trace_rank*.jsonl",
+    ImportFormat.TENSORRT_LLM_RAW: "rank*_raw.safetensors",
+    ImportFormat.NPZ: "*.npz",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Import:
+    """A profile from traces, and the records that were left out."""
+
+    profile: CollaborationProfile
+    num_bad: int
+    first_bad: str
+
+
+def import_traces(
+    format_: ImportFormat,
+    paths: Sequence[Path],
+    model: ModelLayers | int | None = None,
+    *,
+    is_skipping_bad: bool = False,
+    is_ordered: bool = False,
+) -> Import:
+    """The profile of all tokens in the files of an engine, read in constant memory.
+
+    Padding is dropped, slots become experts by the dump's own map, files of several ranks are
+    counted together. The profile has no score mass; and no top-1 counts, since engines do not
+    promise the order of the ids.
+
+    Args:
+        format_: what the files are.
+        paths: the files, or one folder of them.
+        model: its MoE layers, to name and check those of the trace; or E; None where the files
+            tell E.
+        is_skipping_bad: leave bad records out and count them.
+        is_ordered: the first id of every token is its top-1, you know it; gives top-1 counts.
+
+    Raises:
+        InputError: a file cannot be read, is of another mode or model, or holds a bad record.
+    """
+    files = _files(format_, paths)
+    bad = BadRecords(is_skipping=is_skipping_bad)
+    builder: IdProfileBuilder | None = None
+    layers = model if isinstance(model, ModelLayers) else None
+    known = layers.num_experts if layers else model if isinstance(model, int) else None
+    for path in files:
+        known = _agreed(known, _stated_experts(format_, path), path)
+        for record in _READ[format_](path, bad):
+            if record.slots is not None:
+                known = _agreed(known, _mapped_experts(record), path)
+            if known is None:
+                raise InputError(
+                    f"{path} does not say how many experts a layer has; give --model or "
+                    "--num-experts"
+                )
+            if builder is None:
+                builder = IdProfileBuilder(known, is_ordered=is_ordered)
+            _count(record, builder, layers, bad)
+    if builder is None or not builder.layers:
+        raise InputError(f"no tokens were found in {len(files)} files ({bad.count} bad records)")
+    if layers is not None:
+        _check_layers(builder, layers)
+    names = {
+        number: layers.routers[number] if layers else f"layers.{number}"
+        for number in builder.layers
+    }
+    provenance = {
+        "format": str(format_),
+        "files": [path.name for path in files],
+        "is_ordered": is_ordered,
+        "num_bad_records": bad.count,
+        "complete": True,
+    }
+    profile = builder.build(names, provenance)
+    return Import(profile=profile, num_bad=bad.count, first_bad=bad.first)
+
+
+def _files(format_: ImportFormat, paths: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob(_PATTERNS[format_])) if path.is_dir() else [path]
+        if not found:
+            raise InputError(
+                f"{path} holds no {_PATTERNS[format_]}, which {format_} reads; check the folder"
+            )
+        files += found
+    return files
+
+
+def _stated_experts(format_: ImportFormat, path: Path) -> int | None:
+    is_raw = format_ is ImportFormat.TENSORRT_LLM_RAW
+    return tensorrt_llm.num_experts(path) if is_raw else None
+
+
+def _mapped_experts(record: Record) -> int:
+    """E of a dump's own map. Raises `InputError` unless it holds every expert up to its largest."""
+    assert record.slots is not None, "the record has no map"
+    held = np.unique(record.slots)
+    if held[0] != 0 or held[-1] != len(held) - 1:
+        missing = int(np.setdiff1d(np.arange(held[-1] + 1), held)[:1].sum())
+        raise InputError(
+            f"{record.where}: its map of layer {record.layer} has no slot for expert {missing}; "
+            "dump again"
+        )
+    return len(held)
+
+
+def _agreed(known: int | None, stated: int | None, path: Path) -> int | None:
+    if known is None or stated is None:
+        return known if stated is None else stated
+    if known != stated:
+        raise InputError(
+            f"{path} is of a model with {stated} experts, not {known}; give the model that was "
+            "traced"
+        )
+    return known
+
+
+def _count(
+    record: Record, builder: IdProfileBuilder, model: ModelLayers | None, bad: BadRecords
+) -> None:
+    number = _layer(record, model)
+    if number is None:
+        return
+    try:
+        builder.update(number, expert_ids(record))
+    except (ValueError, InputError) as error:
+        bad.report(record.where, str(error))
+
+
+def _layer(record: Record, model: ModelLayers | None) -> int | None:
+    """The number in the model of a record's layer; None for a dense one.
+
+    Raises `InputError` if the source counts other layers than the model has.
+    """
+    if model is None:
+        return record.layer
+    numbers = sorted(model.routers)
+    if record.num_layers == len(numbers) != model.num_layers:
+        return numbers[record.layer]  # MoE layers only
+    if record.num_layers not in (None, model.num_layers):
+        raise InputError(
+            f"{record.where} counts {record.num_layers} layers, the model has {model.num_layers}, "
+            f"{len(numbers)} of them MoE layers; give the model that was traced"
+        )
+    if record.layer in model.routers:
+        return record.layer
+    if record.num_layers is None:
+        raise InputError(
+            f"{record.where} names layer {record.layer}; the model's MoE layers are {numbers[0]} "
+            f"to {numbers[-1]}. Give the model that was traced"
+        )
+    return None
+
+
+def _check_layers(builder: IdProfileBuilder, model: ModelLayers) -> None:
+    missing = sorted(model.routers.keys() - set(builder.layers))
+    if missing:
+        raise InputError(
+            f"the trace has no tokens of {len(missing)} of the model's {len(model.routers)} MoE "
+            f"layers (first {model.routers[missing[0]]}); record all layers"
+        )
