@@ -87,6 +87,7 @@ def read_raw(path: Path, bad: BadRecords) -> Iterator[Record]:
                     )
                 else:
                     for start in range(0, shape[0], _BLOCK_TOKENS):
-                        yield Record(where, int(match[2]), tensor[start : start + _BLOCK_TOKENS])
+                        stop = min(start + _BLOCK_TOKENS, shape[0])
+                        yield Record(where, int(match[2]), tensor[start:stop])
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {path}: {error}; give a safetensors file") from None
