@@ -1,5 +1,6 @@
 """`c2r import`: a profile from files that something else wrote."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +78,7 @@ def import_(
             num_experts if model is None else _model_layers(model),
             is_skipping_bad=skip_bad,
             is_ordered=ordered,
+            num_workers=os.cpu_count() or 1,
         )
         profile, num_bad = read.profile, read.num_bad
         if num_bad:

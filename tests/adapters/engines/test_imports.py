@@ -325,6 +325,28 @@ def test_files_that_cannot_be_read(tmp_path: Path, model: ModelLayers) -> None:
         import_traces(ImportFormat.VLLM_ROUTED, [tmp_path / "t.npy"], 32)
 
 
+def test_two_workers_count_what_one_counts(
+    tmp_path: Path, routed: tuple[Ids, CollaborationProfile], model: ModelLayers
+) -> None:
+    """As with pipeline parallelism, one file holds only some layers."""
+    ids, expected = routed
+    np.savez(tmp_path / "a.npz", **{f"{n}": ids[n][:500] for n in range(4)})
+    np.savez(tmp_path / "b.npz", **{f"{n}": ids[n][500:] for n in range(2)})
+    np.savez(tmp_path / "c.npz", **{f"{n}": ids[n][500:] for n in range(2, 4)}, x=ids[0])
+    read = import_traces(ImportFormat.NPZ, [tmp_path], model, is_skipping_bad=True, num_workers=2)
+    assert_same(read.profile, expected)
+    assert read.num_bad == 1 and "c.npz, x" in read.first_bad
+
+
+def test_files_of_different_models(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{"0": np.array([[0, 1]])})
+    np.savez(tmp_path / "b.npz", **{"0": np.array([[0, 1, 2]])})
+    with pytest.raises(InputError, match="3 experts per token in layer 0, 2 before"):
+        import_traces(ImportFormat.NPZ, [tmp_path], 32)
+    with pytest.raises(InputError, match="files disagree on layer 0"):
+        import_traces(ImportFormat.NPZ, [tmp_path], 32, num_workers=2)
+
+
 def test_large_arrays_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from c2r.adapters.engines import arrays
 

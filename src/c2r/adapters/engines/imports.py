@@ -1,6 +1,8 @@
 """Routing traces that engines write, as profiles."""
 
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +13,7 @@ from c2r.adapters.engines import arrays, megatron, sglang, tensorrt_llm, vllm
 from c2r.adapters.engines.records import BadRecords, Record, expert_ids
 from c2r.adapters.huggingface.skeleton import ModelLayers
 from c2r.errors import InputError
-from c2r.profiling import CollaborationProfile, IdProfileBuilder
+from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
 
 
 class ImportFormat(StrEnum):
@@ -56,6 +58,7 @@ def import_traces(
     *,
     is_skipping_bad: bool = False,
     is_ordered: bool = False,
+    num_workers: int = 1,
 ) -> Import:
     """The profile of all tokens in the files of an engine, read in constant memory.
 
@@ -70,45 +73,92 @@ def import_traces(
             tell E.
         is_skipping_bad: leave bad records out and count them.
         is_ordered: the first id of every token is its top-1, you know it; gives top-1 counts.
+        num_workers: processes that share the files; a script that asks for more than one must
+            guard its entry with `if __name__ == "__main__"`.
 
     Raises:
         InputError: a file cannot be read, is of another mode or model, or holds a bad record.
     """
     files = _files(format_, paths)
-    bad = BadRecords(is_skipping=is_skipping_bad)
-    builder: IdProfileBuilder | None = None
-    layers = model if isinstance(model, ModelLayers) else None
-    known = layers.num_experts if layers else model if isinstance(model, int) else None
-    for path in files:
-        known = _agreed(known, _stated_experts(format_, path), path)
-        for record in _READ[format_](path, bad):
-            if record.slots is not None:
-                known = _agreed(known, _mapped_experts(record), path)
-            if known is None:
-                raise InputError(
-                    f"{path} does not say how many experts a layer has; give --model or "
-                    "--num-experts"
-                )
-            if builder is None:
-                builder = IdProfileBuilder(known, is_ordered=is_ordered)
-            _count(record, builder, layers, bad)
-    if builder is None or not builder.layers:
-        raise InputError(f"no tokens were found in {len(files)} files ({bad.count} bad records)")
-    if layers is not None:
-        _check_layers(builder, layers)
-    names = {
-        number: layers.routers[number] if layers else f"layers.{number}"
-        for number in builder.layers
-    }
+    job = _Job(format_, model, is_skipping_bad, is_ordered)
+    num_workers = max(min(num_workers, len(files)), 1)
+    shares = [files[first::num_workers] for first in range(num_workers)]
+    if num_workers == 1:
+        counts = [job.count(files)]
+    else:
+        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+            counts = list(pool.map(job.count, shares))
+    layers = _merged([share.layers for share in counts])
+    num_bad = sum(share.num_bad for share in counts)
+    if not layers:
+        raise InputError(f"no tokens were found in {len(files)} files ({num_bad} bad records)")
+    if isinstance(model, ModelLayers):
+        _check_layers(layers, model)
     provenance = {
         "format": str(format_),
         "files": [path.name for path in files],
         "is_ordered": is_ordered,
-        "num_bad_records": bad.count,
+        "num_bad_records": num_bad,
         "complete": True,
     }
-    profile = builder.build(names, provenance)
-    return Import(profile=profile, num_bad=bad.count, first_bad=bad.first)
+    profile = CollaborationProfile(
+        layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
+    )
+    first_bad = next((share.first_bad for share in counts if share.num_bad), "")
+    return Import(profile=profile, num_bad=num_bad, first_bad=first_bad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What one process counted: layers by number, and what it left out."""
+
+    layers: dict[int, LayerProfile]
+    num_bad: int
+    first_bad: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    format_: ImportFormat
+    model: ModelLayers | int | None
+    is_skipping_bad: bool
+    is_ordered: bool
+
+    def count(self, files: Sequence[Path]) -> _Counts:
+        bad = BadRecords(is_skipping=self.is_skipping_bad)
+        builder: IdProfileBuilder | None = None
+        model = self.model if isinstance(self.model, ModelLayers) else None
+        known = model.num_experts if model else self.model
+        assert not isinstance(known, ModelLayers), "a model tells its number of experts"
+        for path in files:
+            known = _agreed(known, _stated_experts(self.format_, path), path)
+            for record in _READ[self.format_](path, bad):
+                known = _agreed(known, _mapped_experts(record), path)
+                if builder is None:
+                    builder = IdProfileBuilder(_known(known, path), is_ordered=self.is_ordered)
+                _count(record, builder, model, bad)
+        if builder is None or not builder.layers:
+            return _Counts({}, bad.count, bad.first)
+        names = {n: model.routers[n] if model else f"layers.{n}" for n in builder.layers}
+        profile = builder.build(names)
+        layers = dict(zip(builder.layers, profile.layers, strict=True))
+        return _Counts(layers, bad.count, bad.first)
+
+
+def _merged(shares: Sequence[dict[int, LayerProfile]]) -> dict[int, LayerProfile]:
+    merged = dict(shares[0])
+    for share in shares[1:]:
+        for number, layer in share.items():
+            ours = merged.get(number, layer)
+            if (ours.num_experts, ours.top_k) != (layer.num_experts, layer.top_k):
+                raise InputError(
+                    f"files disagree on layer {number}: {ours.num_experts} experts with k = "
+                    f"{ours.top_k}, and {layer.num_experts} with k = {layer.top_k}; give traces "
+                    "of one model"
+                )
+            rng = np.random.default_rng([number, ours.num_tokens, layer.num_tokens])
+            merged[number] = ours.merge(layer, rng) if number in merged else layer
+    return merged
 
 
 def _files(format_: ImportFormat, paths: Sequence[Path]) -> list[Path]:
@@ -128,17 +178,28 @@ def _stated_experts(format_: ImportFormat, path: Path) -> int | None:
     return tensorrt_llm.num_experts(path) if is_raw else None
 
 
-def _mapped_experts(record: Record) -> int:
-    """E of a dump's own map. Raises `InputError` unless it holds every expert up to its largest."""
-    assert record.slots is not None, "the record has no map"
-    held = np.unique(record.slots)
-    if held[0] != 0 or held[-1] != len(held) - 1:
-        missing = int(np.setdiff1d(np.arange(held[-1] + 1), held)[:1].sum())
+def _mapped_experts(record: Record) -> int | None:
+    """E of a dump's own map; None without one.
+
+    Raises `InputError` unless the map holds every expert up to its largest.
+    """
+    if record.slots is None:
+        return None
+    held = np.bincount(record.slots) if record.slots.min() >= 0 else np.zeros(1)
+    if not held.all():
         raise InputError(
-            f"{record.where}: its map of layer {record.layer} has no slot for expert {missing}; "
-            "dump again"
+            f"{record.where}: its map of layer {record.layer} has no slot for expert "
+            f"{int(np.argmin(held))}; dump again"
         )
     return len(held)
+
+
+def _known(num_experts: int | None, path: Path) -> int:
+    if num_experts is None:
+        raise InputError(
+            f"{path} does not say how many experts a layer has; give --model or --num-experts"
+        )
+    return num_experts
 
 
 def _agreed(known: int | None, stated: int | None, path: Path) -> int | None:
@@ -189,8 +250,8 @@ def _layer(record: Record, model: ModelLayers | None) -> int | None:
     return None
 
 
-def _check_layers(builder: IdProfileBuilder, model: ModelLayers) -> None:
-    missing = sorted(model.routers.keys() - set(builder.layers))
+def _check_layers(found: Collection[int], model: ModelLayers) -> None:
+    missing = sorted(model.routers.keys() - set(found))
     if missing:
         raise InputError(
             f"the trace has no tokens of {len(missing)} of the model's {len(model.routers)} MoE "
