@@ -25,13 +25,13 @@ class ExportFormat(StrEnum):
 NOTES = {
     ExportFormat.SGLANG: (
         "the plan saves traffic with --moe-a2a-backend deepep or mooncake, which send a token once "
-        "to each rank; the default backend `none` gathers all tokens on all ranks and is not "
-        "changed by any placement"
+        "to each rank; with the default backend `none`, which gathers all tokens on all ranks, "
+        "no placement changes it"
     ),
     ExportFormat.VLLM: (
         "this is the shape of open proposal 49572, which no released vLLM loads; c2r permute works "
-        "with every vLLM. The plan saves traffic with the deepep backends; the default "
-        "allgather_reducescatter is not changed by any placement"
+        "with every vLLM. The plan saves traffic with the deepep backends; with the default "
+        "allgather_reducescatter no placement changes it"
     ),
     ExportFormat.TENSORRT_LLM: (
         "the plan saves traffic with the all-to-all of WideEP under attention data parallelism; "
