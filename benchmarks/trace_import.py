@@ -3,10 +3,11 @@
     python benchmarks/trace_import.py
 
 Traces of E = 128, k = 8, 48 layers at two sizes from four ranks: .npz, the format that SGLang's
-recorder writes, and Megatron's JSON lines. The choices are synthetic and distinct: the worst case,
-in which the routing sets of a profile are full from the start. Each import runs with two workers;
-the anonymous memory (RssAnon) of the larger is sampled while it runs, since pages of mapped files
-are the system's to drop. The goal is 2 million tokens x 48 layers a minute.
+recorder writes, and Megatron's JSON lines. The choices are synthetic, 262,144 distinct sets in
+every layer: the worst case, in which the sets that a profile keeps are full at once. Each import
+runs with two workers, their start included; the anonymous memory (RssAnon) of the larger is sampled
+while it runs, since pages of mapped files are the system's to drop. The goal is 2 million tokens x
+48 layers a minute.
 Prints a table and a JSON line.
 """
 
@@ -23,62 +24,62 @@ from pathlib import Path
 import numpy as np
 
 NUM_EXPERTS, TOP_K = 128, 8
-FORMATS = ("npz", "sglang-per-token", "megatron-trace")
-RECORD_TOKENS = 8_192
+RECORD_TOKENS, NUM_BLOCKS = 8_192, 32
 NUM_FILES = 4  # ranks
+BLOCKS = []
 GOAL = 2e6 * 48 / 60
 
 
-def choices(pool, rng, num_tokens):
-    """Distinct ids in every row: rows of a pool, renumbered anew for each call."""
-    return rng.permutation(NUM_EXPERTS)[pool[rng.integers(len(pool), size=num_tokens)]]
+def choices(step, layer):
+    """The ids of a record: one of as many blocks as exceed the sets that a profile keeps."""
+    return BLOCKS[(7 * step + layer) % len(BLOCKS)]
 
 
-def write(format_, folder, num_tokens, num_layers):
+def make_blocks():
     rng = np.random.default_rng(0)
-    scores = rng.random((65_536, NUM_EXPERTS))
-    pool = np.argpartition(scores, TOP_K, axis=1)[:, :TOP_K].astype(np.int16)
-    writers = {"npz": write_npz, "sglang-per-token": write_sglang}
-    writers.get(format_, write_megatron)(folder, pool, rng, num_tokens, num_layers)
+    scores = (rng.random((RECORD_TOKENS, NUM_EXPERTS)) for _ in range(NUM_BLOCKS))
+    return [np.argpartition(block, TOP_K, axis=1)[:, :TOP_K] for block in scores]
 
 
-def write_npz(folder, pool, rng, num_tokens, num_layers):
-    for part in range(NUM_FILES):
-        arrays = {
-            f"layers.{number}": choices(pool, rng, num_tokens // NUM_FILES).astype(np.uint8)
-            for number in range(num_layers)
-        }
-        np.savez(folder / f"trace{part}.npz", **arrays)
+def write_npz(folder, rank, num_steps, num_layers):
+    arrays = {
+        f"layers.{layer}": np.concatenate(
+            [choices(step, layer).astype(np.uint8) for step in range(num_steps)]
+        )
+        for layer in range(num_layers)
+    }
+    np.savez(folder / f"trace{rank}.npz", **arrays)
 
 
-def write_sglang(folder, pool, rng, num_tokens, num_layers):
+def write_sglang(folder, rank, num_steps, num_layers):
     import torch
 
-    for rank in range(NUM_FILES):
-        records = []
-        for number in range(num_tokens // RECORD_TOKENS // NUM_FILES):
-            ids = [choices(pool, rng, RECORD_TOKENS) for _ in range(num_layers)]
-            records.append(
-                {
-                    "forward_pass_id": number,
-                    "rank": rank,
-                    "topk_ids_of_layer": torch.from_numpy(np.stack(ids).astype(np.int32)),
-                }
-            )
-        slots = torch.arange(NUM_EXPERTS).repeat(num_layers, 1)
-        dump = {"records": records, "last_physical_to_logical_map": slots}
-        torch.save(dump, folder / f"expert_distribution_recorder_1.0_{rank}.pt")
+    records = [
+        {
+            "forward_pass_id": step,
+            "rank": rank,
+            "topk_ids_of_layer": torch.from_numpy(
+                np.stack([choices(step, layer) for layer in range(num_layers)]).astype(np.int32)
+            ),
+        }
+        for step in range(num_steps)
+    ]
+    slots = torch.arange(NUM_EXPERTS).repeat(num_layers, 1)
+    dump = {"records": records, "last_physical_to_logical_map": slots}
+    torch.save(dump, folder / f"expert_distribution_recorder_1.0_{rank}.pt")
 
 
-def write_megatron(folder, pool, rng, num_tokens, num_layers):
-    for rank in range(NUM_FILES):
-        with (folder / f"router_trace_rank{rank}.jsonl").open("w") as file:
-            for step in range(num_tokens // RECORD_TOKENS // NUM_FILES):
-                for layer in range(num_layers):
-                    record = {"step": step, "block": "decoder", "layer": layer, "rank": rank}
-                    record |= {"num_tokens": RECORD_TOKENS, "topk": TOP_K}
-                    record["top_indices"] = choices(pool, rng, RECORD_TOKENS).tolist()
-                    file.write(json.dumps(record) + "\n")
+def write_megatron(folder, rank, num_steps, num_layers):
+    texts = {id(block): json.dumps(np.sort(block, axis=1).tolist()) for block in BLOCKS}
+    with (folder / f"router_trace_rank{rank}.jsonl").open("w") as file:
+        for step in range(num_steps):
+            for layer in range(num_layers):
+                head = f'{{"step": {step}, "block": "decoder", "layer": {layer}, "rank": {rank}, '
+                head += f'"num_tokens": {RECORD_TOKENS}, "topk": {TOP_K}, "top_indices": '
+                file.write(f"{head}{texts[id(choices(step, layer))]}}}\n")
+
+
+WRITERS = {"npz": write_npz, "sglang-per-token": write_sglang, "megatron-trace": write_megatron}
 
 
 def measure(format_, folder):
@@ -123,18 +124,21 @@ def read(format_, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--tokens", type=int, nargs=2, default=[524_288, 2_097_152])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, nargs=2, default=[262_144, 1_048_576])
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.read:
         read(args.read[0], Path(args.read[1]))
         return
     rows = []
-    for format_ in FORMATS:
+    BLOCKS.extend(make_blocks())
+    for format_, write in WRITERS.items():
         for num_tokens in args.tokens:
             with tempfile.TemporaryDirectory() as folder:
-                write(format_, Path(folder), num_tokens, args.layers)
+                for rank in range(NUM_FILES):
+                    num_steps = num_tokens // RECORD_TOKENS // NUM_FILES
+                    write(Path(folder), rank, num_steps, args.layers)
                 size = sum(path.stat().st_size for path in Path(folder).iterdir())
                 runs = [measure(format_, folder) for _ in range(args.rounds)]
             rates = sorted(num_tokens * args.layers / seconds for seconds, _ in runs)

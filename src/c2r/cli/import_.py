@@ -12,7 +12,7 @@ from c2r.cli.models import resolve_model
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.adapters.huggingface import ModelLayers
+    from c2r.adapters.engines import ModelLayers
 
 
 class ImportFormat(StrEnum):

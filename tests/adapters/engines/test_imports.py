@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from c2r.adapters.engines import ImportFormat, import_traces
-from c2r.adapters.huggingface import ModelLayers, capture, load_model, read_model_layers
+from c2r.adapters.engines import ImportFormat, ModelLayers, import_traces
+from c2r.adapters.huggingface import capture, load_model, read_model_layers
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError
 from c2r.profiling import CollaborationProfile, ProfileBuilder

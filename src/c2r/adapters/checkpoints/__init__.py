@@ -1,6 +1,5 @@
 """Checkpoints as files: which tensors the numbering of experts touches, and its change."""
 
-from c2r.adapters.checkpoints.layout import split_layer
 from c2r.adapters.checkpoints.permute import (
     PermutationReport,
     permute_checkpoint,
@@ -14,6 +13,5 @@ __all__ = [
     "PermutationReport",
     "open_checkpoint",
     "permute_checkpoint",
-    "split_layer",
     "undo_permutation",
 ]

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from c2r.adapters.checkpoints.shards import StoredTensor
+from c2r.adapters.layers import split_layer
 from c2r.errors import InputError, ModelError, PlanMismatchError
 
 _EXPERT = re.compile(r"^(?P<before>(?:.*\.)?experts)\.(?P<expert>\d+)\.(?P<after>.+)$")
@@ -77,15 +78,6 @@ class MoeLayer:
         match = _EXPERT.match(name)
         assert match is not None, f"{name} belongs to no one expert"
         return f"{match['before']}.{new_expert[int(match['expert'])]}.{match['after']}"
-
-
-def split_layer(path: str) -> tuple[str, str] | None:
-    """`model.layers.3.mlp.gate` as `("model.layers.3", "mlp.gate")`; None without a number."""
-    parts = path.split(".")
-    position = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    if position is None:
-        return None
-    return ".".join(parts[: position + 1]), ".".join(parts[position + 1 :])
 
 
 def find_moe_layers(

@@ -11,7 +11,7 @@ import numpy as np
 
 from c2r.adapters.engines import arrays, megatron, sglang, tensorrt_llm, vllm
 from c2r.adapters.engines.records import BadRecords, Record, expert_ids
-from c2r.adapters.huggingface.skeleton import ModelLayers
+from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError
 from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.checkpoints import split_layer
+from c2r.adapters.layers import split_layer
 from c2r.errors import InputError, PlanError, PlanMismatchError
 from c2r.planning import LayerPlan, Plan
 

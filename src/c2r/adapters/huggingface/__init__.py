@@ -19,12 +19,11 @@ from c2r.adapters.huggingface.install import (
 )
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
-from c2r.adapters.huggingface.skeleton import ModelLayers, read_model_layers
+from c2r.adapters.huggingface.skeleton import read_model_layers
 
 __all__ = [
     "PLAN_FILE",
     "ConstraintReport",
-    "ModelLayers",
     "Recorder",
     "RouterSite",
     "RouterSpec",

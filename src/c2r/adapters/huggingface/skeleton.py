@@ -1,7 +1,6 @@
 """The MoE layers of a model from its configuration alone: no weights are loaded."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, Aut
 
 from c2r.adapters.huggingface.registry import STATIC_ROUTERS
 from c2r.adapters.huggingface.sites import model_type
+from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError, ModelError
 
 _ROUTERS = ("gate", "router")
 _SELECTING_BLOCKS = ("DbrxFFN",)
 """Classes of blocks that select for their experts themselves, where others have a router."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelLayers:
-    """The MoE layers of a model.
-
-    Attributes:
-        num_experts: E.
-        routers: router paths by the number of their layer, dense layers counted.
-        num_layers: layers of the model.
-    """
-
-    num_experts: int
-    routers: dict[int, str]
-    num_layers: int
 
 
 def read_model_layers(source: str | Path) -> ModelLayers:
