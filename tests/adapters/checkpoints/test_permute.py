@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from c2r.adapters.checkpoints import (
     PERMUTATION_FILE,
@@ -23,11 +24,20 @@ from c2r.adapters.huggingface import (
     apply,
     find_sites,
     from_pretrained,
+    load_model,
+    profile,
     save_pretrained,
 )
-from c2r.assets import tiny_folder
+from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.planning import (
+    ClusterTopology,
+    LayerPlan,
+    Plan,
+    contiguous_placement,
+    make_plan,
+    mean_copies,
+)
 from tests.adapters.checkpoints.plans import shuffled_plan
 from tests.adapters.huggingface.families import FAMILIES
 
@@ -198,6 +208,26 @@ def test_a_plan_in_the_folder_comes_along_and_back(tmp_path: Path) -> None:
     restored = Plan.load(tmp_path / "undone" / PLAN_FILE)
     assert restored.fingerprint == plan.fingerprint
     assert restored.provenance["model_fingerprint"] == plan.provenance["model_fingerprint"]
+
+
+def test_contiguous_placement_of_the_permuted_model_is_the_planned_one(tmp_path: Path) -> None:
+    """The embedded model on real text: as many ranks are visited as the plan says."""
+    text = torch.tensor(list(heldout_files()[0].read_bytes()[:512])).view(2, 256)
+    batches = [{"input_ids": text}]
+    original = load_model(tiny_folder(), dtype=torch.float32)
+    found = profile(original, batches)
+    plan = make_plan(found, num_ranks=4)
+    permute_checkpoint(tiny_folder(), plan, tmp_path / "permuted")
+    permuted = AutoModelForCausalLM.from_pretrained(tmp_path / "permuted", dtype=torch.float32)
+    for before, after, planned in zip(
+        found.layers, profile(permuted, batches).layers, plan.layers, strict=True
+    ):
+        sets, moved = before.routing_sets(), after.routing_sets()
+        assert sets is not None and moved is not None
+        contiguous = contiguous_placement(32, 4)
+        copies = mean_copies(*moved, contiguous)
+        assert copies == pytest.approx(mean_copies(*sets, planned.placement), rel=1e-3)
+        assert copies < mean_copies(*sets, contiguous) - 0.1
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
