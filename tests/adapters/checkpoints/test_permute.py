@@ -368,6 +368,12 @@ def test_a_plan_for_other_layers(tmp_path: Path) -> None:
         permute_checkpoint(source, plan_of([1], name=""), tmp_path / "new")
 
 
+def test_two_routers_in_a_layer(tmp_path: Path) -> None:
+    source = write(tmp_path / "model", split(1), CONFIG)
+    with pytest.raises(ModelError, match="2 routers in 1 layers"):
+        permute_checkpoint(source, plan_of([1, 1]), tmp_path / "new")
+
+
 @pytest.mark.parametrize("stated", [{"n_group": 2}, {"n_group": None}])
 def test_groups_that_the_plan_splits(tmp_path: Path, stated: dict[str, Any]) -> None:
     """Where config.json is silent, transformers' default for the family counts: 8 groups."""

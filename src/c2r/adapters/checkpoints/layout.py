@@ -27,9 +27,9 @@ _PER_EXPERT = re.compile(
 )
 _EXPERT_IDS = re.compile(r"(^|\.)tid2eid$")
 _NO_EXPERTS = re.compile(
-    r"^(self_attn|self_attention|attention|attn)\."  # JetMoE's attention has experts of its own
+    r"^(self_attn|self_attention|linear_attn|attention|attn)\."  # JetMoE's has experts
     r"|(^|\.)shared_"
-    r"|(^|\.)experts\.(post_expert_norm\.weight|bias)$"
+    r"|(^|\.)experts\.post_expert_norm\.weight$"
     r"|(^|\.)router\.scale$"
     r"|(^|\.)gate\.(down_proj\.(weight|bias)|router_states_scale)$"
     r"|(^|\.)gate\.router_mlp\.(norm\.weight|fc\d+\.(weight|bias))$"
@@ -40,7 +40,7 @@ LOOKED_FOR = (
     "router_mlp.out_proj.weight) with one row per expert, and experts (experts.<i>.*, stacks under "
     "experts.*, or input_linear.weight and output_linear.weight) in the same layer"
 )
-_NUM_EXPERTS_KEY = re.compile(r"(?<!shared_)experts$")
+_NUM_EXPERTS_KEY = re.compile(r"(?<!shared_)(?<!top_k_)experts$")
 
 
 class Dependence(StrEnum):
@@ -110,6 +110,11 @@ def find_moe_layers(
             f"{LOOKED_FOR}"
         )
     stems = _match(expected, list(moe))
+    if len(set(stems)) < len(stems):
+        raise ModelError(
+            f"the plan names {len(stems)} routers in {len(set(stems))} layers of the checkpoint; a "
+            "layer with two routers (text and vision experts) cannot be permuted"
+        )
     sizes = _expert_counts(config)
     found = tuple(
         _Classifier(stem, num_experts, sizes).classify(moe[stem])

@@ -24,8 +24,8 @@ from c2r.adapters.checkpoints.rewrite import (
     PERMUTATION_FILE,
     Advance,
     other_weights,
-    renumbering,
     rewritten_folder,
+    tensor_changes,
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
 from c2r.adapters.huggingface.checkpoint import PLAN_FILE
@@ -61,8 +61,8 @@ def permute_checkpoint(
     """Writes the checkpoint in `source` to `folder` with its experts in the plan's order.
 
     The folder carries the renumbered plan, as `c2r apply` writes it, and the permutation, from
-    which `undo_permutation` restores the tensors byte by byte. Memory: one buffer of 8 MiB.
-    The folder appears whole or not at all. Work goes on in `<folder>.partial`: after an
+    which `undo_permutation` restores the tensors byte by byte. Memory: the headers and one buffer
+    of 8 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
     interruption the same call goes on with the shards that are missing.
 
     Args:
@@ -101,9 +101,8 @@ def permute_checkpoint(
         for layer, order in zip(found, orders, strict=True):
             check_groups(layer.stem, order, num_groups)
     permutation = _encode_permutation(found, orders, source_has_plan=has_plan)
-    with rewritten_folder(
-        checkpoint, renumbering(found, orders), folder, permutation, advance
-    ) as partial:
+    changes = tensor_changes(found, orders)
+    with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
         permuted = _permuted_plan(plan, orders)
         permuted.save(partial / PLAN_FILE)
         _write_config(partial, config, permuted)
@@ -115,7 +114,7 @@ def undo_permutation(
 ) -> PermutationReport:
     """Writes the permuted checkpoint in `source` to `folder` in its original order.
 
-    The folder carries a plan only if the original did.
+    The folder carries a plan only if the original did: the one that it was permuted with.
 
     Raises:
         InputError: `source` holds no permutation, or as `permute_checkpoint`.
@@ -127,9 +126,8 @@ def undo_permutation(
     expected = [(stem, len(order.experts)) for stem, order in zip(stems, orders, strict=True)]
     found, untouched = find_moe_layers(checkpoint.tensors, expected, config)
     permutation = _encode_permutation(found, orders, source_has_plan=source_had_plan)
-    with rewritten_folder(
-        checkpoint, renumbering(found, orders), folder, permutation, advance
-    ) as partial:
+    changes = tensor_changes(found, orders)
+    with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
         (partial / PERMUTATION_FILE).unlink()
         original = None
         if source_had_plan:

@@ -35,7 +35,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Renumbering:
+class TensorChanges:
     """What becomes of single tensors, by name; all others are copied.
 
     Attributes:
@@ -49,30 +49,31 @@ class Renumbering:
     ids: Mapping[str, Int]
 
 
-def renumbering(layers: Sequence[MoeLayer], orders: Sequence[ExpertOrder]) -> Renumbering:
+def tensor_changes(layers: Sequence[MoeLayer], orders: Sequence[ExpertOrder]) -> TensorChanges:
     """What the orders of MoE layers mean for their tensors."""
     names: dict[str, str] = {}
     pieces: dict[str, Int] = {}
     ids: dict[str, Int] = {}
     for layer, order in zip(layers, orders, strict=True):
         new_expert = order.inverse.experts
+        new_ids = new_expert.tolist()
         for name, dependence in layer.tensors.items():
             match dependence:
                 case Dependence.NAME:
-                    names[name] = layer.renamed(name, new_expert.tolist())
+                    names[name] = layer.renamed(name, new_ids)
                 case Dependence.ROUTER:
                     pieces[name] = order.experts
                 case Dependence.STACK:
                     pieces[name] = order.experts[: layer.num_stored]
                 case Dependence.VALUES:
                     ids[name] = new_expert
-    return Renumbering(names=names, pieces=pieces, ids=ids)
+    return TensorChanges(names=names, pieces=pieces, ids=ids)
 
 
 @contextmanager
 def rewritten_folder(
     checkpoint: Checkpoint,
-    changes: Renumbering,
+    changes: TensorChanges,
     folder: Path,
     permutation: bytes,
     advance: Advance | None = None,
@@ -159,7 +160,7 @@ def _check_room(checkpoint: Checkpoint, partial: Path) -> None:
         )
 
 
-def _write_shard(shard: Shard, target: Path, changes: Renumbering) -> None:
+def _write_shard(shard: Shard, target: Path, changes: TensorChanges) -> None:
     """Writes one shard beside its place and renames it when it is on the disk."""
     if target.exists():
         return
@@ -177,7 +178,7 @@ def _write_shard(shard: Shard, target: Path, changes: Renumbering) -> None:
     unfinished.replace(target)
 
 
-def _pieces(shard: Shard, source: BinaryIO, changes: Renumbering) -> Iterator[Range | bytes]:
+def _pieces(shard: Shard, source: BinaryIO, changes: TensorChanges) -> Iterator[Range | bytes]:
     """The new shard's tensors in order: byte ranges of the old shard, or new bytes."""
     for tensor in sorted(shard.tensors, key=lambda tensor: tensor.begin):
         start, end = shard.data_start + tensor.begin, shard.data_start + tensor.end
@@ -244,7 +245,7 @@ def _copy_companions(checkpoint: Checkpoint, partial: Path) -> None:
             shutil.copy2(path, partial / path.name)
 
 
-def _write_index(checkpoint: Checkpoint, partial: Path, changes: Renumbering) -> None:
+def _write_index(checkpoint: Checkpoint, partial: Path, changes: TensorChanges) -> None:
     if checkpoint.index is None:
         return
     weight_map = {
