@@ -41,7 +41,7 @@ def export(
 
     An engine that cannot load a placement takes a permuted checkpoint: `c2r permute`.
     """
-    from c2r.adapters.engines import ExportFormat, export_plan
+    from c2r.adapters.engines import export_plan
     from c2r.planning import Plan
 
     num_layers = None
@@ -49,7 +49,7 @@ def export(
         from c2r.adapters.huggingface import read_model_layers
 
         num_layers = read_model_layers(resolve_model(model)).num_layers
-    written = export_plan(Plan.load(plan), ExportFormat(format_.value), out, num_layers)
+    written = export_plan(Plan.load(plan), format_.value, out, num_layers)
     if json:
         print_json({"out": str(out), "launch": written.launch_line, "note": written.note})
     note(f"wrote {out}; {written.note}\n{written.launch_line}")

@@ -70,10 +70,10 @@ def import_(
             raise InputError("c2r-pickle reads one file and wants --top-k, which it does not say")
         profile = read_c2r_pickle(files[0], top_k)
     else:
-        from c2r.adapters import engines
+        from c2r.adapters.engines import import_traces
 
-        read = engines.import_traces(
-            engines.ImportFormat(format_.value),
+        read = import_traces(
+            format_.value,
             files,
             num_experts if model is None else _model_layers(model),
             is_skipping_bad=skip_bad,

@@ -14,6 +14,7 @@ from c2r.adapters.engines import (
     ExportFormat,
     check_export,
     export_plan,
+    import_traces,
     layer_placement,
     megatron,
     plan_slots,
@@ -224,6 +225,13 @@ def test_plans_that_do_not_tell_their_layers(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"\[8, 12\] experts"):
         export_plan(mixed, ExportFormat.SGLANG, tmp_path / "plan")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_engine(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'tgi' is unknown; choose sglang, vllm, "):
+        export_plan(make_plan(), "tgi", tmp_path / "plan")
+    with pytest.raises(InputError, match="'stat' is unknown; choose sglang-per-token, "):
+        import_traces("stat", [tmp_path])
 
 
 def test_files_that_are_no_exports(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def permute_checkpoint(
 
     The folder carries the renumbered plan, as `c2r apply` writes it, and the permutation, from
     which `undo_permutation` restores the tensors byte by byte. Memory: the headers and one buffer
-    of 8 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
+    of 1 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
     interruption the same call goes on with the shards that are missing.
 
     Args:

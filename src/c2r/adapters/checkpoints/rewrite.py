@@ -27,7 +27,7 @@ PERMUTATION_FILE = "c2r_permutation.safetensors"
 _STATE_FILE = "c2r_unfinished.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _OWN_FILES = (PLAN_FILE, PERMUTATION_FILE, INDEX_FILE, "config.json")
-_BUFFER_BYTES = 8 << 20
+_BUFFER_BYTES = 1 << 20  # stays in the processor's cache between read and write
 
 Int = npt.NDArray[np.int64]
 Advance = Callable[[int], None]

@@ -74,13 +74,13 @@ class Export:
 
 
 def export_plan(
-    plan: Plan, format_: ExportFormat, path: Path, num_layers: int | None = None
+    plan: Plan, format_: str, path: str | Path, num_layers: int | None = None
 ) -> Export:
     """Writes a plan for an engine, atomically.
 
     Args:
         plan: with router paths, from which the layers' numbers in the model follow.
-        format_: the engine.
+        format_: the engine, one of `ExportFormat`.
         path: file to write.
         num_layers: layers of the model, for SGLang, which wants a row for each; None ends with
             the last MoE layer.
@@ -88,12 +88,13 @@ def export_plan(
     Raises:
         PlanError: the engine cannot hold the plan, as with unequal slots.
         PlanMismatchError: the plan does not tell the numbers of its layers.
-        InputError: the file cannot be written.
+        InputError: the format is unknown, or the file cannot be written.
     """
+    engine, path = _engine(format_), Path(path)
     slots = plan_slots(plan)
-    write_text(path, _encode(plan, slots, format_, num_layers))
-    check_export(plan, format_, path)
-    return Export(launch_line=_LAUNCH[format_](slots, path), note=NOTES[format_])
+    write_text(path, _encode(plan, slots, engine, num_layers))
+    check_export(plan, engine, path)
+    return Export(launch_line=_LAUNCH[engine](slots, path), note=NOTES[engine])
 
 
 def check_export(plan: Plan, format_: ExportFormat, path: Path) -> None:
@@ -106,6 +107,12 @@ def check_export(plan: Plan, format_: ExportFormat, path: Path) -> None:
                 raise InputError(f"{path} does not have the plan's flags; export it again")
         else:
             check_slots(_DECODE[format_](text, slots), plan)
+
+
+def _engine(name: str) -> ExportFormat:
+    if name not in set(ExportFormat):
+        raise InputError(f"format {name!r} is unknown; choose {', '.join(ExportFormat)}")
+    return ExportFormat(name)
 
 
 def _encode(plan: Plan, slots: SlotMap, format_: ExportFormat, num_layers: int | None) -> str:

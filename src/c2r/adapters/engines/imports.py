@@ -52,8 +52,8 @@ class Import:
 
 
 def import_traces(
-    format_: ImportFormat,
-    paths: Sequence[Path],
+    format_: str,
+    paths: Sequence[str | Path],
     model: ModelLayers | int | None = None,
     *,
     is_skipping_bad: bool = False,
@@ -67,7 +67,7 @@ def import_traces(
     promise the order of the ids.
 
     Args:
-        format_: what the files are.
+        format_: what the files are, one of `ImportFormat`.
         paths: the files, or one folder of them.
         model: its MoE layers, to name and check those of the trace; or E; None where the files
             tell E.
@@ -79,7 +79,10 @@ def import_traces(
     Raises:
         InputError: a file cannot be read, is of another mode or model, or holds a bad record.
     """
-    files = _files(format_, paths)
+    if format_ not in set(ImportFormat):
+        raise InputError(f"format {format_!r} is unknown; choose {', '.join(ImportFormat)}")
+    format_ = ImportFormat(format_)
+    files = _files(format_, [Path(path) for path in paths])
     job = _Job(format_, model, is_skipping_bad, is_ordered)
     num_workers = max(min(num_workers, len(files)), 1)
     shares = [files[first::num_workers] for first in range(num_workers)]

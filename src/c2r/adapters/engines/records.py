@@ -57,6 +57,7 @@ def expert_ids(record: Record) -> Ids:
     ids = record.ids
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise ValueError(f"ids of shape {list(ids.shape)} and type {ids.dtype}, not [tokens, k]")
+    ids = ids.astype(np.int64) if ids.dtype == np.uint64 else ids
     if ids.size and ids.min() < 0:
         ids = _without_padding(ids)
     if ids.shape[1] > 1 and ids.size and (ids == ids[0, 0]).all():
