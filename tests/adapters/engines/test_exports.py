@@ -224,6 +224,9 @@ def test_plans_that_do_not_tell_their_layers(tmp_path: Path) -> None:
     mixed = replace(mixed, layers=(mixed.layers[0], wider.layers[1]))
     with pytest.raises(PlanError, match=r"\[8, 12\] experts"):
         export_plan(mixed, ExportFormat.SGLANG, tmp_path / "plan")
+    uneven = replace(mixed, layers=(make_plan().layers[0], make_plan(1).layers[1]))
+    with pytest.raises(PlanError, match=r"fill \[8, 12\] slots"):
+        export_plan(uneven, ExportFormat.SGLANG, tmp_path / "plan")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,11 +40,11 @@ class SlotMap:
 
 
 def plan_slots(plan: Plan) -> SlotMap:
-    """The slots of every layer of a plan, numbered as the plan's router paths say.
+    """The slots of every layer of a plan, layers numbered as the plan's router paths say.
 
     Raises:
-        PlanError: the ranks would have different numbers of slots, or layers different numbers
-            of experts.
+        PlanError: ranks or layers would have different numbers of slots, or layers different
+            numbers of experts.
         PlanMismatchError: the plan does not tell the numbers of its layers.
     """
     sizes = sorted({layer.num_experts for layer in plan.layers})
@@ -60,6 +60,12 @@ def plan_slots(plan: Plan) -> SlotMap:
         raise PlanMismatchError(
             "two layers of the plan have the same number (two stacks?); engines number the layers "
             "of one stack only"
+        )
+    lengths = sorted({len(slots) for slots in layers.values()})
+    if len(lengths) > 1:
+        raise PlanError(
+            f"the layers fill {lengths} slots; engines want as many in every layer, so give every "
+            "layer as many replicas"
         )
     return SlotMap(num_ranks=plan.topology.num_ranks, num_experts=sizes[0], layers=layers)
 
