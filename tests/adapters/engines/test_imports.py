@@ -268,8 +268,11 @@ BAD_LINES = {
     "too few": json.dumps(megatron_record(0, np.array([[0, 1]]), num_tokens=2)),
     "other rows": json.dumps(megatron_record(0, np.array([[0], [1]]), num_tokens=1, topk=2)),
     "no such expert": json.dumps(megatron_record(0, np.array([[0, 32]]))),
-    "twice": json.dumps(megatron_record(0, np.array([[3, 3], [1, 2]]))),
+    "twice": json.dumps(megatron_record(0, np.array([[3, 3]]))),
     "other k": json.dumps(megatron_record(0, np.array([[0, 1, 2]]))),
+    "no lists": json.dumps(megatron_record(0, np.array([[0, 1]]), top_indices=[0, 1])),
+    "no integers": json.dumps(megatron_record(0, np.array([[0, 1]]), top_indices=[[0, 1.5]])),
+    "nothing": json.dumps({**megatron_record(0, np.array([[0, 1]])), "top_indices": None}),
     "no number": json.dumps(megatron_record(0, np.array([[0, 1]]), num_tokens=None)),
 }
 

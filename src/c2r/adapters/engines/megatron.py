@@ -6,7 +6,6 @@ permuted checkpoint.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from c2r.adapters.engines.slots import SlotMap
 from c2r.errors import InputError, PlanError
 from c2r.planning import Plan
 
-_INDICES = re.compile(rb'"top_indices"\s*:\s*(\[[\[\]\s\d,-]*\])')
+_INDICES = b'"top_indices":'
 
 
 def encode(plan: Plan, slots: SlotMap) -> str:
@@ -102,23 +101,28 @@ def _parse(line: bytes) -> tuple[int, npt.NDArray[np.int64]] | None:
     """
     if not line.strip():
         return None
-    match = _INDICES.search(line)
-    if match is None:
-        raise ValueError("no top_indices, or they are not lists of integers")
-    head: dict[str, Any] = json.loads(line[: match.start(1)] + b"0" + line[match.end(1) :])
+    key = line.find(_INDICES)
+    start = line.find(b"[", key)
+    end = line.find(b"]]", start) + 2 if line[start : start + 2] == b"[[" else start + 2
+    if key < 0 or end < start + 2:
+        raise ValueError("no top_indices, or they are not lists")
+    head: dict[str, Any] = json.loads(line[:start] + b"0" + line[end:])
     if head.get("block", "decoder") != "decoder":
         return None
     num_tokens, top_k = int(head["num_tokens"]), int(head["topk"])
-    ids = _integers(match[1].translate(None, b"[] \t"))
-    if num_tokens * top_k != len(ids) or match[1].count(b"[") != num_tokens + 1:
+    rows = line[start:end]
+    ids = _integers(rows.translate(None, b"[] "))
+    if num_tokens * top_k != len(ids) or rows.count(b"[") != num_tokens + 1:
         raise ValueError(
-            f"{len(ids)} ids in {match[1].count(b'[') - 1} rows, where num_tokens is {num_tokens} "
-            f"and topk {top_k}"
+            f"{len(ids)} ids in {rows.count(b'[') - 1} rows, where num_tokens is {num_tokens} and "
+            f"topk {top_k}"
         )
     return int(head["layer"]), ids.reshape(num_tokens, top_k)
 
 
 def _integers(text: bytes) -> npt.NDArray[np.int64]:
+    if text.translate(None, b"0123456789,-"):
+        raise ValueError("top_indices holds something else than integers")
     if not text:
         return np.empty(0, dtype=np.int64)
     return np.fromstring(text.decode("ascii"), dtype=np.int64, sep=",")
