@@ -1,7 +1,7 @@
 """Routing traces that engines write, as profiles."""
 
 import multiprocessing
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -87,28 +87,28 @@ def import_traces(
     num_workers = max(min(num_workers, len(files)), 1)
     shares = [files[first::num_workers] for first in range(num_workers)]
     if num_workers == 1:
-        counts = [job.count(files)]
+        total = job.count(files)
     else:
         with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-            counts = list(pool.map(job.count, shares))
-    layers = _merged([share.layers for share in counts])
-    num_bad = sum(share.num_bad for share in counts)
+            total = _total(pool.map(job.count, shares))
+    layers = total.layers
     if not layers:
-        raise InputError(f"no tokens were found in {len(files)} files ({num_bad} bad records)")
+        raise InputError(
+            f"no tokens were found in {len(files)} files ({total.num_bad} bad records)"
+        )
     if isinstance(model, ModelLayers):
         _check_layers(layers, model)
     provenance = {
         "format": str(format_),
         "files": [path.name for path in files],
         "is_ordered": is_ordered,
-        "num_bad_records": num_bad,
+        "num_bad_records": total.num_bad,
         "complete": True,
     }
     profile = CollaborationProfile(
         layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
     )
-    first_bad = next((share.first_bad for share in counts if share.num_bad), "")
-    return Import(profile=profile, num_bad=num_bad, first_bad=first_bad)
+    return Import(profile=profile, num_bad=total.num_bad, first_bad=total.first_bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +148,30 @@ class _Job:
         return _Counts(layers, bad.count, bad.first)
 
 
-def _merged(shares: Sequence[dict[int, LayerProfile]]) -> dict[int, LayerProfile]:
-    merged = dict(shares[0])
-    for share in shares[1:]:
-        for number, layer in share.items():
-            ours = merged.get(number, layer)
-            if (ours.num_experts, ours.top_k) != (layer.num_experts, layer.top_k):
-                raise InputError(
-                    f"files disagree on layer {number}: {ours.num_experts} experts with k = "
-                    f"{ours.top_k}, and {layer.num_experts} with k = {layer.top_k}; give traces "
-                    "of one model"
-                )
-            rng = np.random.default_rng([number, ours.num_tokens, layer.num_tokens])
-            merged[number] = ours.merge(layer, rng) if number in merged else layer
+def _total(shares: Iterable[_Counts]) -> _Counts:
+    total = _Counts({}, 0, "")
+    for share in shares:
+        total = _Counts(
+            layers=_merged(total.layers, share.layers),
+            num_bad=total.num_bad + share.num_bad,
+            first_bad=total.first_bad or share.first_bad,
+        )
+    return total
+
+
+def _merged(
+    ours: dict[int, LayerProfile], theirs: dict[int, LayerProfile]
+) -> dict[int, LayerProfile]:
+    merged = {**theirs, **ours}
+    for number in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[number], theirs[number]
+        if (a.num_experts, a.top_k) != (b.num_experts, b.top_k):
+            raise InputError(
+                f"files disagree on layer {number}: {a.num_experts} experts with k = {a.top_k}, "
+                f"and {b.num_experts} with k = {b.top_k}; give traces of one model"
+            )
+        rng = np.random.default_rng([number, a.num_tokens, b.num_tokens])
+        merged[number] = a.merge(b, rng)
     return merged
 
 
