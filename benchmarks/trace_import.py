@@ -3,7 +3,7 @@
     python benchmarks/trace_import.py
 
 Traces of E = 128, k = 8, 48 layers at two sizes from four ranks: .npz, the format that SGLang's
-recorder writes, and Megatron's JSON lines. The choices are synthetic, 262,144 distinct sets in
+recorder writes, and Megatron's JSON lines. The choices are synthetic, 524,288 distinct sets in
 every layer: the worst case, in which the sets that a profile keeps are full at once. Each import
 runs with two workers, their start included; the anonymous memory (RssAnon) of the larger is sampled
 while it runs, since pages of mapped files are the system's to drop. The goal is 2 million tokens x
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 NUM_EXPERTS, TOP_K = 128, 8
-RECORD_TOKENS, NUM_BLOCKS = 8_192, 32
+RECORD_TOKENS, NUM_BLOCKS = 8_192, 64
 NUM_FILES = 4  # ranks
 BLOCKS = []
 GOAL = 2e6 * 48 / 60
@@ -41,17 +42,15 @@ def make_blocks():
     return [np.argpartition(block, TOP_K, axis=1)[:, :TOP_K] for block in scores]
 
 
-def write_npz(folder, rank, num_steps, num_layers):
+def write_npz(folder, rank, steps, num_layers):
     arrays = {
-        f"layers.{layer}": np.concatenate(
-            [choices(step, layer).astype(np.uint8) for step in range(num_steps)]
-        )
+        f"layers.{layer}": np.concatenate([choices(step, layer).astype(np.uint8) for step in steps])
         for layer in range(num_layers)
     }
     np.savez(folder / f"trace{rank}.npz", **arrays)
 
 
-def write_sglang(folder, rank, num_steps, num_layers):
+def write_sglang(folder, rank, steps, num_layers):
     import torch
 
     records = [
@@ -62,17 +61,17 @@ def write_sglang(folder, rank, num_steps, num_layers):
                 np.stack([choices(step, layer) for layer in range(num_layers)]).astype(np.int32)
             ),
         }
-        for step in range(num_steps)
+        for step in steps
     ]
     slots = torch.arange(NUM_EXPERTS).repeat(num_layers, 1)
     dump = {"records": records, "last_physical_to_logical_map": slots}
     torch.save(dump, folder / f"expert_distribution_recorder_1.0_{rank}.pt")
 
 
-def write_megatron(folder, rank, num_steps, num_layers):
+def write_megatron(folder, rank, steps, num_layers):
     texts = {id(block): json.dumps(np.sort(block, axis=1).tolist()) for block in BLOCKS}
     with (folder / f"router_trace_rank{rank}.jsonl").open("w") as file:
-        for step in range(num_steps):
+        for step in steps:
             for layer in range(num_layers):
                 head = f'{{"step": {step}, "block": "decoder", "layer": {layer}, "rank": {rank}, '
                 head += f'"num_tokens": {RECORD_TOKENS}, "topk": {TOP_K}, "top_indices": '
@@ -83,7 +82,8 @@ WRITERS = {"npz": write_npz, "sglang-per-token": write_sglang, "megatron-trace":
 
 
 def measure(format_, folder):
-    """Seconds and peak anonymous bytes of one import in a process of its own."""
+    """Seconds, processor seconds and peak anonymous bytes of one import in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, __file__, "--read", format_, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -93,7 +93,9 @@ def measure(format_, folder):
         peak = max(peak, *map(anonymous_bytes, pids))
         time.sleep(0.05)
     assert process.returncode == 0, "the import failed"
-    return float(process.stdout.read()), peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return float(process.stdout.read()), cpu, peak
 
 
 def children(pid):
@@ -124,7 +126,7 @@ def read(format_, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--tokens", type=int, nargs=2, default=[262_144, 1_048_576])
+    parser.add_argument("--tokens", type=int, nargs=2, default=[524_288, 1_048_576])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -137,11 +139,12 @@ def main():
         for num_tokens in args.tokens:
             with tempfile.TemporaryDirectory() as folder:
                 for rank in range(NUM_FILES):
-                    num_steps = num_tokens // RECORD_TOKENS // NUM_FILES
-                    write(Path(folder), rank, num_steps, args.layers)
+                    steps = range(rank, num_tokens // RECORD_TOKENS, NUM_FILES)
+                    write(Path(folder), rank, steps, args.layers)
                 size = sum(path.stat().st_size for path in Path(folder).iterdir())
                 runs = [measure(format_, folder) for _ in range(args.rounds)]
-            rates = sorted(num_tokens * args.layers / seconds for seconds, _ in runs)
+            rates = sorted(num_tokens * args.layers / seconds for seconds, _, _ in runs)
+            cpu_rates = [num_tokens * args.layers / cpu for _, cpu, _ in runs]
             rows.append(
                 {
                     "format": format_,
@@ -149,7 +152,8 @@ def main():
                     "gigabytes": round(size / 1e9, 2),
                     "million_layer_tokens_per_second": [round(rate / 1e6, 2) for rate in rates],
                     "of_goal_median": round(float(np.median(rates)) / GOAL, 2),
-                    "peak_anonymous_mb": round(max(peak for _, peak in runs) / 1e6),
+                    "million_per_processor_second": round(float(np.median(cpu_rates)) / 1e6, 2),
+                    "peak_anonymous_mb": round(max(peak for _, _, peak in runs) / 1e6),
                 }
             )
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.errors import InputError
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 65_536
 _NUMBER = re.compile(r"\d+")
 
 
@@ -72,7 +72,7 @@ def _blocks(file: IO[bytes]) -> Iterator[npt.NDArray[Any]]:
     if is_fortran or not shape:
         raise ValueError(f"it holds an array of shape {list(shape)} in column order")
     row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
-    rows_per_block = max(_BLOCK_BYTES // max(row_bytes, 1), 1)
+    rows_per_block = max(min(_BLOCK_BYTES // max(row_bytes, 1), _BLOCK_ROWS), 1)
     for start in range(0, shape[0], rows_per_block):
         num_rows = min(rows_per_block, shape[0] - start)
         content = file.read(num_rows * row_bytes)
