@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
+    from c2r.adapters.engines import export_plan, import_traces
     from c2r.adapters.huggingface import (
         apply,
         capture,
@@ -40,16 +42,20 @@ _HOMES = {
     "constrained_topk": "c2r.ops.constrained_topk",
     "constraint_report": "c2r.adapters.huggingface",
     "evaluate": "c2r.evaluation",
+    "export_plan": "c2r.adapters.engines",
     "from_pretrained": "c2r.adapters.huggingface",
+    "import_traces": "c2r.adapters.engines",
     "make_plan": "c2r.planning",
     "measure_collaboration": "c2r.profiling",
     "measure_plan": "c2r.evaluation",
+    "permute_checkpoint": "c2r.adapters.checkpoints",
     "predict_traffic": "c2r.measuring",
     "profile": "c2r.adapters.huggingface",
     "register_router": "c2r.adapters.huggingface",
     "remove": "c2r.adapters.huggingface",
     "save_pretrained": "c2r.adapters.huggingface",
     "with_policy": "c2r.planning",
+    "undo_permutation": "c2r.adapters.checkpoints",
 }
 
 __all__ = [
@@ -64,15 +70,19 @@ __all__ = [
     "constrained_topk",
     "constraint_report",
     "evaluate",
+    "export_plan",
     "from_pretrained",
+    "import_traces",
     "make_plan",
     "measure_collaboration",
     "measure_plan",
+    "permute_checkpoint",
     "predict_traffic",
     "profile",
     "register_router",
     "remove",
     "save_pretrained",
+    "undo_permutation",
     "with_policy",
 ]
 

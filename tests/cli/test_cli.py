@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from c2r.cli import run
+from c2r.cli import app, run
 from c2r.profiling import CollaborationProfile
 
 
@@ -182,6 +182,56 @@ def test_import_of_the_authors_format(capsys, tmp_path):
     assert call_json(capsys, "inspect", out)["num_tokens"] == 6
 
 
+def test_import_of_engine_traces(capsys, tmp_path):
+    record = {"block": "decoder", "layer": 3, "num_tokens": 2, "topk": 2}
+    lines = [{**record, "top_indices": [[0, 5], [1, 2]]}, {**record, "top_indices": [[0, 99]]}]
+    path = tmp_path / "router_trace_rank0.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "p.safetensors"
+    arguments = ["import", tmp_path, "--format", "megatron-trace", "--num-experts", 32]
+    assert_refused(capsys, ["line 2", "--skip-bad"], *arguments, "--out", out)
+    found = call_json(capsys, *arguments, "--out", out, "--skip-bad")
+    assert (found["num_tokens"], found["num_bad"], found["top_k"]) == (2, 1, 2)
+    assert [layer["name"] for layer in call_json(capsys, "inspect", out)["layers"]] == ["layers.3"]
+    assert_refused(
+        capsys, ["4 MoE layers"], *arguments, "--out", out, "--skip-bad", "--model", "tiny"
+    )
+    assert_refused(capsys, ["--top-k"], "import", path, "--format", "c2r-pickle", "--out", out)
+
+
+def test_permute_and_undo(capsys, folder, tmp_path):
+    from c2r.assets import tiny_folder
+
+    plan, out, undone = folder / "plan.safetensors", tmp_path / "permuted", tmp_path / "undone"
+    found = call_json(capsys, "permute", "tiny", "--plan", plan, "--out", out)
+    assert (found["num_layers"], found["is_undone"]) == (4, False)
+    assert_refused(capsys, ["not an empty"], "permute", "tiny", "--plan", plan, "--out", out)
+    assert_refused(
+        capsys, ["leave --plan out"], "permute", out, "--undo", "--plan", plan, "--out", undone
+    )
+    assert call_json(capsys, "permute", out, "--undo", "--out", undone)["is_undone"]
+    for path in tiny_folder().glob("model*.safetensors"):
+        assert (undone / path.name).read_bytes() == path.read_bytes()
+        assert (out / path.name).read_bytes() != path.read_bytes()
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "vllm-ascend", "megatron"])
+def test_export(capsys, folder, tmp_path, engine):
+    arguments = ["export", "--plan", folder / "plan.safetensors", "--format", engine]
+    found = call_json(capsys, *arguments, "--model", "tiny", "--out", tmp_path / "plan")
+    assert (tmp_path / "plan").stat().st_size > 0
+    assert str(tmp_path / "plan") in found["launch"] and "no placement" in found["note"]
+    assert_refused(capsys, ["cannot write"], *arguments, "--out", tmp_path / "no" / "plan")
+
+
+def test_the_formats_offered_are_those_of_the_library():
+    from c2r.adapters import engines
+    from c2r.cli import export, import_
+
+    assert set(export.Engine) == set(engines.ExportFormat)
+    assert set(import_.ImportFormat) == {"c2r-pickle", *engines.ImportFormat}
+
+
 def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
     import c2r
     from c2r.adapters.huggingface import applied_plan
@@ -269,19 +319,8 @@ def test_wrong_flags(capsys):
     assert_refused(capsys, ["--nonsense", "--help"], "inspect", "--nonsense")
     assert_refused(capsys, ["No such command"], "frobnicate")
     assert call(capsys, "--help")[0] == 0
-    for command in (
-        "profile",
-        "import",
-        "inspect",
-        "plan",
-        "traffic",
-        "apply",
-        "sweep",
-        "evaluate",
-        "demo",
-        "doctor",
-    ):
-        status, out, _ = call(capsys, command, "--help")
+    for command in app.registered_commands:
+        status, out, _ = call(capsys, command.name, "--help")
         assert status == 0 and "--json" in out
 
 

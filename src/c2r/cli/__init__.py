@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from c2r.cli import apply, demo, doctor, evaluate, import_, inspect, plan, profile, sweep, traffic
+from c2r.cli import (
+    apply,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    import_,
+    inspect,
+    permute,
+    plan,
+    profile,
+    sweep,
+    traffic,
+)
 from c2r.cli.console import note
 from c2r.errors import C2RError
 
@@ -29,6 +42,8 @@ app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
 app.command("evaluate")(evaluate.evaluate)
+app.command("permute")(permute.permute)
+app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

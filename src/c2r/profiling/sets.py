@@ -83,6 +83,22 @@ class RoutingSets:
             self.capacity,
         )
 
+    def add(self, expert_ids: Int, rng: np.random.Generator) -> "RoutingSets":
+        """The sets of these tokens and of `expert_ids` `[tokens, k]` more.
+
+        As merging with their count, but while sampling only tokens that enter are sorted.
+        """
+        if self.is_exact or self.sample_size < self.capacity:
+            return self.merge(RoutingSets.count(expert_ids, rng, self.capacity), rng)
+        drawn = rng.random(len(expert_ids))
+        enters = drawn < self._drawn.max()
+        return _lowest_priorities(
+            np.concatenate([self.experts, np.sort(expert_ids[enters], axis=1)]),
+            np.concatenate([self._drawn, drawn[enters]]),
+            self.num_tokens + len(expert_ids),
+            self.capacity,
+        )
+
     @property
     def _drawn(self) -> npt.NDArray[np.float64]:
         assert self.priorities is not None, "priorities were not drawn"
@@ -98,7 +114,9 @@ class RoutingSets:
 def _lowest_priorities(
     experts: Int, priorities: npt.NDArray[np.float64], num_tokens: int, capacity: int
 ) -> RoutingSets:
-    kept = np.argsort(priorities, kind="stable")[:capacity]
+    kept = np.arange(len(priorities))
+    if len(priorities) > capacity:
+        kept = np.argpartition(priorities, capacity)[:capacity]
     return RoutingSets(
         experts=experts[kept],
         counts=np.ones(len(kept), dtype=np.int64),
@@ -115,25 +133,40 @@ def count_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
     """
     if len(rows) == 0:
         return rows, np.empty(0, dtype=np.int64)
-    keys = _pack(rows)
-    order = np.lexsort(keys.T[::-1]) if keys.shape[1] > 1 else np.argsort(keys[:, 0], kind="stable")
-    keys = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]).any(1)]))
-    if counts is None:
-        sums = np.diff(np.append(starts, len(rows)))
-    else:
-        sums = np.add.reduceat(counts[order], starts)
+    bits = max(int(rows.max()).bit_length(), 1)
+    words = _pack(rows, bits)
+    if len(words) == 1 and counts is None:
+        ordered = np.sort(words[0])
+        starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+        distinct = _unpack(ordered[starts], rows.shape[1], bits)
+        return distinct, np.diff(np.append(starts, len(rows)))
+    # Rows that are counted already come in sorted runs, which a stable sort only merges.
+    order = np.argsort(words[0], kind="stable") if len(words) == 1 else np.lexsort(words[::-1])
+    differs = np.zeros(len(rows), dtype=bool)
+    differs[0] = True
+    for word in words:
+        ordered = word[order]
+        differs[1:] |= ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(differs)
+    ones = np.ones(len(rows), dtype=np.int64)
+    sums = np.add.reduceat((ones if counts is None else counts)[order], starts)
     return rows[order[starts]], sums
 
 
-def _pack(rows: Int) -> Int:
-    """Rows of ids as few int64 words, in the same lexicographic order."""
-    bits = max(int(rows.max()).bit_length(), 1)
-    per_word = 63 // bits
+def _pack(rows: Int, bits: int) -> list[npt.NDArray[np.uint64]]:
+    """Rows of ids of so many bits as few words `[n]`, in the same lexicographic order."""
+    per_word = 64 // bits
     words = []
     for start in range(0, rows.shape[1], per_word):
-        word = np.zeros(len(rows), dtype=np.int64)
+        word = np.zeros(len(rows), dtype=np.uint64)
         for column in rows[:, start : start + per_word].T:
-            word = (word << bits) | column
+            word = (word << np.uint64(bits)) | column.astype(np.uint64)
         words.append(word)
-    return np.stack(words, axis=1)
+    return words
+
+
+def _unpack(word: npt.NDArray[np.uint64], width: int, bits: int) -> Int:
+    """The rows `[n, width]` that `_pack` put in one word."""
+    shifts = np.arange(width - 1, -1, -1, dtype=np.uint64) * np.uint64(bits)
+    mask = np.uint64((1 << bits) - 1)
+    return ((word[:, None] >> shifts) & mask).astype(np.int64)

@@ -23,6 +23,7 @@ from c2r.adapters.huggingface.install import (
 )
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
+from c2r.adapters.huggingface.skeleton import read_model_layers
 
 __all__ = [
     "PLAN_FILE",
@@ -46,6 +47,7 @@ __all__ = [
     "load_tokenizer",
     "prepare",
     "profile",
+    "read_model_layers",
     "register_router",
     "remove",
     "save_pretrained",

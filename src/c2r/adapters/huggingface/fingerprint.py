@@ -46,7 +46,8 @@ def _bytes(tensor: Tensor) -> bytes:
 def check_plan(plan: Plan, model: nn.Module, sites: Sequence[RouterSite], strict: bool) -> None:
     """Raises `PlanMismatchError` unless the plan was made for this model.
 
-    `strict=False` takes a plan for a model of the same structure whose weights have changed.
+    `strict=False` takes a plan for a model of the same structure whose weights have changed. The
+    plan of a permuted checkpoint names the structure only.
     """
     ours = [(site.num_experts, site.top_k) for site in sites]
     theirs = [(layer.num_experts, layer.top_k) for layer in plan.layers]
@@ -85,9 +86,9 @@ def _check_fingerprint(known: Mapping[str, Any], found: Mapping[str, str], stric
             f"the plan was made for a model of structure {known.get('structure')}, this one has "
             f"{found['structure']}; {_NEXT_STEP}"
         )
-    if strict and known.get("weights") != found["weights"]:
+    if strict and known.get("weights", found["weights"]) != found["weights"]:
         raise PlanMismatchError(
-            f"the plan was made for router weights {known.get('weights')}, this model has "
+            f"the plan was made for router weights {known['weights']}, this model has "
             f"{found['weights']}; {_NEXT_STEP}, or apply it with strict=False if the model was "
             "fine-tuned since"
         )

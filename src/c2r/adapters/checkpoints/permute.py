@@ -1,0 +1,252 @@
+"""Rewrites a checkpoint so that contiguous placement of its experts is a plan's placement.
+
+The function of the model stays what it was: router rows, biases and experts are renumbered alike.
+The permutation is stored with it, so that the original can be had back byte by byte.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2r.adapters.checkpoints.layout import MoeLayer, find_moe_layers
+from c2r.adapters.checkpoints.order import (
+    ExpertOrder,
+    check_groups,
+    contiguous_order,
+    renumber_layer,
+)
+from c2r.adapters.checkpoints.rewrite import (
+    PERMUTATION_FILE,
+    Advance,
+    other_weights,
+    rewritten_folder,
+    tensor_changes,
+)
+from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
+from c2r.adapters.huggingface.checkpoint import PLAN_FILE
+from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
+from c2r.errors import InputError, ModelError
+from c2r.planning import Plan
+
+_GROUP_KEYS = ("n_group", "num_expert_group")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PermutationReport:
+    """What was written.
+
+    Attributes:
+        num_layers: MoE layers that were renumbered.
+        num_tensors: tensors that were renamed or reordered.
+        num_bytes: of all shards.
+        untouched_layers: MoE layers that the plan does not name; they keep their order.
+        omitted: files with weights beside the checkpoint, which hold the old order; not copied.
+    """
+
+    num_layers: int
+    num_tensors: int
+    num_bytes: int
+    untouched_layers: tuple[str, ...]
+    omitted: tuple[str, ...]
+
+
+def permute_checkpoint(
+    source: str | Path, plan: Plan | None, folder: str | Path, advance: Advance | None = None
+) -> PermutationReport:
+    """Writes the checkpoint in `source` to `folder` with its experts in the plan's order.
+
+    The folder carries the renumbered plan, as `c2r apply` writes it, and the permutation, from
+    which `undo_permutation` restores the tensors byte by byte. Memory: the headers and one buffer
+    of 1 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
+    interruption the same call goes on with the shards that are missing.
+
+    Args:
+        source: a model folder with safetensors weights.
+        plan: made for this model; None takes the one that the folder carries.
+        folder: must not exist, or be empty.
+        advance: called with the number of bytes of each shard written.
+
+    Raises:
+        InputError: the checkpoint is damaged, experts are missing or have unexpected shapes,
+            the folder is not empty, or the disk has no room.
+        ModelError: the layout of the checkpoint is unknown.
+        PlanMismatchError: the plan's layers are not the checkpoint's.
+        PlanError: no permutation gives the placement.
+    """
+    source, folder = Path(source), Path(folder)
+    checkpoint = open_checkpoint(source)
+    if (source / PERMUTATION_FILE).is_file():
+        raise InputError(
+            f"{source} is permuted already; `c2r permute {source} --undo --out FOLDER` first"
+        )
+    has_plan = (source / PLAN_FILE).is_file()
+    if plan is None:
+        if not has_plan:
+            raise InputError(f"{source} carries no plan; give one with --plan")
+        plan = Plan.load(source / PLAN_FILE)
+    config = _read_config(source)
+    expected = [(layer.name, layer.num_experts) for layer in plan.layers]
+    found, untouched = find_moe_layers(checkpoint.tensors, expected, config)
+    orders = [
+        contiguous_order(layer, plan.topology, moe.num_stored)
+        for layer, moe in zip(plan.layers, found, strict=True)
+    ]
+    num_groups = _num_groups(config)
+    if num_groups > 1:
+        for layer, order in zip(found, orders, strict=True):
+            check_groups(layer.stem, order, num_groups)
+    permutation = _encode_permutation(found, orders, source_has_plan=has_plan)
+    changes = tensor_changes(found, orders)
+    with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
+        permuted = _permuted_plan(plan, orders)
+        permuted.save(partial / PLAN_FILE)
+        _write_config(partial, config, permuted)
+    return _report(checkpoint, found, untouched)
+
+
+def undo_permutation(
+    source: str | Path, folder: str | Path, advance: Advance | None = None
+) -> PermutationReport:
+    """Writes the permuted checkpoint in `source` to `folder` in its original order.
+
+    The folder carries a plan only if the original did: the one that it was permuted with.
+
+    Raises:
+        InputError: `source` holds no permutation, or as `permute_checkpoint`.
+    """
+    source, folder = Path(source), Path(folder)
+    checkpoint = open_checkpoint(source)
+    stems, orders, source_had_plan = _read_permutation(source)
+    config = _read_config(source)
+    expected = [(stem, len(order.experts)) for stem, order in zip(stems, orders, strict=True)]
+    found, untouched = find_moe_layers(checkpoint.tensors, expected, config)
+    permutation = _encode_permutation(found, orders, source_has_plan=source_had_plan)
+    changes = tensor_changes(found, orders)
+    with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
+        (partial / PERMUTATION_FILE).unlink()
+        original = None
+        if source_had_plan:
+            original = _original_plan(Plan.load(source / PLAN_FILE), orders)
+            original.save(partial / PLAN_FILE)
+        _write_config(partial, config, original)
+    return _report(checkpoint, found, untouched)
+
+
+def _report(
+    checkpoint: Checkpoint, layers: Sequence[MoeLayer], untouched: tuple[str, ...]
+) -> PermutationReport:
+    return PermutationReport(
+        num_layers=len(layers),
+        num_tensors=sum(len(layer.tensors) for layer in layers),
+        num_bytes=checkpoint.num_bytes,
+        untouched_layers=untouched,
+        omitted=tuple(path.name for path in other_weights(checkpoint)),
+    )
+
+
+def _encode_permutation(
+    layers: Sequence[MoeLayer], orders: Sequence[ExpertOrder], *, source_has_plan: bool
+) -> bytes:
+    header = {"stems": [layer.stem for layer in layers], "source_has_plan": source_has_plan}
+    arrays = {}
+    for index, order in enumerate(orders):
+        arrays[f"layers.{index}.experts"] = order.experts.astype(np.int32)
+        arrays[f"layers.{index}.ranks"] = order.ranks.astype(np.int32)
+    return encode_artifact(Artifact(kind="permutation", header=header, arrays=arrays))
+
+
+def _read_permutation(folder: Path) -> tuple[list[str], list[ExpertOrder], bool]:
+    """The layers of a permuted checkpoint, the orders that undo it, and whether it had a plan."""
+    path = folder / PERMUTATION_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} has no {PERMUTATION_FILE}; there is nothing to undo")
+    artifact = read_artifact(path, "permutation")
+    with damaged_file(path):
+        stems = [str(stem) for stem in artifact.header["stems"]]
+        orders = [
+            ExpertOrder(
+                experts=artifact.arrays[f"layers.{index}.experts"].astype(np.int64),
+                ranks=artifact.arrays[f"layers.{index}.ranks"].astype(np.int64),
+            ).inverse
+            for index in range(len(stems))
+        ]
+        return stems, orders, bool(artifact.header["source_has_plan"])
+
+
+def _permuted_plan(plan: Plan, orders: Sequence[ExpertOrder]) -> Plan:
+    """The plan in the new numbers; the router weights that it was made for are others now."""
+    known = plan.provenance.get("model_fingerprint")
+    provenance = {**plan.provenance, "permuted_from": known}
+    if isinstance(known, Mapping):
+        provenance["model_fingerprint"] = {"structure": known.get("structure")}
+    return _renumber_plan(plan, orders, provenance)
+
+
+def _original_plan(plan: Plan, orders: Sequence[ExpertOrder]) -> Plan:
+    provenance = dict(plan.provenance)
+    known = provenance.pop("permuted_from", None)
+    if known is not None:
+        provenance["model_fingerprint"] = known
+    return _renumber_plan(plan, orders, provenance)
+
+
+def _renumber_plan(
+    plan: Plan, orders: Sequence[ExpertOrder], provenance: Mapping[str, Any]
+) -> Plan:
+    layers = tuple(
+        renumber_layer(layer, order) for layer, order in zip(plan.layers, orders, strict=True)
+    )
+    return replace(plan, layers=layers, provenance=provenance)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    quantization = json.dumps(config.get("quantization_config"))
+    if re.search(r"experts\\*\.\d", quantization):
+        raise ModelError(
+            f"the quantization_config of {folder} names single experts, whose numbers would "
+            "change; permute the unquantised checkpoint and quantise that"
+        )
+    return config
+
+
+def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) -> None:
+    config = dict(config)
+    if plan is None:
+        config.pop("c2r", None)
+    else:
+        config["c2r"] = {"plan_fingerprint": plan.fingerprint}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _num_groups(config: Mapping[str, Any]) -> int:
+    """Groups that the routers limit tokens to; 1 where they limit none."""
+    if _find(config, ("topk_method",)) == "greedy":
+        return 1
+    stated = _find(config, _GROUP_KEYS)
+    if stated is None:
+        stated = _find(_default_config(config), _GROUP_KEYS)
+    return int(stated or 1)
+
+
+def _find(config: Any, keys: Sequence[str]) -> Any:
+    """The first value of one of `keys`, at any depth."""
+    if not isinstance(config, Mapping):
+        return None
+    own = (config[key] for key in keys if key in config)
+    nested = (_find(value, keys) for value in config.values())
+    return next((value for value in (*own, *nested) if value is not None), None)
+
+
+def _default_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers fills in where config.json is silent."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    family = config.get("model_type")
+    return dict(CONFIG_MAPPING[family]().to_dict()) if family in CONFIG_MAPPING else {}

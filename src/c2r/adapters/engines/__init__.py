@@ -1,0 +1,20 @@
+"""Serving and training engines: plans in the formats that they load, traces that they write."""
+
+from c2r.adapters.engines.exports import Export, ExportFormat, check_export, export_plan
+from c2r.adapters.engines.imports import Import, ImportFormat, import_traces
+from c2r.adapters.engines.slots import SlotMap, layer_placement, plan_slots
+from c2r.adapters.layers import ModelLayers
+
+__all__ = [
+    "Export",
+    "ExportFormat",
+    "Import",
+    "ImportFormat",
+    "ModelLayers",
+    "SlotMap",
+    "check_export",
+    "export_plan",
+    "import_traces",
+    "layer_placement",
+    "plan_slots",
+]

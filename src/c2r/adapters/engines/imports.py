@@ -1,0 +1,273 @@
+"""Routing traces that engines write, as profiles."""
+
+import multiprocessing
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from c2r.adapters.engines import arrays, megatron, sglang, tensorrt_llm, vllm
+from c2r.adapters.engines.records import BadRecords, Record, expert_ids
+from c2r.adapters.layers import ModelLayers
+from c2r.errors import InputError
+from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
+
+
+class ImportFormat(StrEnum):
+    """Traces that can be read."""
+
+    SGLANG_PER_TOKEN = "sglang-per-token"
+    VLLM_ROUTED = "vllm-routed"
+    MEGATRON_TRACE = "megatron-trace"
+    TENSORRT_LLM_RAW = "trtllm-raw"
+    NPZ = "npz"
+
+
+_READ: dict[ImportFormat, Callable[[Path, BadRecords], Iterator[Record]]] = {
+    ImportFormat.SGLANG_PER_TOKEN: sglang.read_per_token,
+    ImportFormat.VLLM_ROUTED: vllm.read_routed_experts,
+    ImportFormat.MEGATRON_TRACE: megatron.read_traces,
+    ImportFormat.TENSORRT_LLM_RAW: tensorrt_llm.read_raw,
+    ImportFormat.NPZ: arrays.read_layer_arrays,
+}
+_PATTERNS = {
+    ImportFormat.SGLANG_PER_TOKEN: "expert_distribution_recorder_*.pt",
+    ImportFormat.VLLM_ROUTED: "*.np[yz]",
+    ImportFormat.MEGATRON_TRACE: "router_trace_rank*.jsonl",
+    ImportFormat.TENSORRT_LLM_RAW: "rank*_raw.safetensors",
+    ImportFormat.NPZ: "*.npz",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Import:
+    """A profile from traces, and the records that were left out."""
+
+    profile: CollaborationProfile
+    num_bad: int
+    first_bad: str
+
+
+def import_traces(
+    format_: str,
+    paths: Sequence[str | Path],
+    model: ModelLayers | int | None = None,
+    *,
+    is_skipping_bad: bool = False,
+    is_ordered: bool = False,
+    num_workers: int = 1,
+) -> Import:
+    """The profile of all tokens in the files of an engine, read in constant memory.
+
+    Padding is dropped, slots become experts by the dump's own map, files of several ranks are
+    counted together. The profile has no score mass; and no top-1 counts, since engines do not
+    promise the order of the ids.
+
+    Args:
+        format_: what the files are, one of `ImportFormat`.
+        paths: the files, or one folder of them.
+        model: its MoE layers, to name and check those of the trace; or E; None where the files
+            tell E.
+        is_skipping_bad: leave bad records out and count them.
+        is_ordered: the first id of every token is its top-1, you know it; gives top-1 counts.
+        num_workers: processes that share the files; a script that asks for more than one must
+            guard its entry with `if __name__ == "__main__"`.
+
+    Raises:
+        InputError: a file cannot be read, is of another mode or model, or holds a bad record.
+    """
+    if format_ not in set(ImportFormat):
+        raise InputError(f"format {format_!r} is unknown; choose {', '.join(ImportFormat)}")
+    format_ = ImportFormat(format_)
+    files = _files(format_, [Path(path) for path in paths])
+    job = _Job(format_, model, is_skipping_bad, is_ordered)
+    num_workers = max(min(num_workers, len(files)), 1)
+    shares = [files[first::num_workers] for first in range(num_workers)]
+    if num_workers == 1:
+        total = job.count(files)
+    else:
+        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+            total = _total(pool.map(job.count, shares))
+    layers = total.layers
+    if not layers:
+        raise InputError(
+            f"no tokens were found in {len(files)} files ({total.num_bad} bad records)"
+        )
+    if isinstance(model, ModelLayers):
+        _check_layers(layers, model)
+    provenance = {
+        "format": str(format_),
+        "files": [path.name for path in files],
+        "is_ordered": is_ordered,
+        "num_bad_records": total.num_bad,
+        "complete": True,
+    }
+    profile = CollaborationProfile(
+        layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
+    )
+    return Import(profile=profile, num_bad=total.num_bad, first_bad=total.first_bad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What one process counted: layers by number, and what it left out."""
+
+    layers: dict[int, LayerProfile]
+    num_bad: int
+    first_bad: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    format_: ImportFormat
+    model: ModelLayers | int | None
+    is_skipping_bad: bool
+    is_ordered: bool
+
+    def count(self, files: Sequence[Path]) -> _Counts:
+        bad = BadRecords(is_skipping=self.is_skipping_bad)
+        builder: IdProfileBuilder | None = None
+        model = self.model if isinstance(self.model, ModelLayers) else None
+        known = model.num_experts if model else self.model
+        assert not isinstance(known, ModelLayers), "a model tells its number of experts"
+        for path in files:
+            known = _agreed(known, _stated_experts(self.format_, path), path)
+            for record in _READ[self.format_](path, bad):
+                known = _agreed(known, _mapped_experts(record), path)
+                if builder is None:
+                    builder = IdProfileBuilder(_known(known, path), is_ordered=self.is_ordered)
+                _count(record, builder, model, bad)
+        if builder is None or not builder.layers:
+            return _Counts({}, bad.count, bad.first)
+        names = {n: model.routers[n] if model else f"layers.{n}" for n in builder.layers}
+        profile = builder.build(names)
+        layers = dict(zip(builder.layers, profile.layers, strict=True))
+        return _Counts(layers, bad.count, bad.first)
+
+
+def _total(shares: Iterable[_Counts]) -> _Counts:
+    total = _Counts({}, 0, "")
+    for share in shares:
+        total = _Counts(
+            layers=_merged(total.layers, share.layers),
+            num_bad=total.num_bad + share.num_bad,
+            first_bad=total.first_bad or share.first_bad,
+        )
+    return total
+
+
+def _merged(
+    ours: dict[int, LayerProfile], theirs: dict[int, LayerProfile]
+) -> dict[int, LayerProfile]:
+    merged = {**theirs, **ours}
+    for number in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[number], theirs[number]
+        if (a.num_experts, a.top_k) != (b.num_experts, b.top_k):
+            raise InputError(
+                f"files disagree on layer {number}: {a.num_experts} experts with k = {a.top_k}, "
+                f"and {b.num_experts} with k = {b.top_k}; give traces of one model"
+            )
+        rng = np.random.default_rng([number, a.num_tokens, b.num_tokens])
+        merged[number] = a.merge(b, rng)
+    return merged
+
+
+def _files(format_: ImportFormat, paths: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob(_PATTERNS[format_])) if path.is_dir() else [path]
+        if not found:
+            raise InputError(
+                f"{path} holds no {_PATTERNS[format_]}, which {format_} reads; check the folder"
+            )
+        files += found
+    return files
+
+
+def _stated_experts(format_: ImportFormat, path: Path) -> int | None:
+    is_raw = format_ is ImportFormat.TENSORRT_LLM_RAW
+    return tensorrt_llm.num_experts(path) if is_raw else None
+
+
+def _mapped_experts(record: Record) -> int | None:
+    """E of a dump's own map; None without one.
+
+    Raises `InputError` unless the map holds every expert up to its largest.
+    """
+    if record.slots is None:
+        return None
+    held = np.bincount(record.slots) if record.slots.min() >= 0 else np.zeros(1)
+    if not held.all():
+        raise InputError(
+            f"{record.where}: its map of layer {record.layer} has no slot for expert "
+            f"{int(np.argmin(held))}; dump again"
+        )
+    return len(held)
+
+
+def _known(num_experts: int | None, path: Path) -> int:
+    if num_experts is None:
+        raise InputError(
+            f"{path} does not say how many experts a layer has; give --model or --num-experts"
+        )
+    return num_experts
+
+
+def _agreed(known: int | None, stated: int | None, path: Path) -> int | None:
+    if known is None or stated is None:
+        return known if stated is None else stated
+    if known != stated:
+        raise InputError(
+            f"{path} is of a model with {stated} experts, not {known}; give the model that was "
+            "traced"
+        )
+    return known
+
+
+def _count(
+    record: Record, builder: IdProfileBuilder, model: ModelLayers | None, bad: BadRecords
+) -> None:
+    number = _layer(record, model)
+    if number is None:
+        return
+    try:
+        builder.update(number, expert_ids(record))
+    except (ValueError, InputError) as error:
+        bad.report(record.where, str(error))
+
+
+def _layer(record: Record, model: ModelLayers | None) -> int | None:
+    """The number in the model of a record's layer; None for a dense one.
+
+    Raises `InputError` if the source counts other layers than the model has.
+    """
+    if model is None:
+        return record.layer
+    numbers = sorted(model.routers)
+    if record.num_layers == len(numbers) != model.num_layers:
+        return numbers[record.layer]  # MoE layers only
+    if record.num_layers not in (None, model.num_layers):
+        raise InputError(
+            f"{record.where} counts {record.num_layers} layers, the model has {model.num_layers}, "
+            f"{len(numbers)} of them MoE layers; give the model that was traced"
+        )
+    if record.layer in model.routers:
+        return record.layer
+    if record.num_layers is None:
+        raise InputError(
+            f"{record.where} names layer {record.layer}; the model's MoE layers are {numbers[0]} "
+            f"to {numbers[-1]}. Give the model that was traced"
+        )
+    return None
+
+
+def _check_layers(found: Collection[int], model: ModelLayers) -> None:
+    missing = sorted(model.routers.keys() - set(found))
+    if missing:
+        raise InputError(
+            f"the trace has no tokens of {len(missing)} of the model's {len(model.routers)} MoE "
+            f"layers (first {model.routers[missing[0]]}); record all layers"
+        )

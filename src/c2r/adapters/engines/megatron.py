@@ -1,0 +1,128 @@
+"""Megatron-Core: flags for group-limited routing, and router traces.
+
+Flags of `transformer_config.py`, traces of `megatron/core/transformer/moe/router_trace.py` at
+059f0f5c. Megatron places experts in the order of their ids: the plan's placement comes to it as a
+permuted checkpoint.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from c2r.adapters.engines.records import BadRecords, Record
+from c2r.adapters.engines.slots import SlotMap
+from c2r.errors import InputError, PlanError
+from c2r.planning import Plan
+
+_INDICES = b'"top_indices":'
+
+
+def encode(plan: Plan, slots: SlotMap) -> str:
+    """Flags, one to a line, that limit each token to as few ranks as the plan sends it to.
+
+    The groups are the ranks, and a token may use M of them: the smallest divisor of k that is not
+    below the copies that the plan predicts, or the largest that the ranks allow. This replaces
+    C2R's lists by Megatron's own limit; the permuted checkpoint alone, without these flags, keeps
+    the model's function.
+
+    Raises:
+        PlanError: replicas, or layers with different k; Megatron has neither.
+    """
+    top_ks = {layer.top_k for layer in plan.layers}
+    if slots.num_replicas or len(top_ks) > 1:
+        raise PlanError(
+            "Megatron holds each expert once and has one k for all layers; plan without replicas"
+        )
+    (top_k,) = top_ks
+    predicted = plan.provenance.get("predicted", {})
+    copies = float(predicted.get("copies", top_k))
+    limits = [m for m in range(1, slots.num_ranks + 1) if top_k % m == 0]
+    flags = {
+        "--num-experts": slots.num_experts,
+        "--expert-model-parallel-size": slots.num_ranks,
+        "--moe-router-topk": top_k,
+        "--moe-router-num-groups": slots.num_ranks,
+        "--moe-router-group-topk": next((m for m in limits if m >= copies), limits[-1]),
+        "--moe-token-dispatcher-type": "flex",
+    }
+    return "".join(f"{flag} {value}\n" for flag, value in flags.items())
+
+
+def decode(text: str) -> dict[str, str]:
+    """The flags in a file by name. Raises `InputError` if a line is not a flag and its value."""
+    flags = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        flag, _, value = line.partition(" ")
+        if not flag.startswith("--") or not value:
+            raise InputError(f"line {number}, {line!r}, is not a flag and its value")
+        flags[flag] = value
+    return flags
+
+
+def launch_line(slots: SlotMap, path: Path) -> str:
+    """How to start training or inference on the permuted checkpoint."""
+    return (
+        "c2r permute MODEL --plan PLAN --out PERMUTED, convert PERMUTED with Megatron-Bridge, then "
+        f"torchrun --nproc-per-node {slots.num_ranks} pretrain_gpt.py $(cat {path}) ..."
+    )
+
+
+def read_traces(path: Path, bad: BadRecords) -> Iterator[Record]:
+    """The tokens in one rank's `router_trace_rank*.jsonl`, line by line.
+
+    Records of multi-token-prediction blocks are left out: their numbers are not the decoder's.
+
+    Raises `InputError` if the file cannot be read, or at the first bad record.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                try:
+                    record = _parse(line)
+                except (ValueError, KeyError, TypeError) as error:
+                    bad.report(where, f"not a record of a router trace ({error})")
+                    continue
+                if record is not None:
+                    yield Record(where, *record)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
+
+
+def _parse(line: bytes) -> tuple[int, npt.NDArray[np.int64]] | None:
+    """Layer and ids of a line; None for an empty one and for prediction blocks.
+
+    The ids are most of a line, and its JSON parser would make an object of each: they are cut out
+    and read as an array.
+    """
+    if not line.strip():
+        return None
+    key = line.find(_INDICES)
+    start = line.find(b"[", key)
+    end = line.find(b"]]", start) + 2 if line[start : start + 2] == b"[[" else start + 2
+    if key < 0 or end < start + 2:
+        raise ValueError("no top_indices, or they are not lists")
+    head: dict[str, Any] = json.loads(line[:start] + b"0" + line[end:])
+    if head.get("block", "decoder") != "decoder":
+        return None
+    num_tokens, top_k = int(head["num_tokens"]), int(head["topk"])
+    rows = line[start:end]
+    ids = _integers(rows.translate(None, b"[] "))
+    if num_tokens * top_k != len(ids) or rows.count(b"[") != num_tokens + 1:
+        raise ValueError(
+            f"{len(ids)} ids in {rows.count(b'[') - 1} rows, where num_tokens is {num_tokens} and "
+            f"topk {top_k}"
+        )
+    return int(head["layer"]), ids.reshape(num_tokens, top_k)
+
+
+def _integers(text: bytes) -> npt.NDArray[np.int64]:
+    if text.translate(None, b"0123456789,-"):
+        raise ValueError("top_indices holds something else than integers")
+    if not text:
+        return np.empty(0, dtype=np.int64)
+    return np.fromstring(text.decode("ascii"), dtype=np.int64, sep=",")

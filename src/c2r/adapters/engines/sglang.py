@@ -1,0 +1,120 @@
+"""SGLang: the map that `--init-expert-location` loads, and the recorder's per-token dumps.
+
+Formats of `sglang/srt/eplb`: `expert_location.py` at 01fec5c2, `expert_distribution.py` at
+02295fe5.
+"""
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2r.adapters.engines.records import BadRecords, Record
+from c2r.adapters.engines.slots import SlotMap
+from c2r.errors import InputError
+
+_KEY = "physical_to_logical_map"
+
+
+def encode(slots: SlotMap, num_layers: int | None = None) -> str:
+    """The JSON file: one row for each layer of the model, dense ones in the order of the ids.
+
+    Args:
+        slots: of the MoE layers.
+        num_layers: layers of the model; None ends with the last MoE layer.
+
+    Raises:
+        InputError: the model has fewer layers than the plan names.
+    """
+    last = max(slots.layers) + 1
+    num_layers = last if num_layers is None else num_layers
+    if num_layers < last:
+        raise InputError(
+            f"the plan names layer {last - 1}, but the model has {num_layers} layers; give the "
+            "model that was profiled"
+        )
+    identity = np.arange(slots.num_slots) % slots.num_experts
+    rows = [slots.layers.get(number, identity).tolist() for number in range(num_layers)]
+    return json.dumps({_KEY: rows}) + "\n"
+
+
+def decode(text: str, expected: SlotMap) -> SlotMap:
+    """The slots in a file; `expected` tells what the file does not: ranks and MoE layers.
+
+    Raises `InputError` if the file is not of this format.
+    """
+    document = json.loads(text)
+    if not isinstance(document, dict) or set(document) != {_KEY}:
+        raise InputError(f"SGLang takes an object with the one key {_KEY}")
+    rows = np.asarray(document[_KEY], dtype=np.int64)
+    if rows.ndim != 2 or rows.shape[1] % expected.num_ranks:
+        raise InputError(f"{_KEY} must be [layers, slots], its slots a multiple of the ranks")
+    return SlotMap(
+        num_ranks=expected.num_ranks,
+        num_experts=int(rows.max()) + 1,
+        layers={number: rows[number] for number in expected.layers},
+    )
+
+
+def launch_line(slots: SlotMap, path: Path) -> str:
+    """How to start the engine with the file at `path`."""
+    return (
+        f"python -m sglang.launch_server --model-path MODEL --tp-size {slots.num_ranks} "
+        f"--ep-size {slots.num_ranks} --moe-a2a-backend deepep --init-expert-location {path} "
+        f"--ep-num-redundant-experts {slots.num_replicas} --ep-dispatch-algorithm static"
+    )
+
+
+def read_per_token(path: Path, bad: BadRecords) -> Iterator[Record]:
+    """The tokens in one rank's `expert_distribution_recorder_*.pt` of mode `per_token`.
+
+    The file is mapped, not read at once, and only tensors and plain values are unpickled. Its ids
+    are slots, which its own map turns into experts.
+
+    Raises:
+        InputError: not such a file, or one of a mode that holds loads only.
+    """
+    dump = _load(path)
+    slots = np.asarray(dump.get("last_physical_to_logical_map", []), dtype=np.int64)
+    if slots.ndim != 2:
+        raise InputError(f"{path} has no last_physical_to_logical_map of [layers, slots]")
+    for index, record in enumerate(dump["records"]):
+        where = f"{path}, record {index}"
+        ids = record.get("topk_ids_of_layer")
+        if ids is None and "global_physical_count" in record:
+            raise _loads_only(path, "per_pass")
+        if ids is None or ids.ndim != 3 or len(ids) != len(slots):
+            shape = None if ids is None else list(ids.shape)
+            bad.report(where, f"topk_ids_of_layer is {shape}, of {len(slots)} layers in the map")
+            continue
+        for number, layer_ids in enumerate(ids.numpy()):
+            yield Record(where, number, layer_ids, slots[number], len(slots))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        dump: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{path} cannot be read as tensors and plain values ({reason}); nothing else is "
+            "unpickled, give a dump that SGLang's recorder wrote"
+        ) from None
+    if isinstance(dump, dict) and "logical_count" in dump:
+        raise _loads_only(path, "stat")
+    records = dump.get("records") if isinstance(dump, dict) else None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{path} is no dump of SGLang's recorder: it has no list of records")
+    return dict(dump)
+
+
+def _loads_only(path: Path, mode: str) -> InputError:
+    return InputError(
+        f"{path} is of recorder mode {mode}: it holds how often each expert was used, not which "
+        "were used together; record with --expert-distribution-recorder-mode per_token"
+    )

@@ -1,0 +1,93 @@
+"""TensorRT-LLM: the static load balancer's file, and raw expert statistics.
+
+Formats of `examples/wide_ep/ep_load_balancer` (README.md at 2a595f81, utils.py at 7ce477f3).
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from c2r.adapters.engines.records import BadRecords, Record
+from c2r.adapters.engines.slots import SlotMap
+from c2r.errors import InputError
+
+_BLOCK_TOKENS = 65_536
+_KEY = re.compile(r"^(\d+)_(\d+)$")  # iteration and layer
+
+
+def encode(slots: SlotMap) -> str:
+    """The YAML file that `moe_config.load_balancer` names; keys are layer numbers of the model."""
+    lines = ["initial_global_assignments:"]
+    lines += [f"  {number}: {slots.layers[number].tolist()}" for number in sorted(slots.layers)]
+    lines += [f"num_slots: {slots.num_slots}", "layer_updates_per_iter: 0"]
+    return "\n".join(lines) + "\n"
+
+
+def decode(text: str, expected: SlotMap) -> SlotMap:
+    """The slots in a file; `expected` tells the ranks. Raises `InputError`."""
+    import yaml
+
+    document = yaml.safe_load(text)
+    if document["layer_updates_per_iter"] != 0:
+        raise InputError("layer_updates_per_iter is not 0: the engine would change the placement")
+    layers = {
+        int(number): np.asarray(row, dtype=np.int64)
+        for number, row in document["initial_global_assignments"].items()
+    }
+    if any(len(row) != document["num_slots"] for row in layers.values()):
+        raise InputError(f"a layer does not fill the {document['num_slots']} slots")
+    return SlotMap(
+        num_ranks=expected.num_ranks,
+        num_experts=max(int(row.max()) for row in layers.values()) + 1,
+        layers=layers,
+    )
+
+
+def launch_line(slots: SlotMap, path: Path) -> str:
+    """How to start the engine with the file at `path`."""
+    options = f"moe_config: {{backend: WideEP, load_balancer: {path}}}"
+    return (
+        f"echo '{options}' > options.yaml && trtllm-serve MODEL --tp_size {slots.num_ranks} "
+        f"--ep_size {slots.num_ranks} --extra_llm_api_options options.yaml"
+    )
+
+
+def num_experts(path: Path) -> int | None:
+    """E from the `meta_info.json` beside a statistic file; None where there is none."""
+    meta = path.parent / "meta_info.json"
+    if not meta.is_file():
+        return None
+    try:
+        return int(json.loads(meta.read_text(encoding="utf-8"))["num_experts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{meta} does not tell num_experts ({error})") from None
+
+
+def read_raw(path: Path, bad: BadRecords) -> Iterator[Record]:
+    """The tokens in one rank's `rank*_raw.safetensors`: `[tokens, k]` by iteration and layer.
+
+    Raises `InputError` if the file cannot be read or holds counts only.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            for key in file.keys():  # noqa: SIM118 - the file is no mapping
+                where, match = f"{path}, {key}", _KEY.match(key)
+                tensor = file.get_slice(key)
+                shape = tensor.get_shape()
+                if match is None:
+                    bad.report(where, "its name is not an iteration and a layer, as 100_3")
+                elif len(shape) != 2:
+                    raise InputError(
+                        f"{where} has shape {shape}: it holds how often each expert was used, not "
+                        "which were used together; give the rank*_raw.safetensors files"
+                    )
+                else:
+                    for start in range(0, shape[0], _BLOCK_TOKENS):
+                        stop = min(start + _BLOCK_TOKENS, shape[0])
+                        yield Record(where, int(match[2]), tensor[start:stop])
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {path}: {error}; give a safetensors file") from None

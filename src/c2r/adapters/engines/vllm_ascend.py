@@ -1,0 +1,60 @@
+"""vllm-ascend: the expert map that `--additional-config` names (merged; devices list experts)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from c2r.adapters.engines.slots import SlotMap
+from c2r.errors import InputError
+
+
+def encode(slots: SlotMap) -> str:
+    """The JSON file: MoE layers, their devices, and the experts on each."""
+    layers = [
+        {
+            "layer_id": position,
+            "device_count": slots.num_ranks,
+            "device_list": [
+                {"device_id": rank, "device_expert": experts.tolist()}
+                for rank, experts in enumerate(np.split(slots.layers[number], slots.num_ranks))
+            ],
+        }
+        for position, number in enumerate(sorted(slots.layers))
+    ]
+    return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}) + "\n"
+
+
+def decode(text: str, expected: SlotMap) -> SlotMap:
+    """The slots in a file; `expected` tells the layer numbers.
+
+    Raises `InputError` if layers or devices are missing.
+    """
+    document = json.loads(text)
+    rows = []
+    for position, layer in enumerate(document["layer_list"]):
+        devices = sorted(layer["device_list"], key=lambda device: device["device_id"])
+        ids = [device["device_id"] for device in devices]
+        if layer["layer_id"] != position or ids != list(range(layer["device_count"])):
+            raise InputError(f"layer {position} of the file lacks a device or is out of order")
+        rows.append([expert for device in devices for expert in device["device_expert"]])
+    if not len(rows) == document["moe_layer_count"] == len(expected.layers):
+        raise InputError(f"the file has {len(rows)} layers, expected {len(expected.layers)}")
+    layers = {
+        number: np.asarray(row, dtype=np.int64)
+        for number, row in zip(sorted(expected.layers), rows, strict=True)
+    }
+    return SlotMap(
+        num_ranks=int(document["layer_list"][0]["device_count"]),
+        num_experts=max(map(max, rows)) + 1,
+        layers=layers,
+    )
+
+
+def launch_line(slots: SlotMap, path: Path) -> str:
+    """How to start the engine with the file at `path`."""
+    config = {"eplb_config": {"expert_map_path": str(path)}}
+    return (
+        f"vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel "
+        f"--additional-config '{json.dumps(config)}'"
+    )

@@ -1,0 +1,53 @@
+"""`c2r permute`: a checkpoint whose order of experts is a plan's placement."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.models import resolve_model
+from c2r.errors import InputError
+
+
+def permute(
+    model: Annotated[str, typer.Argument(help="Folder with safetensors weights, or `tiny`.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not hold anything yet.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan from `c2r plan`. Default: the one in the folder.")
+    ] = None,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Restore the original order of a permuted folder.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Renumber the experts on disk so that contiguous placement is the plan's placement.
+
+    Any engine that places experts in the order of their ids then places them as the plan says.
+    The model computes what it did. An interrupted run goes on when it is started again.
+    """
+    from c2r.adapters.checkpoints import open_checkpoint, permute_checkpoint, undo_permutation
+    from c2r.planning import Plan
+
+    if undo and plan is not None:
+        raise InputError("--undo reads the permutation in the folder; leave --plan out")
+    source = Path(resolve_model(model))
+    megabytes = open_checkpoint(source).num_bytes // 1_000_000
+    with progress_bar("writing, MB", megabytes) as advance:
+
+        def written(num_bytes: int) -> None:
+            advance(num_bytes // 1_000_000)
+
+        if undo:
+            report = undo_permutation(source, out, written)
+        else:
+            chosen = None if plan is None else Plan.load(plan)
+            report = permute_checkpoint(source, chosen, out, written)
+    if json:
+        print_json({"out": str(out), "is_undone": undo, **asdict(report)})
+    note(
+        f"wrote {out}: {report.num_layers} layers renumbered, {report.num_tensors:,} tensors"
+        + "".join(f"; {stem} keeps its order" for stem in report.untouched_layers)
+        + "".join(f"; {name} holds the old order and was left out" for name in report.omitted)
+    )
