@@ -30,10 +30,10 @@ def answer_collaboration(inputs: Inputs, metrics: Sequence[CollaborationMetrics]
     return Answer(
         question=_COLLABORATION,
         number=f"{mean.effective_collaborators:.1f} of {others}",
-        unit="other experts that an expert shares its tokens with, in effect",
+        unit="other experts share the tokens of an expert, in effect",
         text=f"1 would be one fixed partner, {others} everyone alike. By layer it goes from "
         f"{min(each):.1f} to {max(each):.1f}. The closest partner takes "
-        f"{mean.top_partner_share:.0%} of what an expert shares; the busiest expert gets "
+        f"{100 * mean.top_partner_share:.0f} % of what an expert shares; the busiest expert gets "
         f"{mean.load_max_over_mean:.1f} times the mean load.",
     )
 
@@ -96,7 +96,7 @@ def _answer_from_sweep(inputs: Inputs) -> Answer:
     return Answer(
         question=_SAVING,
         number=_change(point["copies"], before),
-        unit=f"copies, at {loss_increase(sweep, point):+.2%} loss on held-out text",
+        unit=f"copies, at {100 * loss_increase(sweep, point):+.2f} % loss on held-out text",
         text=f"{name_of(point)} ({chosen.reason}): {point['copies']:.2f} copies of each token "
         f"instead of {before:.2f}, loss {point['loss']:.4f} instead of {baseline['loss']:.4f}. "
         f"Placement alone gives {baseline['copies']:.2f} at the same output.{busiest}",
@@ -105,8 +105,8 @@ def _answer_from_sweep(inputs: Inputs) -> Answer:
 
 def _visits(inputs: Inputs) -> str:
     ranks = inputs.num_ranks
-    where = "each rank" if ranks is None else f"each of {ranks} ranks"
-    return f"A token goes once to {where} that holds an expert of it, experts in order of their ids"
+    where = "each rank" if ranks is None else f"each rank, of {ranks},"
+    return f"A token goes once to {where} that holds one of its experts, placed in order of ids"
 
 
 def _top_k(inputs: Inputs) -> int | None:
@@ -116,4 +116,4 @@ def _top_k(inputs: Inputs) -> int | None:
 
 
 def _change(after: float, before: float) -> str:
-    return f"{after / before - 1:+.0%}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * (after / before - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")

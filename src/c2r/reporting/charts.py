@@ -95,7 +95,7 @@ class Matrix:
 class HeatMap:
     """Matrices on one scale, the first of which is shown; a slider goes through several.
 
-    Colours end at `ceiling`, or without one at the 99th percentile of the matrix shown.
+    Colours end at `ceiling`, or without one at the 97th percentile of the matrix shown.
     """
 
     slug: str
@@ -109,7 +109,7 @@ class HeatMap:
 
     def ceiling_of(self, matrix: Matrix) -> float:
         """Value of the last colour, positive."""
-        top = np.nanpercentile(matrix.values, 99) if self.ceiling is None else self.ceiling
+        top = np.nanpercentile(matrix.values, 97) if self.ceiling is None else self.ceiling
         return float(top) or 1.0
 
 

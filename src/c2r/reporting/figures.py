@@ -54,21 +54,29 @@ def _draw_chart(chart: Chart) -> Any:
     rows = max(len(series.x) for series in chart.series)
     height = 1.2 + 0.3 * rows if chart.style == "bars" else 4.2
     figure = Figure(figsize=(6.4, height), layout="constrained")
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     looks = zip(chart.series, cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES), strict=False)
     for series, color, marker, dash in looks:
         if chart.style == "bars":
             _draw_bars(axes, series, color)
         else:
-            look = {"color": color, "marker": marker, "linestyle": dash, "markersize": 5}
             axes.errorbar(
-                series.x, series.y, yerr=_errors(series), label=_plain(series.name), **look
+                series.x,
+                series.y,
+                yerr=_errors(series),
+                label=_plain(series.name),
+                color=color,
+                marker=marker,
+                linestyle=dash,
+                markersize=5 if len(series.x) > 1 else 9,
             )
     x_label, y_label = chart.x_label, chart.y_label
     if chart.style == "bars":
         x_label, y_label = chart.y_label, ""
         axes.invert_yaxis()
     axes.set(xlabel=_plain(x_label), ylabel=_plain(y_label), title=_plain(chart.title))
+    if all(isinstance(value, int) for series in chart.series for value in series.x):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
@@ -99,11 +107,12 @@ def _draw_heat_map(chart: HeatMap) -> Any:
     rows = -(-count // columns)
     figure = Figure(figsize=(max(2.6 * columns, 5.0), 2.6 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    image = None
+    image: Any = None
     for axes, index in zip(panels, chosen, strict=False):
         matrix = chart.matrices[index]
+        aspect = "equal" if matrix.row_names == matrix.column_names else "auto"
         image = axes.imshow(
-            matrix.values, cmap="cividis", vmin=0, vmax=chart.ceiling_of(matrix), aspect="auto"
+            matrix.values, cmap="cividis", vmin=0, vmax=chart.ceiling_of(matrix), aspect=aspect
         )
         for cut in matrix.cuts:
             axes.axvline(cut - 0.5, color="white", linewidth=0.8)

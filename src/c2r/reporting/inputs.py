@@ -218,11 +218,11 @@ def _check_pair(ours: Source, theirs: Source) -> None:
                 f"{ours.path} is of {_describe(ours, one)} but {theirs.path} of "
                 f"{_describe(theirs, other)}; give files of one model"
             )
-    one, other = _ranks(ours), _ranks(theirs)
-    if one is not None and other is not None and one != other:
+    sizes = _ranks(ours), _ranks(theirs)
+    if None not in sizes and sizes[0] != sizes[1]:
         raise InputError(
-            f"{ours.path} is for {one} ranks but {theirs.path} for {other}; give files for the "
-            "same number"
+            f"{ours.path} is for {sizes[0]} ranks but {theirs.path} for {sizes[1]}; give files "
+            "for the same number"
         )
 
 

@@ -6,6 +6,7 @@ they are put, in HTML, in the embedded JSON and in the labels of plotly, which k
 
 import html
 import json
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 from itertools import cycle
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_MOST_MARKERS = 40  # on a line
 _LONGEST_TICK = 9  # letters of a name along an axis of a heat map
 
 
@@ -72,13 +74,16 @@ def _render_link(section: Section) -> str:
 
 
 def _render_answer(answer: Answer) -> str:
-    question, number, unit, text = (
-        html.escape(part) for part in (answer.question, answer.number, answer.unit, answer.text)
-    )
+    question, number, unit = map(html.escape, (answer.question, answer.number, answer.unit))
     return (
         f'<article class="answer"><h2>{question}</h2><p class="number">{number}</p>'
-        f'<p class="unit">{unit}</p><p>{text}</p></article>'
+        f'<p class="unit">{unit}</p><p>{_render_prose(answer.text)}</p></article>'
     )
+
+
+def _render_prose(text: str) -> str:
+    """Escaped text; what stands between backticks is a command."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _render_section(section: Section) -> str:
@@ -86,7 +91,7 @@ def _render_section(section: Section) -> str:
     charts = "".join(_render_chart(chart) for chart in section.charts)
     return (
         f'<section id="{section.slug}"><h2>{html.escape(section.title)}</h2>'
-        f'<p class="text">{html.escape(section.text)}</p>'
+        f'<p class="text">{_render_prose(section.text)}</p>'
         f'<div class="charts">{charts}</div>{table}</section>'
     )
 
@@ -97,7 +102,7 @@ def _render_chart(chart: Chart | HeatMap) -> str:
         slider, table = "", _render_table(chart.slug, chart.to_table())
     else:
         slider, table = _render_slider(chart), _render_empty_table(chart)
-    note = f'<p class="note">{html.escape(chart.note)}</p>' if chart.note else ""
+    note = f'<p class="note">{_render_prose(chart.note)}</p>' if chart.note else ""
     return (
         f'<figure><h3>{title}</h3>{slider}<div class="plot" id="plot-{chart.slug}" role="img" '
         f'aria-label="{title}; the numbers are in the table below"></div>{note}{table}</figure>'
@@ -163,16 +168,24 @@ def _figure_of_chart(chart: Chart) -> "go.Figure":
         layout = {
             "xaxis": {"title": {"text": axes["y"]}, "rangemode": "tozero"},
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
-            "height": 140 + 34 * max(len(series.x) for series in chart.series),
+            "height": 140 + 44 * max(len(series.x) for series in chart.series),
         }
     else:
         traces = list(_lines(chart))
         layout = {
-            "xaxis": {"title": {"text": axes["x"]}},
+            "xaxis": {"title": {"text": axes["x"]}, **_steps(chart)},
             "yaxis": {"title": {"text": axes["y"]}},
             "height": 400,
         }
     return go.Figure(traces, {"template": {}, **layout})
+
+
+def _steps(chart: Chart) -> dict[str, Any]:
+    """Ticks for an axis that counts: whole numbers only."""
+    values = [value for series in chart.series for value in series.x]
+    if not all(isinstance(value, int) for value in values):
+        return {}
+    return {"tickformat": ",d", "dtick": 1} if len(set(values)) <= 16 else {"tickformat": ",d"}
 
 
 def _lines(chart: Chart) -> Iterator[Any]:
@@ -185,7 +198,7 @@ def _lines(chart: Chart) -> Iterator[Any]:
             name=_label(series.name),
             x=series.x,
             y=series.y,
-            mode="lines+markers" if len(series.x) <= 200 else "lines",
+            mode="lines+markers" if len(series.x) <= _MOST_MARKERS else "lines",
             marker={"symbol": symbol, "size": 9 if len(series.x) > 1 else 13},
             line={"dash": dash},
             error_y=_error_bars(series),
@@ -200,7 +213,7 @@ def _bars(series: Series) -> Any:
     return go.Bar(
         name=_label(series.name),
         x=series.y,
-        y=[_label(str(name)) for name in series.x],
+        y=[_label(str(name)).replace(", ", ",<br>") for name in series.x],
         orientation="h",
         error_x=_error_bars(series),
         hovertemplate="%{y}: %{x:.6~g}<extra></extra>",
@@ -240,18 +253,19 @@ def _figure_of_matrix(chart: HeatMap, matrix: Matrix) -> "go.Figure":
     )
     longest = max(map(len, (*matrix.row_names, *matrix.column_names)))
     axis = {"type": "category", "showticklabels": longest <= _LONGEST_TICK, "automargin": True}
+    width = 1.5 if len(matrix.cuts) < 8 else 0.5
     is_square = matrix.row_names == matrix.column_names
     layout = {
         "xaxis": {**axis, "title": {"text": _label(chart.x_label)}},
         "yaxis": {**axis, "title": {"text": _label(chart.y_label)}, "autorange": "reversed"},
-        "shapes": [line for cut in matrix.cuts for line in _cut_lines(cut, is_square)],
+        "shapes": [line for cut in matrix.cuts for line in _cut_lines(cut, is_square, width)],
         "height": 440,
     }
     return go.Figure([trace], {"template": {}, **layout})
 
 
-def _cut_lines(cut: float, is_square: bool) -> Iterator[dict[str, Any]]:
-    look = {"type": "line", "line": {"color": "white", "width": 1.5}}
+def _cut_lines(cut: float, is_square: bool, width: float) -> Iterator[dict[str, Any]]:
+    look = {"type": "line", "line": {"color": "white", "width": width}}
     place = cut - 0.5
     yield {**look, "x0": place, "x1": place, "yref": "paper", "y0": 0, "y1": 1}
     if is_square:

@@ -45,7 +45,7 @@ def choose_point(sweep: Document, plan: Plan | None) -> ChosenPoint:
         return ChosenPoint(
             point=min(near, key=lambda point: float(point["copies"])),
             reason=f"{missing}; this is the measured point with the fewest copies within "
-            f"+{_ALLOWED_INCREASE:.1%} loss",
+            f"+{100 * _ALLOWED_INCREASE:g} % loss",
         )
     return ChosenPoint(
         point=min(points, key=lambda point: loss_increase(sweep, point)),

@@ -143,14 +143,14 @@ def show_traffic(traffic: TrafficReport, ranks: RankTraffic) -> Section:
         ),
         table=table_of(traffic.to_json()["layers"]),
     )
-    names = tuple(f"rank {rank}" for rank in range(traffic.topology.num_ranks))
+    names = tuple(map(str, range(traffic.topology.num_ranks)))
     ceiling = float(max(ranks.contiguous.max(), ranks.placed.max()))
     matrices = tuple(
         HeatMap(
             slug=f"ranks-{slug}",
             title=title,
-            x_label="to",
-            y_label="from",
+            x_label="to rank",
+            y_label="from rank",
             unit="rows per token",
             matrices=(Matrix(name=slug, values=values, row_names=names, column_names=names),),
             ceiling=ceiling,
@@ -203,7 +203,7 @@ def show_quality(sweep: Document, plan: Plan | None) -> Section:
     first = ("policy", "strength", "loss", "loss_increase", "copies")
     curve = Chart(
         slug="quality",
-        title="Quality against traffic",
+        title="Loss and copies of each policy",
         x_label="copies per token",
         y_label="more loss than plain top-k, %",
         series=tuple(series),

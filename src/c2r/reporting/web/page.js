@@ -115,8 +115,19 @@ function download(slug) {
 function setTheme(name) {
   root.dataset.theme = name;
   document.getElementById("theme").textContent = name === "dark" ? "Light" : "Dark";
-  Object.keys(charts).forEach(draw);
+  drawn.forEach(draw);
 }
+
+// Figures are drawn when they come near the screen, so that a large report opens at once.
+const drawn = new Set();
+const watcher = new IntersectionObserver((entries) => {
+  for (const entry of entries.filter((entry) => entry.isIntersecting)) {
+    watcher.unobserve(entry.target);
+    const slug = entry.target.id.replace(/^plot-/, "");
+    drawn.add(slug);
+    draw(slug);
+  }
+}, { rootMargin: "50%" });
 
 for (const details of document.querySelectorAll("details[data-corner]")) {
   details.addEventListener("toggle", () => details.open && fillTable(details));
@@ -141,3 +152,5 @@ switcher.addEventListener("click", () => setTheme(root.dataset.theme === "dark" 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) =>
   setTheme(event.matches ? "dark" : "light"));
 setTheme(root.dataset.theme);
+document.querySelectorAll(".plot").forEach((place) => watcher.observe(place));
+addEventListener("beforeprint", () => Object.keys(charts).forEach(draw));
