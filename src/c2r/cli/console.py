@@ -63,7 +63,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 def print_heat_map(
     title: str, row_names: Sequence[str], values: Sequence[Sequence[float]], unit: str
 ) -> None:
-    """Shades on stdout, from none at 0 to full at the largest; neighbours share a cell to fit.
+    """Shades on stdout, blank below a fifth of the largest; neighbours share a cell to fit.
 
     Args:
         title: what is shown.
