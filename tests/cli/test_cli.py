@@ -245,7 +245,17 @@ def test_wrong_flags(capsys):
     assert_refused(capsys, ["--nonsense", "--help"], "inspect", "--nonsense")
     assert_refused(capsys, ["No such command"], "frobnicate")
     assert call(capsys, "--help")[0] == 0
-    for command in ("profile", "import", "inspect", "plan", "traffic", "apply", "demo", "doctor"):
+    for command in (
+        "profile",
+        "import",
+        "inspect",
+        "plan",
+        "traffic",
+        "apply",
+        "report",
+        "demo",
+        "doctor",
+    ):
         status, out, _ = call(capsys, command, "--help")
         assert status == 0 and "--json" in out
 

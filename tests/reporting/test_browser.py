@@ -225,4 +225,4 @@ def test_hostile_names_are_shown_and_do_nothing(browser, tmp_path):
     legend = browser.execute_script(
         "return document.querySelector('#plot-quality .legend').textContent"
     )
-    assert "</script><img src=x onerror=alert(1)>" in legend
+    assert "</script><img src=x onerror=alert(1)><b>" in legend

@@ -11,7 +11,7 @@ from tests.reporting.profiles import benchmark_document, clustered_profile, swee
 
 pytest.importorskip("plotly", reason="plotly draws the page")
 
-HOSTILE = "</script><img src=x onerror=alert(1)>$x$ ${plotly} `rm`"
+HOSTILE = "</script><img src=x onerror=alert(1)><b>$x$ ${plotly} `rm`"
 
 
 def hostile_files(folder):

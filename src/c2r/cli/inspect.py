@@ -33,6 +33,8 @@ def inspect(
             _show_plan(document)
     else:
         profile = CollaborationProfile.load(file)
+        if not 0 <= layer < profile.num_layers:
+            raise InputError(f"--layer {layer} is none of 0 to {profile.num_layers - 1}")
         document = _describe_profile(profile)
         if not json:
             _show_profile(document)
@@ -90,8 +92,6 @@ def _show_profile(document: dict[str, Any]) -> None:
 
 
 def _draw_profile(profile: "CollaborationProfile", index: int) -> None:
-    if not 0 <= index < profile.num_layers:
-        raise InputError(f"--layer {index} is none of 0 to {profile.num_layers - 1}")
     rows = [
         layer.load.tolist() + [0] * (profile.num_experts - layer.num_experts)
         for layer in profile.layers

@@ -30,7 +30,7 @@ def answer_collaboration(inputs: Inputs, metrics: Sequence[CollaborationMetrics]
     return Answer(
         question=_COLLABORATION,
         number=f"{mean.effective_collaborators:.1f} of {others}",
-        unit="other experts share the tokens of an expert, in effect",
+        unit="other experts share an expert's tokens, in effect",
         text=f"1 would be one fixed partner, {others} everyone alike. By layer it goes from "
         f"{min(each):.1f} to {max(each):.1f}. The closest partner takes "
         f"{100 * mean.top_partner_share:.0f} % of what an expert shares; the busiest expert gets "
@@ -41,10 +41,10 @@ def answer_collaboration(inputs: Inputs, metrics: Sequence[CollaborationMetrics]
 def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     """Copies per token of plain routing with the experts in order; held-out ones if measured."""
     top_k = _top_k(inputs)
-    k_fold = "" if top_k is None else f" With a copy for each of its experts it would be {top_k}."
+    k_fold = "" if top_k is None else f" A copy for each of its experts would make {top_k}."
     if inputs.sweep is not None:
         number = f"{contiguous_copies(inputs.sweep):.2f}"
-        text = f"{_visits(inputs)}, measured on held-out text.{k_fold}"
+        text = f"{_visits(inputs)}; measured on held-out text.{k_fold}"
     elif traffic is not None:
         mean = traffic.mean
         number = f"{mean.copies_contiguous:.2f}"
@@ -105,8 +105,11 @@ def _answer_from_sweep(inputs: Inputs) -> Answer:
 
 def _visits(inputs: Inputs) -> str:
     ranks = inputs.num_ranks
-    where = "each rank" if ranks is None else f"each rank, of {ranks},"
-    return f"A token goes once to {where} that holds one of its experts, placed in order of ids"
+    where = "W" if ranks is None else f"On {ranks} ranks, w"
+    return (
+        f"{where}ith the experts in order of their ids, a token goes once to each rank that holds "
+        "one of its experts"
+    )
 
 
 def _top_k(inputs: Inputs) -> int | None:

@@ -25,7 +25,8 @@ class Table:
 class Series:
     """Points of one name: `x` are numbers, or names where the axis has categories.
 
-    `lower` and `upper` bound each y where its spread is known; `labels` name the points.
+    `lower` and `upper` bound each y where its spread is known; `labels` name the points. A
+    marked series is drawn as rings around the points of others.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Series:
     lower: tuple[float, ...] = ()
     upper: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
+    is_marked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

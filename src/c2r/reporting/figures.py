@@ -14,6 +14,7 @@ from c2r.reporting.charts import Chart, HeatMap, Report, Series
 _COLORS = ("#0072b2", "#d55e00", "#007a59", "#a3487c", "#8a6100", "#2f7fb0", "#55585c")
 _MARKERS = "osD^Px*"
 _DASHES = ("-", "--", ":", "-.")
+_RING: dict[str, Any] = {"marker": "o", "markersize": 13, "fillstyle": "none"}
 _MOST_PANELS = 12  # of a heat map with many matrices, evenly chosen
 
 
@@ -66,9 +67,8 @@ def _draw_chart(chart: Chart) -> Any:
                 yerr=_errors(series),
                 label=_plain(series.name),
                 color=color,
-                marker=marker,
                 linestyle=dash,
-                markersize=5 if len(series.x) > 1 else 9,
+                **(_RING if series.is_marked else {"marker": marker, "markersize": 5}),
             )
     x_label, y_label = chart.x_label, chart.y_label
     if chart.style == "bars":

@@ -45,12 +45,14 @@ class Source:
 
     @property
     def model_name(self) -> str | None:
-        """The model as the file names it."""
+        """The model as the file names it; of a folder's path only the last part."""
         known = dict(self.provenance)
         known |= known.get("profile", {})
         known |= known.get("request", {}) | known.get("settings", {})
-        name = known.get("model") or known.get("model_type")
-        return None if name is None else str(name)
+        name = known.get("model", known.get("model_type"))
+        if name is None:
+            return None
+        return Path(name).name if Path(name).is_absolute() else str(name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

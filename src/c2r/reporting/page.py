@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_RING = {"symbol": "circle-open", "size": 20, "line": {"width": 3}}
 _MOST_MARKERS = 40  # on a line
 _LONGEST_TICK = 9  # letters of a name along an axis of a heat map
 
@@ -199,7 +200,7 @@ def _lines(chart: Chart) -> Iterator[Any]:
             x=series.x,
             y=series.y,
             mode="lines+markers" if len(series.x) <= _MOST_MARKERS else "lines",
-            marker={"symbol": symbol, "size": 9 if len(series.x) > 1 else 13},
+            marker=_RING if series.is_marked else {"symbol": symbol, "size": 9},
             line={"dash": dash},
             error_y=_error_bars(series),
             customdata=[_label(label) for label in series.labels] or None,

@@ -1,7 +1,7 @@
 """The sections of a report, each from the values that it shows."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -198,7 +198,8 @@ def show_quality(sweep: Document, plan: Plan | None) -> Section:
     plain = {"plain top-k, placed": float(baseline["copies"])}
     plain |= {"plain top-k, in order": contiguous_copies(sweep)}
     series += [Series(name=name, x=(copies,), y=(0.0,)) for name, copies in plain.items()]
-    series.append(_curve(f"chosen: {name_of(chosen.point)}", sweep, [chosen.point]))
+    mark = _curve(f"chosen: {name_of(chosen.point)}", sweep, [chosen.point])
+    series.append(replace(mark, lower=(), upper=(), is_marked=True))
     points = [{**point, "loss_increase": loss_increase(sweep, point)} for point in sweep["points"]]
     first = ("policy", "strength", "loss", "loss_increase", "copies")
     curve = Chart(
