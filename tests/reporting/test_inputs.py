@@ -99,8 +99,12 @@ def test_an_empty_profile(write):
         (sweep_document() | {"complete": False}, ["not a finished sweep"]),
         (sweep_document(loss=None), ["lacks loss in baseline 0"]),
         (sweep_document() | {"points": [{"policy": "c2r"}]}, ["loss, copies, strength"]),
+        (sweep_document(loss=0), ["baseline without loss"]),
+        (sweep_document(copies_contiguous="2"), ["no number"]),
+        (sweep_document(loss_increase_interval=[1]), ["no number"]),
         ({"benchmark": "b", "cases": 3}, ["has no cases"]),
         ({"benchmark": "b", "cases": [{"name": "n"}]}, ["lacks median, lower, upper"]),
+        ({"log_history": [{"step": 1}]}, ["logs no loss and no eval_loss"]),
         ({"log_history": [{"loss": 1.0}]}, ["lacks step in log_history 0"]),
     ],
 )

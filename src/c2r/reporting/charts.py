@@ -31,7 +31,7 @@ class Series:
 
     name: str
     x: tuple[Cell, ...]
-    y: tuple[float | None, ...]
+    y: tuple[float, ...]
     lower: tuple[float, ...] = ()
     upper: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()

@@ -14,6 +14,10 @@ from c2r.profiling import CollaborationProfile
 
 Document = dict[str, Any]
 
+LOSSES = ("loss", "eval_loss")  # as a Trainer logs them
+
+_SWEPT = ("loss", "copies")
+_SWEPT_IF_KNOWN = ("copies_contiguous", "loss_increase", "rank_load_max_over_mean")
 _KINDS = "a profile, a plan, or the JSON of `c2r sweep`, `c2r bench` or a Trainer's state"
 
 
@@ -47,8 +51,9 @@ class Source:
     def model_name(self) -> str | None:
         """The model as the file names it; of a folder's path only the last part."""
         known = dict(self.provenance)
-        known |= known.get("profile", {})
-        known |= known.get("request", {}) | known.get("settings", {})
+        for inner in ("profile", "request", "settings"):
+            value = known.get(inner)
+            known |= value if isinstance(value, Mapping) else {}
         name = known.get("model", known.get("model_type"))
         if name is None:
             return None
@@ -162,8 +167,16 @@ def _parse(path: Path, content: bytes) -> Document:
 def _check_sweep(path: Path, document: Document) -> None:
     if document.get("complete") is False:
         raise InputError(f"{path} is not a finished sweep; run the same `c2r sweep` to go on")
-    _check_rows(path, document, "points", ("loss", "copies"), ("policy", "strength"))
-    _check_rows(path, {"baseline": [document["baseline"]]}, "baseline", ("loss", "copies"))
+    baseline = {"baseline": [document["baseline"]]}
+    _check_rows(path, document, "points", _SWEPT, ("policy", "strength"))
+    _check_rows(path, baseline, "baseline", _SWEPT)
+    for point in (document["baseline"], *document["points"]):
+        known = [point[key] for key in _SWEPT_IF_KNOWN if point.get(key) is not None]
+        interval = point.get("loss_increase_interval") or [0, 0]
+        if not all(map(_is_number, [*known, *interval])) or len(interval) != 2:
+            raise InputError(f"{path} has a figure that is no number in {point}; write it again")
+    if min(document["baseline"][key] for key in _SWEPT) <= 0:
+        raise InputError(f"{path} has a baseline without loss or copies; sweep again")
 
 
 def _check_benchmark(path: Path, document: Document) -> None:
@@ -175,6 +188,9 @@ def _check_benchmark(path: Path, document: Document) -> None:
 
 def _check_training(path: Path, document: Document) -> None:
     _check_rows(path, document, "log_history", ("step",))
+    losses = [row[name] for row in document["log_history"] for name in LOSSES if name in row]
+    if not losses or not all(map(_is_number, losses)):
+        raise InputError(f"{path} logs no {' and no '.join(LOSSES)}; give another file")
 
 
 _JSON_KINDS = {

@@ -28,8 +28,8 @@ def contiguous_copies(sweep: Document) -> float:
 
     Those of the baseline as placed, where the sweep does not say.
     """
-    baseline = sweep["baseline"]
-    return float(baseline.get("copies_contiguous", baseline["copies"]))
+    known = sweep["baseline"].get("copies_contiguous")
+    return float(sweep["baseline"]["copies"] if known is None else known)
 
 
 def choose_point(sweep: Document, plan: Plan | None) -> ChosenPoint:

@@ -10,7 +10,7 @@ from c2r.measuring import RankTraffic, TrafficReport
 from c2r.planning import Plan
 from c2r.profiling import CollaborationMetrics, CollaborationProfile, LayerProfile
 from c2r.reporting.charts import Chart, HeatMap, Matrix, Section, Series, Table, table_of
-from c2r.reporting.inputs import Document, Inputs
+from c2r.reporting.inputs import LOSSES, Document, Inputs
 from c2r.reporting.quality import choose_point, contiguous_copies, loss_increase, name_of
 
 Int = npt.NDArray[np.int64]
@@ -251,14 +251,13 @@ def show_benchmark(index: int, document: Document) -> Section:
 
 def show_training(index: int, document: Document) -> Section:
     """Losses over steps, as a Trainer logs them."""
-    names = ("loss", "eval_loss")
     series = []
-    for name in names:
+    for name in LOSSES:
         logged = [entry for entry in document["log_history"] if name in entry]
-        steps = tuple(entry["step"] for entry in logged)
         if logged:
-            values = tuple(entry[name] for entry in logged)
-            series.append(Series(name=name.replace("_", " "), x=steps, y=values))
+            steps = tuple(entry["step"] for entry in logged)
+            losses = tuple(entry[name] for entry in logged)
+            series.append(Series(name=name.replace("_", " "), x=steps, y=losses))
     chart = Chart(
         slug=f"training-{index}",
         title="Loss in training",
