@@ -52,8 +52,8 @@ def axe(pytestconfig):
     if not script.exists():
         if shutil.which("npm") is None:
             pytest.skip("axe-core needs npm to be fetched")
-        command = ["npm", "install", "--prefix", str(folder), "axe-core@4"]
-        if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode:
+        command = ["npm", "install", "--fetch-retries=0", "--prefix", str(folder), "axe-core@4"]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
             pytest.skip("npm could not fetch axe-core")
     return script.read_text(encoding="utf-8")
 
@@ -178,6 +178,16 @@ def test_tables_hold_the_numbers_of_the_files(browser, shown):
         cells = dict(zip(head, row, strict=True))
         assert cells["policy"] == point["policy"]
         assert [float(cells[key]) for key in ("loss", "copies")] == [point["loss"], point["copies"]]
+
+
+def test_hovering_shows_the_value(browser, shown):
+    profile, plan = shown
+    browser.execute_script("Plotly.Fx.hover('plot-copies', [{curveNumber: 2, pointNumber: 1}])")
+    text = browser.execute_script(
+        "return document.querySelector('#plot-copies .hoverlayer').textContent"
+    )
+    copies = predict_traffic(profile, plan).layers[1].copies_placed
+    assert f"layer 1: {copies:.6g}" in text and "once per rank, placed" in text
 
 
 def test_a_table_is_downloaded(browser, shown, downloads):

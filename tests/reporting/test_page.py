@@ -1,10 +1,12 @@
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from c2r.errors import InputError
 from c2r.planning import ClusterTopology, LayerPlan, Plan
 from c2r.reporting import build_report, read_inputs, render_page, write_figures
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
@@ -60,6 +62,17 @@ def test_figures_of_hostile_names(tmp_path):
     assert "<img" not in (tmp_path / "figures" / "quality.svg").read_text()
     again = write_figures(report, tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_without_plotly_or_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    clustered_profile().save(tmp_path / "profile")
+    report = build_report(read_inputs([tmp_path / "profile"]))
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(InputError, match=r"c2r-moe\[report\]"):
+        render_page(report)
+    monkeypatch.setattr("c2r.reporting.figures.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"c2r-moe\[plot\]"):
+        write_figures(report, tmp_path)
 
 
 def test_a_page_of_94_layers_and_512_experts_is_small(tmp_path):

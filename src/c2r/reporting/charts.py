@@ -4,7 +4,7 @@ The table behind a figure is made of the figure's own numbers, so the two cannot
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -84,14 +84,6 @@ class Matrix:
     column_names: tuple[str, ...]
     cuts: tuple[float, ...] = ()
 
-    def to_table(self, corner: str) -> Table:
-        """The values, a row each, under the names of the columns."""
-        rows = zip(self.row_names, self.values.tolist(), strict=True)
-        return Table(
-            columns=(corner, *self.column_names),
-            rows=tuple((name, *values) for name, values in rows),
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeatMap:
@@ -143,7 +135,7 @@ class Report:
     title: str
     summary: str
     answers: tuple[Answer, ...]
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[Section, ...]
 
     @property
     def charts(self) -> tuple[Chart | HeatMap, ...]:

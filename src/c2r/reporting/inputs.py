@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +69,7 @@ class Inputs:
     plan: Plan | None = None
     sweep: Document | None = None
     benchmarks: tuple[Document, ...] = ()
-    trainings: tuple[Document, ...] = field(default=())
+    trainings: tuple[Document, ...] = ()
 
     @property
     def model_name(self) -> str:
