@@ -2,10 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from c2r.planning import make_plan
+from c2r.planning import Plan, make_plan
 from tests.cli.test_cli import assert_refused, call, call_json
 from tests.reporting.profiles import clustered_profile, sweep_document
 
@@ -108,6 +109,14 @@ def test_heat_maps_show_which_experts_go_together(capsys, files):
     assert {len(row) for row in cells} == {55}  # 120 columns, less the names, two to a cell
     for index, row in enumerate(cells):  # neighbours share tokens, experts far apart none
         assert row[55 * index // 32] != " " and row[55 * ((index + 16) % 32) // 32] == " "
+
+
+def test_names_like_markup_are_printed_as_they_are(capsys, files, tmp_path):
+    plan = Plan.load(files[1])
+    layers = tuple(replace(layer, policy="[/b]:smile:") for layer in plan.layers)
+    replace(plan, layers=layers).save(tmp_path / "markup")
+    status, out, _ = call(capsys, "inspect", tmp_path / "markup")
+    assert status == 0 and out.count("[/b]:smile:") == 3
 
 
 def test_heat_maps_show_which_ranks_receive(capsys, files):

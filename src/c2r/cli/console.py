@@ -93,8 +93,8 @@ def print_heat_map(
 
 
 def _stdout() -> Console:
-    """A console as wide as the terminal; wider than 80 where none cuts the lines."""
-    console = Console()
+    """A console as wide as the terminal, or 120 where there is none; takes text as it is."""
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
     return console
