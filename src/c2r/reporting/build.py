@@ -8,15 +8,14 @@ from c2r.profiling import CollaborationMetrics, measure_collaboration
 from c2r.reporting.answers import answer_collaboration, answer_saving, answer_traffic
 from c2r.reporting.charts import Report, Section
 from c2r.reporting.inputs import Inputs
+from c2r.reporting.measurements import show_benchmark, show_training
+from c2r.reporting.quality import show_quality
 from c2r.reporting.sections import (
-    show_benchmark,
     show_collaboration,
     show_load,
     show_plan,
     show_provenance,
-    show_quality,
     show_traffic,
-    show_training,
 )
 
 

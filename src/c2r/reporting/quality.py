@@ -1,9 +1,11 @@
 """The measured curve of quality against traffic, and the point of it that a report speaks of."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from c2r.planning import Plan
+from c2r.reporting.charts import Chart, Section, Series, table_of
 from c2r.reporting.inputs import Document
 
 _ALLOWED_INCREASE = 0.003  # of the loss, where no plan says which point was chosen
@@ -53,6 +55,39 @@ def choose_point(sweep: Document, plan: Plan | None) -> ChosenPoint:
     )
 
 
+def show_quality(sweep: Document, plan: Plan | None) -> Section:
+    """Loss against copies of every policy that was measured, the chosen point marked."""
+    chosen = choose_point(sweep, plan)
+    baseline = sweep["baseline"]
+    lines: dict[str, list[Document]] = {}
+    for point in sorted(sweep["points"], key=lambda point: float(point["copies"])):
+        lines.setdefault(str(point["policy"]), []).append(point)
+    series = [_curve(name, sweep, points) for name, points in lines.items()]
+    plain = {"plain top-k, placed": float(baseline["copies"])}
+    plain |= {"plain top-k, in order": contiguous_copies(sweep)}
+    series += [Series(name=name, x=(copies,), y=(0.0,)) for name, copies in plain.items()]
+    mark = _curve(f"chosen: {name_of(chosen.point)}", sweep, [chosen.point])
+    series.append(replace(mark, lower=(), upper=(), is_marked=True))
+    points = [{**point, "loss_increase": loss_increase(sweep, point)} for point in sweep["points"]]
+    first = ("policy", "strength", "loss", "loss_increase", "copies")
+    curve = Chart(
+        slug="quality",
+        title="Loss and copies of each policy",
+        x_label="copies per token",
+        y_label="more loss than plain top-k, %",
+        series=tuple(series),
+        note=f"Chosen: {name_of(chosen.point)}; {chosen.reason}.",
+        table=table_of([{**baseline, "strength": None, "loss_increase": 0.0}, *points], first),
+    )
+    return Section(
+        slug="quality",
+        title="Quality against traffic",
+        text="Each point is a routing policy at one strength, on held-out text without "
+        "fine-tuning. Left is less traffic, down is better quality.",
+        charts=(curve,),
+    )
+
+
 def name_of(point: Document) -> str:
     """Policy and strength in a few letters: `c2r 8`."""
     return (
@@ -65,6 +100,20 @@ def name_strength(strength: Any) -> str:
     if isinstance(strength, list) and strength:
         return " to ".join(f"{value:g}" for value in dict.fromkeys((min(strength), max(strength))))
     return f"{strength:g}" if isinstance(strength, int | float) else str(strength)
+
+
+def _curve(name: str, sweep: Document, points: Sequence[Document]) -> Series:
+    intervals = [point.get("loss_increase_interval") for point in points]
+    bounds = [interval for interval in intervals if interval is not None]
+    is_known = len(bounds) == len(points)
+    return Series(
+        name=name,
+        x=tuple(float(point["copies"]) for point in points),
+        y=tuple(100 * loss_increase(sweep, point) for point in points),
+        lower=tuple(100 * low for low, _ in bounds) if is_known else (),
+        upper=tuple(100 * high for _, high in bounds) if is_known else (),
+        labels=tuple(name_of(point) for point in points),
+    )
 
 
 def _is_of(point: Document, plan: Plan) -> bool:

@@ -1,7 +1,7 @@
-"""The sections of a report, each from the values that it shows."""
+"""The sections of a report that show a profile and a plan, and where all its numbers come from."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,7 @@ from c2r.measuring import RankTraffic, TrafficReport
 from c2r.planning import Plan
 from c2r.profiling import CollaborationMetrics, CollaborationProfile, LayerProfile
 from c2r.reporting.charts import Chart, HeatMap, Matrix, Section, Series, Table, table_of
-from c2r.reporting.inputs import LOSSES, Document, Inputs
-from c2r.reporting.quality import choose_point, contiguous_copies, loss_increase, name_of
+from c2r.reporting.inputs import Inputs
 
 Int = npt.NDArray[np.int64]
 
@@ -187,88 +186,6 @@ def show_plan(plan: Plan) -> Section:
     )
 
 
-def show_quality(sweep: Document, plan: Plan | None) -> Section:
-    """Loss against copies of every policy that was measured, the chosen point marked."""
-    chosen = choose_point(sweep, plan)
-    baseline = sweep["baseline"]
-    lines: dict[str, list[Document]] = {}
-    for point in sorted(sweep["points"], key=lambda point: float(point["copies"])):
-        lines.setdefault(str(point["policy"]), []).append(point)
-    series = [_curve(name, sweep, points) for name, points in lines.items()]
-    plain = {"plain top-k, placed": float(baseline["copies"])}
-    plain |= {"plain top-k, in order": contiguous_copies(sweep)}
-    series += [Series(name=name, x=(copies,), y=(0.0,)) for name, copies in plain.items()]
-    mark = _curve(f"chosen: {name_of(chosen.point)}", sweep, [chosen.point])
-    series.append(replace(mark, lower=(), upper=(), is_marked=True))
-    points = [{**point, "loss_increase": loss_increase(sweep, point)} for point in sweep["points"]]
-    first = ("policy", "strength", "loss", "loss_increase", "copies")
-    curve = Chart(
-        slug="quality",
-        title="Loss and copies of each policy",
-        x_label="copies per token",
-        y_label="more loss than plain top-k, %",
-        series=tuple(series),
-        note=f"Chosen: {name_of(chosen.point)}; {chosen.reason}.",
-        table=table_of([{**baseline, "strength": None, "loss_increase": 0.0}, *points], first),
-    )
-    return Section(
-        slug="quality",
-        title="Quality against traffic",
-        text="Each point is a routing policy at one strength, on held-out text without "
-        "fine-tuning. Left is less traffic, down is better quality.",
-        charts=(curve,),
-    )
-
-
-def show_benchmark(index: int, document: Document) -> Section:
-    """Seconds of each case with their quartiles."""
-    cases = [(_case_name(case), case["seconds"]) for case in document["cases"]]
-    bars = Series(
-        name="median, bars to the quartiles",
-        x=tuple(name for name, _ in cases),
-        y=tuple(1000 * seconds["median"] for _, seconds in cases),
-        lower=tuple(1000 * seconds["lower"] for _, seconds in cases),
-        upper=tuple(1000 * seconds["upper"] for _, seconds in cases),
-    )
-    rows = [_flat_case(case) for case in document["cases"]]
-    chart = Chart(
-        slug=f"benchmark-{index}",
-        title=f"Time of {document['benchmark']}",
-        x_label="case",
-        y_label="milliseconds",
-        series=(bars,),
-        style="bars",
-        table=table_of(rows, ("name",)),
-    )
-    baseline = document.get("baseline")
-    return Section(
-        slug=f"benchmark-{index}",
-        title=f"Benchmark: {document['benchmark']}",
-        text="Less is better." + (f" Ratios are to {baseline}." if baseline else ""),
-        charts=(chart,),
-    )
-
-
-def show_training(index: int, document: Document) -> Section:
-    """Losses over steps, as a Trainer logs them."""
-    series = []
-    for name in LOSSES:
-        logged = [entry for entry in document["log_history"] if name in entry]
-        if logged:
-            steps = tuple(entry["step"] for entry in logged)
-            losses = tuple(entry[name] for entry in logged)
-            series.append(Series(name=name.replace("_", " "), x=steps, y=losses))
-    chart = Chart(
-        slug=f"training-{index}",
-        title="Loss in training",
-        x_label="step",
-        y_label="loss",
-        series=tuple(series),
-        table=table_of(document["log_history"], ("step",)),
-    )
-    return Section(slug=chart.slug, title="Training", text="", charts=(chart,))
-
-
 def show_provenance(inputs: Inputs) -> Section:
     """Every file, and what it says about itself."""
     rows: list[tuple[str, str, str, str]] = []
@@ -300,34 +217,6 @@ def _padded(load: Int, width: int) -> npt.NDArray[np.float64]:
     values = np.full(width, np.nan)
     values[: len(load)] = load
     return values
-
-
-def _curve(name: str, sweep: Document, points: Sequence[Document]) -> Series:
-    intervals = [point.get("loss_increase_interval") for point in points]
-    bounds = [interval for interval in intervals if interval is not None]
-    is_known = len(bounds) == len(points)
-    return Series(
-        name=name,
-        x=tuple(float(point["copies"]) for point in points),
-        y=tuple(100 * loss_increase(sweep, point) for point in points),
-        lower=tuple(100 * low for low, _ in bounds) if is_known else (),
-        upper=tuple(100 * high for _, high in bounds) if is_known else (),
-        labels=tuple(name_of(point) for point in points),
-    )
-
-
-def _case_name(case: Document) -> str:
-    inner = case.get("case")
-    return str(inner.get("name") if isinstance(inner, dict) else case.get("name", inner))
-
-
-def _flat_case(case: Document) -> Document:
-    return {"name": _case_name(case)} | {
-        f"{outer}: {key}" if isinstance(value, dict) else outer: item
-        for outer, value in case.items()
-        if outer != "case"
-        for key, item in (value.items() if isinstance(value, dict) else [("", value)])
-    }
 
 
 def _flatten(values: object, prefix: str = "") -> list[tuple[str, str]]:
