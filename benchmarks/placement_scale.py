@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--sets", type=int, default=50_000)
     parser.add_argument("--max-load", type=float)
+    parser.add_argument("--replicas", type=int, default=0)
     args = parser.parse_args()
     profile = CollaborationProfile(
         layers=tuple(synthetic_layer(args, seed) for seed in range(args.layers))
@@ -70,6 +71,7 @@ def main():
         num_ranks=args.ranks,
         num_nodes=args.nodes,
         max_load=args.max_load,
+        replicas=args.replicas,
         on_layer=lambda index: times.append(time.perf_counter()),
     )
     seconds = np.diff(times)

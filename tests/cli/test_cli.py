@@ -72,6 +72,30 @@ def test_inspect_a_plan(capsys, folder):
     assert call(capsys, "inspect", folder / "plan.safetensors")[0] == 0
 
 
+def test_replicas_are_planned_shown_and_sent(capsys, folder, tmp_path):
+    profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
+    planned = call_json(capsys, "plan", profile, "--ranks", 4, "--replicas", 2, "--out", out)
+    shown = call_json(capsys, "inspect", out)
+    sent = call_json(capsys, "traffic", profile, "--plan", out)
+    plain = call_json(capsys, "traffic", profile, "--plan", folder / "plan.safetensors")
+    assert [layer["replicas"] for layer in shown["layers"]] == [
+        layer["replicas"] for layer in planned["layers"]
+    ]
+    assert np.array(shown["layers"][0]["replicas"]).shape == (4, 2)
+    assert sent["mean"]["copies_placed"] == planned["mean"]["copies"]
+    assert sent["mean"]["copies_placed"] < plain["mean"]["copies_placed"]
+    assert " + " in call(capsys, "inspect", out)[1]
+
+
+def test_traffic_between_nodes_is_shown(capsys, folder, tmp_path):
+    profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
+    arguments = ["--ranks", 4, "--nodes", 2, "--inter-node-cost", 20]
+    planned = call_json(capsys, "plan", profile, *arguments, "--out", out)
+    flat = call_json(capsys, "plan", profile, *arguments[:-1], 0)
+    assert planned["mean"]["node_copies_placed"] < flat["mean"]["node_copies_placed"]
+    assert "nodes, placed" in call(capsys, "traffic", profile, "--plan", out)[1]
+
+
 def test_traffic(capsys, folder):
     arguments = ["traffic", folder / "profile.safetensors", "--plan", folder / "plan.safetensors"]
     found = call_json(capsys, *arguments)

@@ -8,14 +8,15 @@ from c2r.profiling import CollaborationProfile, LayerProfile, RoutingSets
 
 
 def test_visits_by_hand():
-    sets, counts = np.array([[0, 1], [1, 2]]), np.array([1, 1])
-    assert visits(sets, counts, np.array([0, 0, 1]), 3).tolist() == [1, 0.5, 0]
-    assert visits(sets, np.array([3, 1]), np.array([0, 1, 1]), 2).tolist() == [0.75, 1]
+    ranks = np.array([[0, 0], [0, 1]])
+    assert visits(ranks, np.array([1, 1]), 3).tolist() == [1, 0.5, 0]
+    assert visits(ranks[:, ::-1], np.array([3, 1]), 2).tolist() == [1, 0.25]
 
 
-def test_rows_add_up_to_the_copies():
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_rows_add_up_to_the_copies(replicas):
     profile = random_profile()
-    plan = make_plan(profile, num_ranks=4)
+    plan = make_plan(profile, num_ranks=4, replicas=replicas)
     found, mean = predict_rank_traffic(profile, plan), predict_traffic(profile, plan).mean
     for matrix, copies in [
         (found.k_fold, mean.copies_k_fold),

@@ -52,6 +52,19 @@ def test_nodes_are_counted_once():
     assert layer.node_copies_placed == (1 * 2 + 3 * 1) / 4
 
 
+def test_replicas_are_used_and_carry_load():
+    # Placed [0, 0, 1, 1, 1, 0]: expert 2 also on rank 0 and expert 0 also on rank 1.
+    profile = CollaborationProfile(layers=(layer_profile([[0, 1], [0, 3], [2, 4]], [3, 2, 5], 6),))
+    plan = plan_of([[0, 0, 1, 1, 1, 0]], 2, 2)
+    (layer,) = plan.layers
+    replicated = replace(plan, layers=(replace(layer, replicas=np.array([[2], [0]])),))
+    (before,), (after,) = (predict_traffic(profile, p).layers for p in (plan, replicated))
+    assert before.copies_placed == (3 * 1 + 2 * 2 + 5 * 1) / 10
+    assert after.copies_placed == 1
+    assert before.rank_load_max_over_mean == 12 / 10  # rows 3 + 5 and 2 + 10
+    assert after.rank_load_max_over_mean == 14 / 10  # rows 6 and 4 + 10
+
+
 def test_the_report_is_json_with_the_pinned_keys():
     profile = random_profile(3, 12, 4)
     report = predict_traffic(profile, make_plan(profile, num_ranks=4))

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from c2r.errors import PlanError
-from c2r.planning import Plan, make_plan, mean_copies
+from c2r.measuring import predict_traffic
+from c2r.planning import ClusterTopology, Plan, make_plan, mean_copies, mean_node_copies
 from c2r.profiling import CollaborationProfile
 from tests.planning.profiles import layer_profile, random_profile
 
+PREDICTED = {"copies": "copies_placed", "rank_load_max_over_mean": "rank_load_max_over_mean"}
 PAIRS = [[0, 1], [2, 3], [0, 2]]
 
 
@@ -79,6 +81,41 @@ def test_pairs_are_placed_by_pairs_only_when_asked():
     assert make_plan(profile).layers[0].placement.tolist() == [0] * 12
 
 
+def test_replicas_save_copies_and_are_part_of_the_prediction():
+    profile = random_profile(2, 16, 4)
+    plain, replicated = make_plan(profile, 4), make_plan(profile, 4, replicas=1)
+    for before, after in zip(plain.layers, replicated.layers, strict=True):
+        assert before.placement.tolist() == after.placement.tolist()
+        assert after.replicas.shape == (4, 1)
+        assert [len(after.experts_of(rank)) for rank in range(4)] == [5] * 4
+    for key in ("copies", "rank_load_max_over_mean"):
+        expected = getattr(predict_traffic(profile, replicated).mean, PREDICTED[key])
+        assert replicated.provenance["predicted"][key] == pytest.approx(expected)
+        assert expected <= plain.provenance["predicted"][key]
+
+
+def test_replicas_need_sets():
+    profile = random_profile(1, 12, 3, keep_sets=False)
+    with pytest.raises(PlanError, match=r"pairs only.*plan without replicas"):
+        make_plan(profile, num_ranks=4, objective="pairs", replicas=1)
+
+
+def test_the_cost_of_nodes_decides_between_nodes_and_ranks():
+    profile = random_profile(1, 16, 4)
+    sets, counts = profile.layers[0].routing_sets()
+    topology = ClusterTopology(num_ranks=8, num_nodes=2)
+
+    def figures(cost):
+        placement = make_plan(profile, 8, num_nodes=2, inter_node_cost=cost).layers[0].placement
+        return (
+            mean_copies(sets, counts, placement),
+            mean_node_copies(sets, counts, placement, topology),
+        )
+
+    (flat, flat_nodes), (steep, steep_nodes) = figures(0.0), figures(100.0)
+    assert flat <= steep and steep_nodes < flat_nodes
+
+
 def test_pairs_are_sets_at_k_2():
     with_sets, without = (random_profile(2, 8, 2, keep_sets=keep) for keep in (True, False))
     assert make_plan(with_sets, 4).fingerprint == make_plan(without, 4).fingerprint
@@ -95,6 +132,9 @@ def test_pairs_are_sets_at_k_2():
         ({"num_ranks": 0}, "0 ranks on 1 nodes; both must be at least 1"),
         ({"objective": "cut"}, "objective 'cut' is unknown; choose sets or pairs"),
         ({"num_ranks": 2, "max_load": 0.5}, "max_load = 0.5"),
+        ({"num_ranks": 2, "inter_node_cost": -1.0}, "inter_node_cost = -1; choose 0 or more"),
+        ({"num_ranks": 2, "replicas": 7}, "7 replicas per rank do not fit 12 experts, 6 of which"),
+        ({"replicas": 1}, "1 replicas per rank do not fit 12 experts, 12 of which"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(options, message):

@@ -123,6 +123,7 @@ def _describe_plan(file: Path) -> dict[str, Any]:
                 "top_t": layer.top_t,
                 "partners": layer.partners.tolist(),
                 "placement": layer.placement.tolist(),
+                "replicas": layer.replicas.tolist(),
             }
             for index, layer in enumerate(plan.layers)
         ],
@@ -133,10 +134,13 @@ def _describe_plan(file: Path) -> dict[str, Any]:
 def _show_plan(document: dict[str, Any]) -> None:
     rows = []
     for layer in document["layers"]:
-        ranks: dict[int, list[int]] = {}
+        ranks: list[list[str]] = [[] for _ in range(document["num_ranks"])]
         for expert, rank in enumerate(layer["placement"]):
-            ranks.setdefault(rank, []).append(expert)
-        experts = " | ".join(" ".join(map(str, ranks[rank])) for rank in sorted(ranks))
+            ranks[rank].append(str(expert))
+        for rank, replicas in enumerate(layer["replicas"]):
+            ranks[rank] += ["+", *map(str, replicas)]
+        experts = " | ".join(map(" ".join, ranks))
         rows.append([layer["layer"], layer["policy"], f"{layer['strength']:g}", experts])
     title = f"{document['num_ranks']} ranks on {document['num_nodes']} node(s)"
-    print_table(title, ["layer", "policy", "strength", "experts of each rank"], rows)
+    columns = ["layer", "policy", "strength", "experts of each rank (+ replicas)"]
+    print_table(title, columns, rows)

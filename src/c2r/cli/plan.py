@@ -26,12 +26,20 @@ def plan(
         float | None,
         typer.Option(help="Bound on the busiest rank's load over the mean, such as 1.1."),
     ] = None,
+    inter_node_cost: Annotated[
+        float,
+        typer.Option(help="How many times slower the network between nodes is than within."),
+    ] = 8.0,
+    replicas: Annotated[
+        int, typer.Option(help="Further experts that each rank holds a replica of.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Rank each expert's partners and place the experts so that tokens visit few ranks.
 
-    Every rank gets the same number of experts (differing by one at most).
+    Every rank gets the same number of experts (differing by one at most) and, with --replicas,
+    replicas of further ones: a token takes the replica on a rank that it visits anyway.
     """
     from c2r.measuring import predict_traffic
     from c2r.planning import make_plan
@@ -49,6 +57,8 @@ def plan(
             seed=seed,
             objective=objective,
             max_load=max_load,
+            inter_node_cost=inter_node_cost,
+            replicas=replicas,
             on_layer=lambda _: advance(),
         )
     if out is not None:
@@ -83,6 +93,7 @@ def _document(made: Any, traffic: dict[str, Any], out: Path | None) -> dict[str,
             **predicted,
             "top_t": layer.top_t,
             "placement": layer.placement.tolist(),
+            "replicas": layer.replicas.tolist(),
             "copies": predicted["copies_placed"],
         }
         for layer, predicted in zip(made.layers, traffic["layers"], strict=True)

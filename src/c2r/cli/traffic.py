@@ -41,6 +41,9 @@ def traffic(
         "remote_copies_placed": "placed, remote",
         "rank_load_max_over_mean": "rank load max/mean",
     }
+    if document["num_nodes"] > 1:
+        columns["node_copies_contiguous"] = "nodes, contiguous"
+        columns["node_copies_placed"] = "nodes, placed"
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
         for row in (*document["layers"], document["mean"]):

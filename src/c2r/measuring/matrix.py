@@ -24,7 +24,7 @@ class RankTraffic:
     Attributes:
         k_fold: `[ranks, ranks]`, one row per expert, experts in the order of their ids.
         contiguous: the same, one row per rank visited.
-        placed: one row per rank visited, experts placed as planned.
+        placed: one row per rank visited, experts and replicas placed as planned.
     """
 
     k_fold: Float
@@ -42,24 +42,23 @@ def predict_rank_traffic(profile: CollaborationProfile, plan: Plan) -> RankTraff
         contiguous = contiguous_placement(layer.num_experts, size)
         loads = rank_loads(layer.load, contiguous, size)
         sums[0] += layer.top_k * loads / loads.sum()
-        sums[1] += visits(sets, counts, contiguous, size)
-        sums[2] += visits(sets, counts, layer_plan.placement, size)
+        sums[1] += visits(contiguous[sets], counts, size)
+        sums[2] += visits(layer_plan.ranks_of(sets, plan.topology), counts, size)
     k_fold, by_order, placed = (np.tile(row / profile.num_layers, (size, 1)) for row in sums)
     return RankTraffic(k_fold=k_fold, contiguous=by_order, placed=placed)
 
 
-def visits(sets: Int, counts: Int, placement: Int, num_ranks: int) -> Float:
-    """Share of tokens that visit each rank, `[ranks]`; its sum is the copies per token.
+def visits(ranks: Int, counts: Int, num_ranks: int) -> Float:
+    """Share of tokens that visit each rank, `[num_ranks]`; its sum is the copies per token.
 
-    Sets `[[0, 1], [1, 2]]`, a token each, under the placement `[0, 0, 1]` give `[1, 0.5]`.
+    Ranks `[[0, 0], [0, 1]]`, of a token each, give `[1, 0.5]` and 0 for a third rank.
 
     Args:
-        sets: `[sets, k]` expert ids.
+        ranks: `[sets, k]` ranks that compute the experts of each set.
         counts: `[sets]` tokens of each set.
-        placement: `[E]` rank of each expert.
-        num_ranks: ranks, those that hold nothing included.
+        num_ranks: ranks, those that nobody visits included.
     """
-    is_visited = np.zeros((len(sets), num_ranks), dtype=bool)
-    np.put_along_axis(is_visited, placement[sets], True, axis=1)
+    is_visited = np.zeros((len(ranks), num_ranks), dtype=bool)
+    np.put_along_axis(is_visited, ranks, True, axis=1)
     shares: Float = counts @ is_visited / counts.sum()
     return shares

@@ -19,7 +19,7 @@ from c2r.planning import (
     mean_copies,
     mean_node_copies,
 )
-from c2r.planning.placement import load_max_over_mean, rank_loads
+from c2r.planning.placement import load_max_over_mean, mean_distinct, rank_loads, row_loads
 from c2r.profiling import CollaborationProfile, LayerProfile
 
 
@@ -84,7 +84,7 @@ class TrafficReport:
 
 
 def predict_traffic(profile: CollaborationProfile, plan: Plan) -> TrafficReport:
-    """What the tokens of `profile` send under the placement of `plan`.
+    """What the tokens of `profile` send under the placement and replicas of `plan`.
 
     The routing is the profile's own: to predict a constrained model, profile it constrained.
 
@@ -116,7 +116,8 @@ def _predict_layer(
     num_ranks = topology.num_ranks
     contiguous = contiguous_placement(layer.num_experts, num_ranks)
     by_order = mean_copies(sets, counts, contiguous)
-    placed = mean_copies(sets, counts, plan.placement)
+    ranks = plan.ranks_of(sets, topology)
+    placed = mean_distinct(ranks, counts)
     remote = 1 - 1 / num_ranks
     return LayerTraffic(
         copies_k_fold=float(layer.top_k),
@@ -126,9 +127,11 @@ def _predict_layer(
         remote_copies_contiguous=by_order * remote,
         remote_copies_placed=placed * remote,
         node_copies_contiguous=mean_node_copies(sets, counts, contiguous, topology),
-        node_copies_placed=mean_node_copies(sets, counts, plan.placement, topology),
+        node_copies_placed=mean_distinct(ranks // topology.ranks_per_node, counts),
         rank_load_max_over_mean=load_max_over_mean(
-            rank_loads(layer.load, plan.placement, num_ranks)
+            row_loads(ranks, counts, num_ranks)
+            if plan.replicas.size
+            else rank_loads(layer.load, plan.placement, num_ranks)
         ),
         rank_load_max_over_mean_contiguous=load_max_over_mean(
             rank_loads(layer.load, contiguous, num_ranks)

@@ -13,9 +13,11 @@ from c2r.planning.placement import (
     check_ranks,
     contiguous_placement,
     load_max_over_mean,
-    mean_copies,
+    mean_distinct,
     place_experts,
     rank_loads,
+    replicate_experts,
+    row_loads,
 )
 from c2r.planning.plan import Int, LayerPlan, Plan
 from c2r.planning.topology import ClusterTopology
@@ -33,6 +35,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     num_nodes: int = 1,
     objective: str = "sets",
     max_load: float | None = None,
+    inter_node_cost: float = 8.0,
+    replicas: int = 0,
     on_layer: Callable[[int], None] | None = None,
 ) -> Plan:
     """The plan of the published rule for `profile`: partners by co-activation, experts placed.
@@ -48,12 +52,18 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         objective: `"sets"` places for the fewest copies of the tokens counted; `"pairs"` for the
             most co-activation within ranks, which needs no routing sets.
         max_load: bound on the busiest rank's load over the mean, 1.1 for ten per cent.
+        inter_node_cost: what a copy that reaches another node costs, counted in copies between
+            ranks of one node: how many times slower the network between nodes is. 8 suits NVLink
+            (450 GB/s) beside one 400 Gbit/s adapter per GPU; 0 plans as if all were one node.
+        replicas: r, further experts that each rank holds a replica of; a token takes the one on
+            a rank that it visits anyway (see `assign_ranks`).
         on_layer: called with the number of each layer when it is planned.
 
     Raises:
         PlanError: the profile is empty, T does not fit, there are more ranks than experts, the
-            nodes do not divide the ranks, no placement keeps to `max_load`, or the profile has
-            no routing sets to place by.
+            nodes do not divide the ranks, no placement keeps to `max_load`, the replicas do
+            not fit or would raise the largest rank load, or the profile has no routing sets to
+            place by.
     """
     topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
     _check_profile(profile, objective)
@@ -63,7 +73,10 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         check_ranks(layer.num_experts, num_ranks)
     layers = []
     for index, (layer, length) in enumerate(zip(profile.layers, lengths, strict=True)):
-        options = PlacementOptions(seed=seed + index, max_load=max_load)
+        options = PlacementOptions(
+            seed=seed + index, max_load=max_load, inter_node_cost=inter_node_cost
+        )
+        placement = _place_layer(layer, topology, objective, options)
         layers.append(
             LayerPlan(
                 name=layer.name,
@@ -72,7 +85,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
                 policy="c2r",
                 strength=float(length),
                 partners=rank_partners(layer.coactivation)[:, :length],
-                placement=_place_layer(layer, topology, objective, options),
+                placement=placement,
+                replicas=_replicate_layer(layer, placement, topology, replicas, options),
             )
         )
         if on_layer is not None:
@@ -83,7 +97,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "seed": seed,
         "objective": objective,
         "max_load": max_load,
-        "predicted": _predict(profile, layers, num_ranks),
+        "inter_node_cost": inter_node_cost,
+        "predicted": _predict(profile, layers, topology),
     }
     return Plan(layers=tuple(layers), topology=topology, provenance=provenance)
 
@@ -126,14 +141,31 @@ def _place_layer(
         return place_experts(
             pairs, layer.coactivation[first, second], layer.load, topology, options
         )
+    sets, counts = _routing_sets(layer, "ask for the objective pairs (--objective pairs)")
+    return place_experts(sets, counts, layer.load, topology, options)
+
+
+def _replicate_layer(
+    layer: LayerProfile,
+    placement: Int,
+    topology: ClusterTopology,
+    num_replicas: int,
+    options: PlacementOptions,
+) -> Int:
+    if num_replicas == 0:
+        return np.empty((0, 0), dtype=np.int64)
+    sets, counts = _routing_sets(layer, "plan without replicas")
+    return replicate_experts(sets, counts, placement, topology, num_replicas, options)
+
+
+def _routing_sets(layer: LayerProfile, otherwise: str) -> tuple[Int, Int]:
     routing_sets = layer.routing_sets()
     if routing_sets is None:
         raise PlanError(
             f"the profile holds pairs only, which do not tell the routing sets at "
-            f"k = {layer.top_k}; ask for the objective pairs (--objective pairs), or profile the "
-            "model itself"
+            f"k = {layer.top_k}; {otherwise}, or profile the model itself"
         )
-    return place_experts(*routing_sets, layer.load, topology, options)
+    return routing_sets
 
 
 def _origin(profile: CollaborationProfile) -> dict[str, Any]:
@@ -143,19 +175,20 @@ def _origin(profile: CollaborationProfile) -> dict[str, Any]:
 
 
 def _predict(
-    profile: CollaborationProfile, layers: Sequence[LayerPlan], num_ranks: int
+    profile: CollaborationProfile, layers: Sequence[LayerPlan], topology: ClusterTopology
 ) -> dict[str, float]:
     """Mean figures over layers of the tokens that were profiled."""
-    busiest = [
-        load_max_over_mean(rank_loads(layer.load, plan.placement, num_ranks))
-        for layer, plan in zip(profile.layers, layers, strict=True)
-    ]
+    busiest, copies = [], []
+    for layer, plan in zip(profile.layers, layers, strict=True):
+        loads = rank_loads(layer.load, plan.placement, topology.num_ranks)
+        if (routing_sets := layer.routing_sets()) is not None:
+            sets, counts = routing_sets
+            ranks = plan.ranks_of(sets, topology)
+            copies.append(mean_distinct(ranks, counts))
+            if plan.replicas.size:
+                loads = row_loads(ranks, counts, topology.num_ranks)
+        busiest.append(load_max_over_mean(loads))
     figures = {"rank_load_max_over_mean": float(np.mean(busiest))}
-    copies = [
-        mean_copies(*routing_sets, plan.placement)
-        for layer, plan in zip(profile.layers, layers, strict=True)
-        if (routing_sets := layer.routing_sets()) is not None
-    ]
     if len(copies) == len(layers):
         figures["copies"] = float(np.mean(copies))
     return figures

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from c2r.artifacts import Arrays, Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError
+from c2r.planning.placement import assign_ranks, holders_of
 from c2r.planning.topology import ClusterTopology
 
 Int = npt.NDArray[np.int64]
@@ -31,7 +32,8 @@ class LayerPlan:
             T = 0 where the policy uses no lists.
         placement: `[E]` int64, the rank that holds each expert.
         replicas: `[ranks, r]` int64, further experts that each rank holds a copy of, none of them
-            its own and none twice; empty where every expert lives on one rank only.
+            its own and none twice; empty where every expert lives on one rank only. Which of its
+            ranks computes an expert for a token, `ranks_of` tells.
     """
 
     name: str
@@ -50,6 +52,13 @@ class LayerPlan:
         """
         own = np.flatnonzero(self.placement == rank)
         return np.concatenate([own, self.replicas[rank]]) if len(self.replicas) else own
+
+    def ranks_of(self, expert_ids: Int, topology: ClusterTopology) -> Int:
+        """The rank that computes each of a token's experts, `[tokens, k]`; see `assign_ranks`."""
+        if not self.replicas.size:
+            return self.placement[expert_ids]
+        holders = holders_of(self.placement, self.replicas, topology.num_ranks)
+        return assign_ranks(expert_ids, holders, topology.ranks_per_node)
 
     @property
     def top_t(self) -> int:

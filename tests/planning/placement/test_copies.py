@@ -11,6 +11,7 @@ from c2r.planning.placement import (
     mean_node_copies,
     mean_remote_copies,
     rank_loads,
+    row_loads,
 )
 from tests.planning.exhaustive import count_copies_slowly
 from tests.planning.instances import random_sets
@@ -48,6 +49,7 @@ def test_rank_loads_add_up_the_experts_of_each_rank():
     loads = rank_loads(np.array([5, 1, 2, 8]), PLACEMENT, 4)
     assert loads.tolist() == [6, 2, 8, 0]
     assert load_max_over_mean(loads) == 2.0
+    assert row_loads(PLACEMENT[SETS], COUNTS, 4).tolist() == [3 + 3 + 1 + 4, 1, 4, 0]
     assert load_max_over_mean(np.zeros(3)) == 1.0
 
 

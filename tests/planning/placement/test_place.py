@@ -16,6 +16,7 @@ from c2r.planning import (
     place_experts,
 )
 from c2r.planning.placement import load_max_over_mean, rank_loads
+from c2r.planning.placement.exact import enumerate_placements
 from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
 from tests.planning.exhaustive import best_cut, cut
@@ -143,6 +144,23 @@ def test_the_bound_on_load_is_kept(num_experts, num_ranks, max_load):
     assert mean_copies(sets, counts, placement) >= mean_copies(sets, counts, free) - 1e-9
 
 
+@pytest.mark.parametrize(("num_experts", "num_ranks"), [(8, 4), (9, 3), (12, 2)])
+def test_the_search_alone_keeps_the_tightest_bound_there_is(num_experts, num_ranks, monkeypatch):
+    monkeypatch.setattr("c2r.planning.placement.place.is_small", lambda _: False)
+    placements = enumerate_placements(num_experts, num_ranks).astype(np.int64)
+    for seed in range(5):
+        sets, counts, load = random_sets(num_experts, 3, 300, seed, groups=3)
+        load = load * np.random.default_rng(seed).gamma(1.5, 1, num_experts)
+        bounds = np.array(
+            [load_max_over_mean(rank_loads(load, tried, num_ranks)) for tried in placements]
+        )
+        allowed = placements[bounds <= bounds.min() * 1.02]
+        placement = place((sets, counts, load), num_ranks, max_load=bounds.min() * 1.02)
+        best = min(mean_copies(sets, counts, tried) for tried in allowed)
+        assert mean_copies(sets, counts, placement) == pytest.approx(best)
+        place((sets, counts, load), num_ranks, max_load=bounds.min())
+
+
 @pytest.mark.parametrize("num_experts", [8, 20])
 def test_an_impossible_bound_says_what_is_possible(num_experts):
     load = np.ones(num_experts, dtype=np.int64)
@@ -176,7 +194,7 @@ def test_copies_to_nodes_come_before_copies_to_ranks():
 
 
 def test_a_plan_is_made_without_mtkahypar(monkeypatch):
-    monkeypatch.setattr("c2r.planning.placement.hypergraph._start_mtkahypar", lambda: (None, None))
+    monkeypatch.setattr("c2r.planning.placement.hypergraph.start_mtkahypar", lambda: (None, None))
     sets, counts, load = random_sets(16, 4, 500, seed=1, groups=4)
     assert partition_hypergraph(sets, counts, 16, 4, 0) is None
     assert np.bincount(place((sets, counts, load), 4)).tolist() == [4] * 4
@@ -185,8 +203,8 @@ def test_a_plan_is_made_without_mtkahypar(monkeypatch):
 def test_without_mtkahypar_the_import_is_not_an_error():
     code = (
         "import sys; sys.modules['mtkahypar'] = None\n"
-        "from c2r.planning.placement.hypergraph import _start_mtkahypar\n"
-        "assert _start_mtkahypar() == (None, None)"
+        "from c2r.planning.placement.hypergraph import start_mtkahypar\n"
+        "assert start_mtkahypar() == (None, None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -14,6 +14,18 @@ Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
+def count_distinct(ranks: Int) -> Int:
+    """Distinct values of each row, `[rows]`, of ranks or nodes `[rows, k]`."""
+    ranks = np.sort(ranks, axis=1)
+    changes: Int = np.count_nonzero(ranks[:, 1:] != ranks[:, :-1], axis=1)
+    return 1 + changes
+
+
+def mean_distinct(ranks: Int, counts: Counts) -> float:
+    """Copies per token whose experts are computed on `ranks` `[sets, k]`, for `counts` tokens."""
+    return float(counts @ count_distinct(ranks) / counts.sum())
+
+
 def count_copies(sets: Int, placement: Int) -> Int:
     """Distinct ranks that hold the experts of each set.
 
@@ -26,9 +38,7 @@ def count_copies(sets: Int, placement: Int) -> Int:
     Returns:
         `[sets]` int64 between 1 and k.
     """
-    ranks = np.sort(placement[sets], axis=1)
-    changes: Int = np.count_nonzero(ranks[:, 1:] != ranks[:, :-1], axis=1)
-    return 1 + changes
+    return count_distinct(placement[sets])
 
 
 def mean_copies(sets: Int, counts: Counts, placement: Int) -> float:
@@ -39,7 +49,7 @@ def mean_copies(sets: Int, counts: Counts, placement: Int) -> float:
         counts: `[sets]` tokens, or any non-negative weights, of each set; not all zero.
         placement: `[E]` rank of each expert.
     """
-    return float(counts @ count_copies(sets, placement) / counts.sum())
+    return mean_distinct(placement[sets], counts)
 
 
 def mean_remote_copies(sets: Int, counts: Counts, placement: Int, num_ranks: int) -> float:
@@ -60,6 +70,12 @@ def rank_loads(load: Counts, placement: Int, num_ranks: int) -> Float:
     """Tokens that the experts of each rank process, `[ranks]`, from those of each expert, `[E]`."""
     loads = np.bincount(placement, weights=load.astype(np.float64), minlength=num_ranks)
     return loads.astype(np.float64, copy=False)
+
+
+def row_loads(ranks: Int, counts: Counts, num_ranks: int) -> Float:
+    """The same, `[ranks]`, from the ranks `[sets, k]` that compute the experts of each set."""
+    weights = np.repeat(counts.astype(np.float64), ranks.shape[1])
+    return rank_loads(weights, ranks.ravel(), num_ranks)
 
 
 def load_max_over_mean(loads: Counts) -> float:

@@ -25,7 +25,7 @@ def partition_hypergraph(
 
     The same seed gives the same placement: the preset is deterministic and runs in one thread.
     """
-    mtkahypar, initializer = _start_mtkahypar()
+    mtkahypar, initializer = start_mtkahypar()
     if mtkahypar is None or num_ranks < 2 or len(sets) == 0 or sets.shape[1] < 2:
         return None
     heaviest = np.sort(np.argsort(-counts, kind="stable")[: _MAX_PINS // sets.shape[1]])
@@ -52,7 +52,8 @@ def partition_hypergraph(
 
 
 @cache
-def _start_mtkahypar() -> tuple[Any, Any]:
+def start_mtkahypar() -> tuple[Any, Any]:
+    """The library and its initializer, one thread; None twice where it is not installed."""
     try:
         mtkahypar = importlib.import_module("mtkahypar")
     except ImportError:

@@ -32,8 +32,9 @@ class PlacementOptions:
         seed: the same seed gives the same placement.
         max_load: bound on the largest rank load over the mean; None for none.
         start: `[E]` a placement to improve, tried beside the others; the result is not worse.
-        inter_node_cost: what a copy to a node costs on top of a copy to a rank, in such copies;
-            counts only where there are several nodes.
+        inter_node_cost: what a copy to a node costs on top of a copy to a rank, in such copies:
+            how many times slower the network between nodes is than the link within; counts only
+            where there are several nodes.
         effort: how long to search; 1 takes at most a few seconds a layer, whatever its size.
     """
 
@@ -76,6 +77,8 @@ def place_experts(
     num_experts, num_ranks = len(load), topology.num_ranks
     check_ranks(num_experts, num_ranks)
     _check_start(options.start, num_experts, num_ranks)
+    if not options.inter_node_cost >= 0:
+        raise PlanError(f"inter_node_cost = {options.inter_node_cost:g}; choose 0 or more")
     rng = np.random.default_rng(options.seed)
     problem = PlacementProblem(
         sets=sets,
