@@ -18,6 +18,7 @@ from c2r.cli import (
     permute,
     plan,
     profile,
+    report,
     sweep,
     traffic,
 )
@@ -44,6 +45,7 @@ app.command("apply")(apply.apply)
 app.command("evaluate")(evaluate.evaluate)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

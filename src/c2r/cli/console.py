@@ -18,6 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+_SHADES, _ASCII_SHADES = " \u2591\u2592\u2593\u2588", " .:*#"
+_COLORS = ("", "#31446b", "#666970", "#a69c75", "#fde737")  # of Cividis
+_MOST_ROWS = 32  # of a heat map
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")
@@ -52,10 +57,60 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console = Console()
+    _stdout().print(table)
+
+
+def print_heat_map(
+    title: str, row_names: Sequence[str], values: Sequence[Sequence[float]], unit: str
+) -> None:
+    """Shades on stdout, blank below a fifth of the largest; neighbours share a cell to fit.
+
+    Args:
+        title: what is shown.
+        row_names: one for each row.
+        values: rows of one length, not negative; a shared cell shows their mean.
+        unit: of the values.
+    """
+    console = _stdout()
+    names = [row_names[start] for start, _ in _bins(len(values), _MOST_ROWS)]
+    label = max(map(len, names))
+    columns = _bins(len(values[0]), max((console.width - label - 1) // 2, 1))
+    cells = [
+        [_mean(values, rows, part) for part in columns] for rows in _bins(len(values), _MOST_ROWS)
+    ]
+    top = max(map(max, cells))
+    shades = _SHADES if console.encoding.startswith("utf") else _ASCII_SHADES
+    console.print(Text(title, "bold"))
+    for name, row in zip(names, cells, strict=True):
+        line = Text(name.rjust(label) + " ")
+        for value in row:
+            level = min(int(len(shades) * value / top), len(shades) - 1) if top else 0
+            line.append(shades[level] * 2, _COLORS[level])
+        console.print(line, soft_wrap=True)
+    shared = -(-len(values[0]) // len(columns))
+    note = f", {shared} columns in a cell" if shared > 1 else ""
+    console.print(f"{shades[0]}{shades[-1] * 2} = {top:,.4g} {unit}{note}", highlight=False)
+
+
+def _stdout() -> Console:
+    """A console as wide as the terminal, or 120 where there is none; takes text as it is."""
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
-    console.print(table)
+    return console
+
+
+def _bins(count: int, most: int) -> list[tuple[int, int]]:
+    """At most `most` ranges of nearly equal length that cover `range(count)`."""
+    number = min(count, most)
+    return [(count * i // number, count * (i + 1) // number) for i in range(number)]
+
+
+def _mean(
+    values: Sequence[Sequence[float]], rows: tuple[int, int], columns: tuple[int, int]
+) -> float:
+    picked = [value for row in values[slice(*rows)] for value in row[slice(*columns)]]
+    return sum(picked) / len(picked)
 
 
 def _cell(value: object) -> str:

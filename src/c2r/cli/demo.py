@@ -2,6 +2,8 @@
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,11 +31,15 @@ def demo(
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     rows = _Demo.prepare(out, tokens).run()
+    page = _write_report(rows, out)
     seconds = time.monotonic() - started
     if json:
-        print_json({"out": str(out), "rows": rows, "seconds": round(seconds, 1)})
+        report = None if page is None else str(page)
+        print_json({"out": str(out), "report": report, "rows": rows, "seconds": round(seconds, 1)})
         return
     _show(rows, out)
+    if page is not None:
+        print(f"Open {page} in a browser: figures and tables of all this.")
     note(f"{seconds:.0f} s")
 
 
@@ -136,6 +142,46 @@ class _Demo:
         apply(self.model, plan)
         save_pretrained(self.model, folder, tokenizer=self.tokenizer)
         remove(self.model)
+
+
+def _write_report(rows: list[dict[str, Any]], out: Path) -> Path | None:
+    """The page of what the demo found; None where plotly is not installed."""
+    from c2r.artifacts import write_text
+    from c2r.reporting import build_report, read_inputs, write_page
+
+    curve = out / "curve.json"
+    write_text(curve, dumps(_curve(rows)) + "\n")
+    if find_spec("plotly") is None:
+        note("no report: it needs plotly, `pip install 'c2r-moe[report]'`")
+        return None
+    page = out / "report.html"
+    plan = out / f"plan-t{_TOP_TS[1]}.safetensors"
+    write_page(build_report(read_inputs([out / "profile.safetensors", plan, curve])), page)
+    return page
+
+
+def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows in the shape of a sweep."""
+    _, contiguous, placed, *constrained = rows
+    figures = [
+        {
+            "loss": row["loss"],
+            "copies": row["copies"],
+            "rank_load_max_over_mean": row["rank_load"],
+        }
+        for row in (placed, *constrained)
+    ]
+    baseline = {
+        "policy": "top_k",
+        **figures[0],
+        "copies_contiguous": contiguous["copies"],
+    }
+    points = [
+        {"policy": "c2r", "strength": top_t, **point}
+        for top_t, point in zip(_TOP_TS, figures[1:], strict=True)
+    ]
+    request = {"model": "tiny", "num_ranks": _NUM_RANKS, "command": "c2r demo"}
+    return {"request": request, "baseline": baseline, "points": points}
 
 
 def _show(rows: list[dict[str, Any]], out: Path) -> None:

@@ -2,15 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, print_table
+from c2r.cli.console import JsonOption, note, print_heat_map, print_json, print_table
+from c2r.errors import InputError
+
+if TYPE_CHECKING:
+    from c2r.profiling import CollaborationProfile
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A profile or plan file.")],
+    layer: Annotated[int, typer.Option(help="Layer whose collaboration is drawn.")] = 0,
     json: JsonOption = False,
 ) -> None:
     """Show what a profile or plan file holds.
@@ -20,23 +25,27 @@ def inspect(
     of the top partner, and the experts' load. Of a plan: lists and placement.
     """
     from c2r.artifacts import read_artifact
+    from c2r.profiling import CollaborationProfile
 
     if read_artifact(file).kind == "plan":
         document = _describe_plan(file)
-        show = _show_plan
+        if not json:
+            _show_plan(document)
     else:
-        document = _describe_profile(file)
-        show = _show_profile
+        profile = CollaborationProfile.load(file)
+        if not 0 <= layer < profile.num_layers:
+            raise InputError(f"--layer {layer} is none of 0 to {profile.num_layers - 1}")
+        document = _describe_profile(profile)
+        if not json:
+            _show_profile(document)
+            _draw_profile(profile, layer)
     if json:
         print_json(document)
-    else:
-        show(document)
 
 
-def _describe_profile(file: Path) -> dict[str, Any]:
-    from c2r.profiling import CollaborationProfile, mean_metrics, measure_collaboration
+def _describe_profile(profile: "CollaborationProfile") -> dict[str, Any]:
+    from c2r.profiling import mean_metrics, measure_collaboration
 
-    profile = CollaborationProfile.load(file)
     metrics = [measure_collaboration(layer) for layer in profile.layers]
     return {
         "kind": "profile",
@@ -82,6 +91,19 @@ def _show_profile(document: dict[str, Any]) -> None:
         note("this profile was interrupted; run the same `c2r profile` again to go on")
 
 
+def _draw_profile(profile: "CollaborationProfile", index: int) -> None:
+    rows = [
+        layer.load.tolist() + [0] * (profile.num_experts - layer.num_experts)
+        for layer in profile.layers
+    ]
+    names = [f"layer {number}" for number in range(profile.num_layers)]
+    print_heat_map("Tokens of each expert", names, rows, "tokens")
+    layer = profile.layers[index]
+    names = [f"expert {expert}" for expert in range(layer.num_experts)]
+    title = f"Tokens that chose both experts, layer {index}"
+    print_heat_map(title, names, layer.coactivation.tolist(), "tokens")
+
+
 def _describe_plan(file: Path) -> dict[str, Any]:
     from c2r.planning import Plan
 
@@ -118,6 +140,7 @@ def _show_plan(document: dict[str, Any]) -> None:
         for rank, replicas in enumerate(layer["replicas"]):
             ranks[rank] += ["+", *map(str, replicas)]
         experts = " | ".join(map(" ".join, ranks))
-        rows.append([layer["layer"], layer["policy"], layer["top_t"], experts])
+        rows.append([layer["layer"], layer["policy"], f"{layer['strength']:g}", experts])
     title = f"{document['num_ranks']} ranks on {document['num_nodes']} node(s)"
-    print_table(title, ["layer", "policy", "T", "experts of each rank (+ replicas)"], rows)
+    columns = ["layer", "policy", "strength", "experts of each rank (+ replicas)"]
+    print_table(title, columns, rows)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, print_json, print_table
+from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table
 
 
 def traffic(
@@ -23,12 +23,17 @@ def traffic(
     rank that holds any of them (de-duplicated dispatch); its own rank counts. To see a constrained
     model's traffic, profile the folder that `c2r apply` wrote.
     """
-    from c2r.measuring import bytes_per_token, predict_traffic
+    from c2r.measuring import bytes_per_token, predict_rank_traffic, predict_traffic
     from c2r.planning import Plan
     from c2r.profiling import CollaborationProfile
 
-    report = predict_traffic(CollaborationProfile.load(profile), Plan.load(plan))
-    document = report.to_json()
+    counted, placed = CollaborationProfile.load(profile), Plan.load(plan)
+    document = predict_traffic(counted, placed).to_json()
+    ranks = predict_rank_traffic(counted, placed)
+    document["rows_to_ranks"] = {
+        "contiguous": ranks.contiguous[0].tolist(),
+        "placed": ranks.placed[0].tolist(),
+    }
     columns = {
         "copies_k_fold": "k-fold",
         "copies_contiguous": "contiguous",
@@ -50,3 +55,5 @@ def traffic(
     rows.append(["mean", *(document["mean"][key] for key in columns)])
     title = f"Copies per token on {document['num_ranks']} ranks"
     print_table(title, ["layer", *columns.values()], rows)
+    names, values = zip(*document["rows_to_ranks"].items(), strict=True)
+    print_heat_map("Rows of a token to each rank", names, values, "rows")

@@ -92,7 +92,7 @@ def predict_traffic(profile: CollaborationProfile, plan: Plan) -> TrafficReport:
         PlanMismatchError: plan and profile are of models with different layers.
         InputError: the profile has no tokens, or holds pairs only at k > 2.
     """
-    _check_fit(profile, plan)
+    check_fit(profile, plan)
     return TrafficReport(
         topology=plan.topology,
         layers=tuple(
@@ -112,7 +112,7 @@ def bytes_per_token(copies: float, hidden_size: int, dtype_bytes: int = 2) -> fl
 def _predict_layer(
     index: int, layer: LayerProfile, plan: LayerPlan, topology: ClusterTopology
 ) -> LayerTraffic:
-    sets, counts = _routing_sets(index, layer, topology)
+    sets, counts = known_sets(index, layer, topology)
     num_ranks = topology.num_ranks
     contiguous = contiguous_placement(layer.num_experts, num_ranks)
     by_order = mean_copies(sets, counts, contiguous)
@@ -140,9 +140,13 @@ def _predict_layer(
     )
 
 
-def _routing_sets(
+def known_sets(
     index: int, layer: LayerProfile, topology: ClusterTopology
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct routing sets and their counts; on one rank, where they do not matter, any.
+
+    Raises `InputError` where the layer has no tokens, or its sets are unknown.
+    """
     if not layer.load.any():
         raise InputError(f"the profile holds no tokens in layer {index}; profile some text first")
     if topology.num_ranks == 1:  # Every set visits the one rank.
@@ -156,7 +160,8 @@ def _routing_sets(
     return routing_sets
 
 
-def _check_fit(profile: CollaborationProfile, plan: Plan) -> None:
+def check_fit(profile: CollaborationProfile, plan: Plan) -> None:
+    """Raises `PlanMismatchError` unless both are of models with the same layers."""
     if profile.num_layers != plan.num_layers:
         raise PlanMismatchError(
             f"the profile has {profile.num_layers} MoE layers, the plan {plan.num_layers}; "

@@ -1,0 +1,17 @@
+"""Measurements in, a page and figures out; numbers are shown, none is made up here."""
+
+from c2r.reporting.build import build_report
+from c2r.reporting.charts import Report
+from c2r.reporting.figures import write_figures
+from c2r.reporting.inputs import Inputs, read_inputs
+from c2r.reporting.page import render_page, write_page
+
+__all__ = [
+    "Inputs",
+    "Report",
+    "build_report",
+    "read_inputs",
+    "render_page",
+    "write_figures",
+    "write_page",
+]

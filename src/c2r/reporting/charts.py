@@ -1,0 +1,162 @@
+"""What a report consists of, as plain values that a page and a figure for a paper are drawn from.
+
+The table behind a figure is made of the figure's own numbers, so the two cannot differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows under named columns."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """Points of one name: `x` are numbers, or names where the axis has categories.
+
+    `lower` and `upper` bound each y where its spread is known; `labels` name the points. A
+    marked series is drawn as rings around the points of others.
+    """
+
+    name: str
+    x: tuple[Cell, ...]
+    y: tuple[float, ...]
+    lower: tuple[float, ...] = ()
+    upper: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+    is_marked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """Series on common axes; `style` says how they are drawn.
+
+    `table` stands behind the chart where it tells more than the series do.
+    """
+
+    slug: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    style: Literal["lines", "bars"] = "lines"
+    note: str = ""
+    table: Table | None = None
+
+    def to_table(self) -> Table:
+        """The numbers that are drawn."""
+        if self.table is not None:
+            return self.table
+        x = list(dict.fromkeys(value for series in self.series for value in series.x))
+        columns = [dict(zip(series.x, series.y, strict=True)) for series in self.series]
+        return Table(
+            columns=(self.x_label, *(series.name for series in self.series)),
+            rows=tuple((value, *(column.get(value) for column in columns)) for value in x),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Matrix:
+    """One picture of a heat map.
+
+    Attributes:
+        name: what the slider calls it.
+        values: `[rows, columns]`.
+        row_names: of the rows, top to bottom.
+        column_names: of the columns, left to right.
+        cuts: columns before which a line is drawn, as between the experts of two ranks.
+    """
+
+    name: str
+    values: npt.NDArray[Any]
+    row_names: tuple[str, ...]
+    column_names: tuple[str, ...]
+    cuts: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeatMap:
+    """Matrices on one scale, the first of which is shown; a slider goes through several.
+
+    Colours end at `ceiling`, or without one at the 97th percentile of the matrix shown.
+    """
+
+    slug: str
+    title: str
+    x_label: str
+    y_label: str
+    unit: str
+    matrices: tuple[Matrix, ...]
+    ceiling: float | None = None
+    note: str = ""
+
+    def ceiling_of(self, matrix: Matrix) -> float:
+        """Value of the last colour, positive."""
+        top = np.nanpercentile(matrix.values, 97) if self.ceiling is None else self.ceiling
+        return float(top) or 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """What belongs together on the page."""
+
+    slug: str
+    title: str
+    text: str
+    charts: tuple[Chart | HeatMap, ...] = ()
+    table: Table | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A question of the first screen: the number, what it counts, and what to know about it."""
+
+    question: str
+    number: str
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """A whole report."""
+
+    title: str
+    summary: str
+    answers: tuple[Answer, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def charts(self) -> tuple[Chart | HeatMap, ...]:
+        """The charts of all sections."""
+        return tuple(chart for section in self.sections for chart in section.charts)
+
+
+def table_of(documents: Sequence[dict[str, Any]], first: Sequence[str] = ()) -> Table:
+    """A table of JSON objects: the keys of `first`, then all others that hold scalars."""
+    keys = dict.fromkeys(first)
+    for document in documents:
+        keys |= dict.fromkeys(key for key, value in document.items() if _is_scalar(value))
+    rows = tuple(tuple(_scalar(document.get(key)) for key in keys) for document in documents)
+    return Table(columns=tuple(key.replace("_", " ") for key in keys), rows=rows)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _scalar(value: Any) -> Cell:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

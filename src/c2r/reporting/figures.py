@@ -1,0 +1,133 @@
+"""The charts of a report as PNG and SVG, for papers; matplotlib draws them without a browser."""
+
+from importlib.util import find_spec
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2r.artifacts import atomic_path
+from c2r.errors import InputError
+from c2r.reporting.charts import Chart, HeatMap, Report, Series
+
+_COLORS = ("#0072b2", "#d55e00", "#007a59", "#a3487c", "#8a6100", "#2f7fb0", "#55585c")
+_MARKERS = "osD^Px*"
+_DASHES = ("-", "--", ":", "-.")
+_RING: dict[str, Any] = {"marker": "o", "markersize": 13, "fillstyle": "none"}
+_MOST_PANELS = 12  # of a heat map with many matrices, evenly chosen
+
+
+def write_figures(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Writes each chart to `folder` as PNG and SVG, and gives the paths.
+
+    Raises:
+        InputError: matplotlib is not installed, or a file cannot be written.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError("figures need matplotlib; install it with `pip install 'c2r-moe[plot]'`")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write figures to {folder}: {error.strerror}; choose another folder"
+        ) from None
+    return tuple(path for chart in report.charts for path in _write_chart(chart, folder))
+
+
+def _write_chart(chart: Chart | HeatMap, folder: Path) -> list[Path]:
+    from matplotlib import rc_context
+
+    figure = _draw_chart(chart) if isinstance(chart, Chart) else _draw_heat_map(chart)
+    paths = [folder / f"{chart.slug}.png", folder / f"{chart.slug}.svg"]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "c2r"}):
+        for path in paths:
+            kind = path.suffix[1:]
+            metadata = {"Date": None} if kind == "svg" else {}
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+    return paths
+
+
+def _draw_chart(chart: Chart) -> Any:
+    from matplotlib.figure import Figure
+
+    rows = max(len(series.x) for series in chart.series)
+    height = 1.2 + 0.3 * rows if chart.style == "bars" else 4.2
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes: Any = figure.subplots()
+    looks = zip(chart.series, cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES), strict=False)
+    for series, color, marker, dash in looks:
+        if chart.style == "bars":
+            _draw_bars(axes, series, color)
+        else:
+            axes.errorbar(
+                series.x,
+                series.y,
+                yerr=_errors(series),
+                label=_plain(series.name),
+                color=color,
+                linestyle=dash,
+                **(_RING if series.is_marked else {"marker": marker, "markersize": 5}),
+            )
+    x_label, y_label = chart.x_label, chart.y_label
+    if chart.style == "bars":
+        x_label, y_label = chart.y_label, ""
+        axes.invert_yaxis()
+    axes.set(xlabel=_plain(x_label), ylabel=_plain(y_label), title=_plain(chart.title))
+    if all(isinstance(value, int) for series in chart.series for value in series.x):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _draw_bars(axes: Any, series: Series, color: str) -> None:
+    names = [_plain(str(name)) for name in series.x]
+    axes.barh(
+        names, series.y, xerr=_errors(series), color=color, capsize=3, label=_plain(series.name)
+    )
+
+
+def _errors(series: Series) -> list[list[float]] | None:
+    if not series.lower:
+        return None
+    points = list(zip(series.lower, series.y, series.upper, strict=True))
+    below = [y - lower for lower, y, _ in points]
+    above = [upper - y for _, y, upper in points]
+    return [below, above]
+
+
+def _draw_heat_map(chart: HeatMap) -> Any:
+    from matplotlib.figure import Figure
+
+    count = min(len(chart.matrices), _MOST_PANELS)
+    chosen = np.linspace(0, len(chart.matrices) - 1, count).round().astype(int)
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(2.6 * columns, 5.0), 2.6 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    image: Any = None
+    for axes, index in zip(panels, chosen, strict=False):
+        matrix = chart.matrices[index]
+        aspect = "equal" if matrix.row_names == matrix.column_names else "auto"
+        image = axes.imshow(
+            matrix.values, cmap="cividis", vmin=0, vmax=chart.ceiling_of(matrix), aspect=aspect
+        )
+        for cut in matrix.cuts:
+            axes.axvline(cut - 0.5, color="white", linewidth=0.8)
+            axes.axhline(cut - 0.5, color="white", linewidth=0.8)
+        if count > 1:
+            axes.set_title(_plain(matrix.name), fontsize="small")
+        axes.set(xlabel=_plain(chart.x_label), ylabel=_plain(chart.y_label), xticks=[], yticks=[])
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    if count == 1:
+        figure.colorbar(image, label=_plain(chart.unit))
+    figure.suptitle(_plain(chart.title))
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text for matplotlib, which would take dollars for mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,270 @@
+"""The files that a report is made from, told apart by what they hold, never by their names."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NoReturn
+
+from c2r.artifacts import decode_artifact
+from c2r.errors import ArtifactError, InputError
+from c2r.planning import Plan
+from c2r.profiling import CollaborationProfile
+
+Document = dict[str, Any]
+
+LOSSES = ("loss", "eval_loss")  # as a Trainer logs them
+
+_SWEPT = ("loss", "copies")
+_SWEPT_IF_KNOWN = ("copies_contiguous", "loss_increase", "rank_load_max_over_mean")
+_KINDS = "a profile, a plan, or the JSON of `c2r sweep`, `c2r bench` or a Trainer's state"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Source:
+    """A file and what it holds.
+
+    Attributes:
+        path: as the user gave it.
+        kind: `profile`, `plan`, `sweep`, `benchmark` or `training`.
+        value: a `CollaborationProfile`, a `Plan`, or JSON data.
+    """
+
+    path: Path
+    kind: str
+    value: Any
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the file says about where its numbers come from."""
+        if self.kind in ("profile", "plan"):
+            known: Mapping[str, Any] = self.value.provenance
+            return known
+        if self.kind == "sweep":
+            request = self.value.get("request")
+            return request if isinstance(request, dict) else {}
+        keys = ("settings", "topology", "machine", "versions", "command", "global_step", "epoch")
+        return {key: self.value[key] for key in keys if key in self.value}
+
+    @property
+    def model_name(self) -> str | None:
+        """The model as the file names it; of a folder's path only the last part."""
+        known = dict(self.provenance)
+        for inner in ("profile", "request", "settings"):
+            value = known.get(inner)
+            known |= value if isinstance(value, Mapping) else {}
+        name = known.get("model", known.get("model_type"))
+        if name is None:
+            return None
+        return Path(name).name if Path(name).is_absolute() else str(name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Inputs:
+    """What a report shows; each part may be missing, but not all."""
+
+    sources: tuple[Source, ...]
+    profile: CollaborationProfile | None = None
+    plan: Plan | None = None
+    sweep: Document | None = None
+    benchmarks: tuple[Document, ...] = ()
+    trainings: tuple[Document, ...] = ()
+
+    @property
+    def model_name(self) -> str:
+        """The model as the first file that knows calls it."""
+        names = (source.model_name for source in self.sources)
+        return next((name for name in names if name is not None), "a model without a name")
+
+    @property
+    def num_ranks(self) -> int | None:
+        """Ranks of the plan, or of the sweep."""
+        if self.plan is not None:
+            return self.plan.topology.num_ranks
+        return None if self.sweep is None else swept_ranks(self.sweep)
+
+
+def read_inputs(paths: Sequence[str | Path]) -> Inputs:
+    """Reads the files of one model.
+
+    Args:
+        paths: at most one profile, one plan and one sweep; any number of benchmarks and trainings.
+
+    Raises:
+        InputError: a file is missing, empty or of no known kind; two files are of one kind where a
+            report shows one; files are of different models, or of different numbers of ranks.
+    """
+    if not paths:
+        raise InputError(f"a report is made from files; give {_KINDS}")
+    sources = tuple(_read(Path(path)) for path in paths)
+    for ours, theirs in combinations(sources, 2):
+        _check_pair(ours, theirs)
+    single = {
+        source.kind: source.value
+        for source in sources
+        if source.kind in ("profile", "plan", "sweep")
+    }
+    return Inputs(
+        sources=sources,
+        benchmarks=tuple(source.value for source in sources if source.kind == "benchmark"),
+        trainings=tuple(source.value for source in sources if source.kind == "training"),
+        **single,
+    )
+
+
+def swept_ranks(sweep: Document) -> int | None:
+    """Ranks that a sweep was measured for, where it says so."""
+    request = sweep.get("request")
+    found = request.get("num_ranks") if isinstance(request, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def _read(path: Path) -> Source:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
+    if b"\0" in content[:8]:  # the length that a safetensors file begins with
+        kind = decode_artifact(content, source=path).kind
+        return Source(path=path, kind=kind, value=_load(path, kind))
+    document = _parse(path, content)
+    for kind, (keys, check) in _JSON_KINDS.items():
+        if keys <= set(document):
+            check(path, document)
+            return Source(path=path, kind=kind, value=document)
+    raise InputError(f"{path} is JSON of a kind that a report cannot show; give {_KINDS}")
+
+
+def _load(path: Path, kind: str) -> CollaborationProfile | Plan:
+    if kind == "plan":
+        return Plan.load(path)
+    profile = CollaborationProfile.load(path)
+    empty = [index for index, layer in enumerate(profile.layers) if not layer.load.any()]
+    if empty:
+        raise InputError(
+            f"{path} holds no tokens in {len(empty)} of {profile.num_layers} layers; profile the "
+            "model on some text first"
+        )
+    return profile
+
+
+def _parse(path: Path, content: bytes) -> Document:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a number")
+
+    try:
+        document = json.loads(content, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is neither a file of c2r nor JSON ({error}); give {_KINDS}"
+        ) from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds JSON that is no object; give {_KINDS}")
+    return document
+
+
+def _check_sweep(path: Path, document: Document) -> None:
+    if document.get("complete") is False:
+        raise InputError(f"{path} is not a finished sweep; run the same `c2r sweep` to go on")
+    baseline = {"baseline": [document["baseline"]]}
+    _check_rows(path, document, "points", _SWEPT, ("policy", "strength"))
+    _check_rows(path, baseline, "baseline", _SWEPT)
+    for point in (document["baseline"], *document["points"]):
+        known = [point[key] for key in _SWEPT_IF_KNOWN if point.get(key) is not None]
+        interval = point.get("loss_increase_interval") or [0, 0]
+        if not all(map(_is_number, [*known, *interval])) or len(interval) != 2:
+            raise InputError(f"{path} has a figure that is no number in {point}; write it again")
+    if min(document["baseline"][key] for key in _SWEPT) <= 0:
+        raise InputError(f"{path} has a baseline without loss or copies; sweep again")
+
+
+def _check_benchmark(path: Path, document: Document) -> None:
+    cases = document["cases"]
+    if isinstance(cases, list):
+        cases = [case.get("seconds") if isinstance(case, dict) else None for case in cases]
+    _check_rows(path, {"cases": cases}, "cases", ("median", "lower", "upper"))
+
+
+def _check_training(path: Path, document: Document) -> None:
+    _check_rows(path, document, "log_history", ("step",))
+    losses = [row[name] for row in document["log_history"] for name in LOSSES if name in row]
+    if not losses or not all(map(_is_number, losses)):
+        raise InputError(f"{path} logs no {' and no '.join(LOSSES)}; give another file")
+
+
+_JSON_KINDS = {
+    "sweep": ({"points", "baseline"}, _check_sweep),
+    "benchmark": ({"benchmark", "cases"}, _check_benchmark),
+    "training": ({"log_history"}, _check_training),
+}
+
+
+def _check_rows(
+    path: Path,
+    document: Document,
+    name: str,
+    numbers: Sequence[str],
+    others: Sequence[str] = (),
+) -> None:
+    rows = document[name]
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path} has no {name.replace('_', ' ')}; write it again")
+    for index, row in enumerate(rows):
+        found = row if isinstance(row, dict) else {}
+        missing = [key for key in numbers if not _is_number(found.get(key))]
+        missing += [key for key in others if key not in found]
+        if missing:
+            raise InputError(f"{path} lacks {', '.join(missing)} in {name} {index}; write it again")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_pair(ours: Source, theirs: Source) -> None:
+    if ours.kind == theirs.kind and ours.kind in ("profile", "plan", "sweep"):
+        raise InputError(
+            f"{ours.path} and {theirs.path} are both a {ours.kind}; a report shows one, leave the "
+            "other out"
+        )
+    for identify in (_fingerprint, _shapes):
+        one, other = identify(ours), identify(theirs)
+        if one is not None and other is not None and one != other:
+            raise InputError(
+                f"{ours.path} is of {_describe(ours, one)} but {theirs.path} of "
+                f"{_describe(theirs, other)}; give files of one model"
+            )
+    sizes = _ranks(ours), _ranks(theirs)
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise InputError(
+            f"{ours.path} is for {sizes[0]} ranks but {theirs.path} for {sizes[1]}; give files "
+            "for the same number"
+        )
+
+
+def _fingerprint(source: Source) -> str | None:
+    known = source.provenance.get("model_fingerprint")
+    if not isinstance(known, Mapping):
+        return None
+    return "fingerprint " + "/".join(str(known.get(key)) for key in ("structure", "weights"))
+
+
+def _shapes(source: Source) -> str | None:
+    if source.kind not in ("profile", "plan"):
+        return None
+    shapes = [(layer.num_experts, layer.top_k) for layer in source.value.layers]
+    kinds = ", ".join(f"{experts} experts with k = {k}" for experts, k in dict.fromkeys(shapes))
+    return f"{len(shapes)} layers of {kinds}"
+
+
+def _describe(source: Source, identity: str) -> str:
+    name = source.model_name
+    return identity if name is None else f"{name} ({identity})"
+
+
+def _ranks(source: Source) -> int | None:
+    if source.kind == "plan":
+        num_ranks: int = source.value.topology.num_ranks
+        return num_ranks
+    return swept_ranks(source.value) if source.kind == "sweep" else None

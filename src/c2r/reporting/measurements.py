@@ -1,0 +1,67 @@
+"""The sections of a report that show benchmarks and trainings."""
+
+from c2r.reporting.charts import Chart, Section, Series, table_of
+from c2r.reporting.inputs import LOSSES, Document
+
+
+def show_benchmark(index: int, document: Document) -> Section:
+    """Seconds of each case with their quartiles."""
+    cases = [(_case_name(case), case["seconds"]) for case in document["cases"]]
+    bars = Series(
+        name="median, bars to the quartiles",
+        x=tuple(name for name, _ in cases),
+        y=tuple(1000 * seconds["median"] for _, seconds in cases),
+        lower=tuple(1000 * seconds["lower"] for _, seconds in cases),
+        upper=tuple(1000 * seconds["upper"] for _, seconds in cases),
+    )
+    rows = [_flat_case(case) for case in document["cases"]]
+    chart = Chart(
+        slug=f"benchmark-{index}",
+        title=f"Time of {document['benchmark']}",
+        x_label="case",
+        y_label="milliseconds",
+        series=(bars,),
+        style="bars",
+        table=table_of(rows, ("name",)),
+    )
+    baseline = document.get("baseline")
+    return Section(
+        slug=f"benchmark-{index}",
+        title=f"Benchmark: {document['benchmark']}",
+        text="Less is better." + (f" Ratios are to {baseline}." if baseline else ""),
+        charts=(chart,),
+    )
+
+
+def show_training(index: int, document: Document) -> Section:
+    """Losses over steps, as a Trainer logs them."""
+    series = []
+    for name in LOSSES:
+        logged = [entry for entry in document["log_history"] if name in entry]
+        if logged:
+            steps = tuple(entry["step"] for entry in logged)
+            losses = tuple(entry[name] for entry in logged)
+            series.append(Series(name=name.replace("_", " "), x=steps, y=losses))
+    chart = Chart(
+        slug=f"training-{index}",
+        title="Loss in training",
+        x_label="step",
+        y_label="loss",
+        series=tuple(series),
+        table=table_of(document["log_history"], ("step",)),
+    )
+    return Section(slug=chart.slug, title="Training", text="", charts=(chart,))
+
+
+def _case_name(case: Document) -> str:
+    inner = case.get("case")
+    return str(inner.get("name") if isinstance(inner, dict) else case.get("name", inner))
+
+
+def _flat_case(case: Document) -> Document:
+    return {"name": _case_name(case)} | {
+        f"{outer}: {key}" if isinstance(value, dict) else outer: item
+        for outer, value in case.items()
+        if outer != "case"
+        for key, item in (value.items() if isinstance(value, dict) else [("", value)])
+    }
