@@ -14,7 +14,9 @@ from c2r.cli.models import load_model_and_tokenizer, resolve_texts
 
 _NUM_RANKS = 4
 _SEQ_LEN = 512
-_TOP_TS = (16, 8, 4)  # half of the experts, as published for Qwen, and two shorter lists
+_SETTINGS = (("c2r", 16), ("c2r", 8), ("priced", 0.03), ("priced", 0.1))
+"""Lists of half of the experts, as published for Qwen, and of a quarter; and a price for ranks."""
+_CHOSEN = "priced-0.1"
 
 
 def demo(
@@ -70,18 +72,19 @@ class _Demo:
 
     def run(self) -> list[dict[str, Any]]:
         from c2r.adapters.huggingface import apply, remove
-        from c2r.planning import make_plan
+        from c2r.planning import STRENGTH_NAMES, make_plan, with_policy
 
         profile = self._profile()
         profile.save(self.out / "profile.safetensors")
-        plans = {top_t: make_plan(profile, num_ranks=_NUM_RANKS, top_t=top_t) for top_t in _TOP_TS}
-        rows = self._measure_unconstrained(plans[_TOP_TS[0]])
-        for top_t, plan in plans.items():
-            plan.save(self.out / f"plan-t{top_t}.safetensors")
+        placed = make_plan(profile, num_ranks=_NUM_RANKS, policy="top_k")
+        rows = self._measure_unconstrained(placed)
+        for policy, strength in _SETTINGS:
+            plan = with_policy(placed, profile, policy, strength)
+            plan.save(_plan_file(self.out, f"{policy}-{strength}"))
             apply(self.model, plan)
-            rows.append(self._measure(f"C2R, T = {top_t}", plan)[0])
+            rows.append(self._measure(f"{policy}, {STRENGTH_NAMES[policy]} = {strength}", plan)[0])
             remove(self.model)
-        self._save_constrained(plans[_TOP_TS[1]])
+        self._save_constrained(plan)
         return rows
 
     def _batches(self, texts: Any) -> Any:
@@ -144,6 +147,10 @@ class _Demo:
         remove(self.model)
 
 
+def _plan_file(out: Path, name: str) -> Path:
+    return out / f"plan-{name}.safetensors"
+
+
 def _write_report(rows: list[dict[str, Any]], out: Path) -> Path | None:
     """The page of what the demo found; None where plotly is not installed."""
     from c2r.artifacts import write_text
@@ -155,7 +162,7 @@ def _write_report(rows: list[dict[str, Any]], out: Path) -> Path | None:
         note("no report: it needs plotly, `pip install 'c2r-moe[report]'`")
         return None
     page = out / "report.html"
-    plan = out / f"plan-t{_TOP_TS[1]}.safetensors"
+    plan = _plan_file(out, _CHOSEN)
     write_page(build_report(read_inputs([out / "profile.safetensors", plan, curve])), page)
     return page
 
@@ -177,8 +184,8 @@ def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "copies_contiguous": contiguous["copies"],
     }
     points = [
-        {"policy": "c2r", "strength": top_t, **point}
-        for top_t, point in zip(_TOP_TS, figures[1:], strict=True)
+        {"policy": policy, "strength": strength, **point}
+        for (policy, strength), point in zip(_SETTINGS, figures[1:], strict=True)
     ]
     request = {"model": "tiny", "num_ranks": _NUM_RANKS, "command": "c2r demo"}
     return {"request": request, "baseline": baseline, "points": points}
@@ -212,9 +219,11 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     print_table(f"Quality and traffic on {_NUM_RANKS} ranks, held-out text", columns, table)
     print(
         "loss: nats per byte. copies: rows sent per token and layer. rank load: busiest over\n"
-        "mean. collaborators: experts, of 31, that an expert in effect shares its tokens with."
+        "mean. collaborators: experts, of 31, that an expert in effect shares its tokens with.\n"
+        "c2r: each token's other experts are among the T closest collaborators of its first.\n"
+        "priced: a token visits a rank only if that adds enough to what it keeps."
     )
     print(f"Written to {out}/. Go on with:")
     print(f"  c2r inspect {out}/profile.safetensors")
-    print(f"  c2r traffic {out}/profile.safetensors --plan {out}/plan-t8.safetensors")
+    print(f"  c2r traffic {out}/profile.safetensors --plan {_plan_file(out, _CHOSEN)}")
     print(f"  c2r profile {out}/constrained --out {out}/constrained.safetensors")
