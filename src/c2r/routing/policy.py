@@ -145,7 +145,9 @@ class GroupLimitedPolicy(RankPolicy):
 
     def ranks(self, scores: Tensor, k: int, blocked: Tensor | None) -> Tensor:
         """See `RankPolicy.ranks`."""
-        return best_ranks(score_mass(scores, self.score_kind), self.slots, k, int(self.strength))
+        is_logits = self.score_kind is ScoreKind.LOGITS
+        mass = score_mass(scores, self.score_kind) if is_logits else scores.float()
+        return best_ranks(mass, self.slots, k, int(self.strength))
 
 
 class BudgetedPolicy(RankPolicy):

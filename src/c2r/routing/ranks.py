@@ -123,7 +123,7 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
     """The `num_allowed` ranks with the largest sums of their top k/m masses (DeepSeek-V3's rule).
 
     Args:
-        mass: `[tokens, E]` non-negative score masses.
+        mass: `[tokens, E]` float32 score masses; negative ones count as 0.
         slots: `[ranks, slots]` int64, the experts of each rank, filled up with E.
         k: experts per token.
         num_allowed: m, ranks per token.
@@ -133,7 +133,7 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
     """
     by_expert = F.pad(mass.T, (0, 0, 0, 1), value=-1.0)
     held = by_expert.index_select(0, slots.flatten()).view(*slots.shape, len(mass))
-    sums = held.new_zeros(held[:, 0].shape, dtype=torch.float32)
+    sums = torch.zeros_like(held[:, 0])
     left = torch.full_like(sums, -(-k // num_allowed))
     is_best = None
     for _ in range(-(-k // num_allowed)):  # a maximum without its place is far quicker to find
@@ -141,7 +141,7 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
             held.sub_(is_best.to(held.dtype), alpha=_BEYOND_ANY_MASS)
         best = held.amax(1)
         is_best = held == best[:, None]
-        taken = is_best.sum(1, dtype=torch.float32).minimum(left)
+        taken = is_best.sum(1, dtype=held.dtype).minimum(left)
         sums += taken * best.clamp(min=0)
         left -= taken
     chosen = sums.T.topk(num_allowed, dim=-1).indices
