@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from c2r.errors import CommunicationError, InputError
+from c2r.errors import CommunicationError
 from c2r.parallel.faults import missing_ranks
 from c2r.parallel.pending import Pending
 from c2r.parallel.wire import RAW, Codec, TaggedCodec
@@ -145,27 +145,33 @@ class ProcessGroupComm:
 
 
 class _Trip:
-    """One exchange under way, forward or backward."""
+    """One exchange under way; `back` is the opposite one, of its gradients."""
+
+    back: "_Trip"
 
     def __init__(self, comm: ProcessGroupComm, journey: Journey, codec: Codec) -> None:
         self.comm, self.journey, self.codec = comm, journey, codec
+        self.arriving = self.wire = torch.empty(0)
         self.work: Any = None
-        self.wire: Tensor | None = None
 
     def depart(self, rows: Tensor) -> Tensor:
         """Starts sending; gives the tensor that `arrive` will have filled."""
         sent = self.codec.encode(rows)
-        arriving = rows.new_empty(sum(self.journey.receive), *rows.shape[1:])
-        self.wire = arriving if sent is rows else sent.new_empty(len(arriving), *sent.shape[1:])
+        self.arriving = rows.new_empty(sum(self.journey.receive), *rows.shape[1:])
+        self.wire = self.arriving
+        if sent is not rows:
+            self.wire = sent.new_empty(len(self.arriving), *sent.shape[1:])
         self.work = self.comm.start(sent, self.wire, self.journey)
-        return arriving
+        return self.arriving
 
-    def arrive(self, arriving: Tensor) -> None:
-        """Waits, and fills `arriving`."""
+    def arrive(self) -> Tensor:
+        """Waits; gives what was received."""
         self.comm.finish(self.work, self.journey)
-        if self.wire is not arriving and self.wire is not None:
-            self.codec.decode(self.wire, arriving)
-        self.work = self.wire = None
+        arrived = self.arriving
+        if self.wire is not arrived:
+            self.codec.decode(self.wire, arrived)
+        self.arriving = self.wire = torch.empty(0)
+        return arrived
 
 
 class _Depart(torch.autograd.Function):
@@ -178,24 +184,27 @@ class _Depart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.trip.back.arrive(grad)
-        return grad, None
+        return ctx.trip.back.arrive(), None
 
 
 class _Arrive(torch.autograd.Function):
-    """Waits for the exchange; its backward starts the opposite one."""
+    """Waits for the exchange; its backward starts the opposite one.
+
+    That one's result is as long as what was sent, so it goes to `_Depart` with the trip. What this
+    function returns there has the right shape and is not looked at.
+    """
 
     @staticmethod
     def forward(ctx: Any, arriving: Tensor, trip: _Trip) -> Tensor:
         ctx.trip = trip
-        trip.arrive(arriving)
-        return arriving.view_as(arriving)
+        return trip.arrive()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         trip = ctx.trip
         trip.back = _Trip(trip.comm, trip.journey.back, RAW)
-        return trip.back.depart(grad.contiguous()), None
+        trip.back.depart(grad.contiguous())
+        return grad, None
 
 
 def gather_bytes(data: bytes) -> list[bytes]:

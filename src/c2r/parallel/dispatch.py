@@ -13,7 +13,7 @@ from c2r.ops.permute import Copies
 from c2r.parallel.comm import Comm, Journey
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots
-from c2r.parallel.wire import RAW, Codec, Fp8Codec
+from c2r.parallel.wire import Codec, Fp8Codec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

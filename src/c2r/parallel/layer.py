@@ -42,7 +42,9 @@ def parallel_moe(
         RoutingError: an expert id of any rank is out of range.
         CommunicationError: a rank does not answer.
     """
-    handles = dispatcher.route(expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks))
+    handles = dispatcher.route(
+        expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks)
+    )
     chunks = hidden.tensor_split(num_chunks)
     results: list[Pending[Tensor]] = []
     outputs: list[Tensor] = []
