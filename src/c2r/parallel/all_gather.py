@@ -1,4 +1,4 @@
-"""Every rank gets every token and returns its experts' share: few messages, right for few tokens."""
+"""Every token to every rank, partial sums back: right where there are few tokens."""
 
 from collections.abc import Sequence
 

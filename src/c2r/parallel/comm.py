@@ -41,11 +41,13 @@ class Comm(Protocol):
         rank: place of this one in the group.
         size: ranks in the group.
         members: the ranks of the group, as numbered in the group that it is a part of.
+        device: where the rows live.
     """
 
     rank: int
     size: int
     members: tuple[int, ...]
+    device: torch.device
 
     def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
         """Starts sending `rows`, grouped by receiving rank; gives those received, by sender.
@@ -71,6 +73,9 @@ class Comm(Protocol):
         ...
 
 
+_CPU = torch.device("cpu")
+
+
 class ProcessGroupComm:
     """The ranks of a torch process group.
 
@@ -80,17 +85,19 @@ class ProcessGroupComm:
     """
 
     def __init__(self, group: Any = None, timeout: float = 60.0) -> None:
-        self.group = group if group is not None else dist.group.WORLD
+        self.group: Any = group if group is not None else dist.group.WORLD
         self.timeout = timeout
         self.rank = dist.get_rank(self.group)
         self.size = dist.get_world_size(self.group)
         self.members = tuple(range(self.size))
+        is_nccl = dist.get_backend(self.group) == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
 
     def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
         """See `Comm.exchange`."""
         trip = _Trip(self, journey, codec)
-        in_flight = _Depart.apply(rows, trip)
-        return Pending(lambda: _Arrive.apply(in_flight, trip))
+        in_flight = _Depart.apply(rows, trip)  # type: ignore[no-untyped-call]
+        return Pending(lambda: _Arrive.apply(in_flight, trip))  # type: ignore[no-untyped-call]
 
     def exchange_tagged(
         self, values: Tensor, tags: Tensor, journey: Journey

@@ -12,7 +12,7 @@ ExpertsFn = Callable[[Tensor, Tensor], Tensor]
 """Rows `[rows, h]` by local expert and `[local experts]` int64 counts in, `[rows, h]` out."""
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def parallel_moe(
     hidden: Tensor,
     expert_ids: Tensor,

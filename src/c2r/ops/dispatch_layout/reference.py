@@ -139,6 +139,6 @@ def inverse(order: Tensor) -> Tensor:
 
 
 def _count(ids: Tensor, num_bins: int, amounts: Tensor | None = None) -> Tensor:
-    """Occurrences `[num_bins]` int64 of each id, or sums of their amounts; id `num_bins` is none."""
+    """Occurrences `[num_bins]` of each id, or sums of amounts; id `num_bins` counts nowhere."""
     counts = torch.zeros(num_bins + 1, dtype=torch.int64, device=ids.device)
     return counts.scatter_add_(0, ids, torch.ones_like(ids) if amounts is None else amounts)[:-1]
