@@ -90,6 +90,7 @@ class ProcessGroupComm:
         self.rank = dist.get_rank(self.group)
         self.size = dist.get_world_size(self.group)
         self.members = tuple(range(self.size))
+        self._subsets: dict[tuple[int, ...], ProcessGroupComm] = {}
         is_nccl = dist.get_backend(self.group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
 
@@ -108,17 +109,14 @@ class ProcessGroupComm:
         return Pending(lambda: (pending.wait(), codec.received))
 
     def subset(self, members: Sequence[int]) -> "ProcessGroupComm":
-        """See `Comm.subset`."""
-        ours = [dist.get_global_rank(self.group, rank) for rank in members]
-        subsets: list[list[int] | None] = [None] * self.size
-        dist.all_gather_object(subsets, ours, group=self.group)
-        for ranks in sorted({tuple(ranks) for ranks in subsets if ranks is not None}):
-            group = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout))
-            if ranks == tuple(ours):
-                mine = group
-        comm = ProcessGroupComm(mine, self.timeout)
-        comm.members = tuple(members)
-        return comm
+        """See `Comm.subset`; asked again for the same ranks, the same group."""
+        key = tuple(members)
+        if key not in self._subsets:
+            ranks = [dist.get_global_rank(self.group, rank) for rank in members]
+            group = dist.new_group(ranks, use_local_synchronization=True)
+            self._subsets[key] = ProcessGroupComm(group, self.timeout)
+            self._subsets[key].members = key
+        return self._subsets[key]
 
     def start(self, sent: Tensor, received: Tensor, journey: Journey) -> Any:
         """Starts one exchange of raw rows; gives the work to `finish`."""

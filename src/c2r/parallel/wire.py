@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FP8_BLOCK = 128
@@ -76,8 +77,9 @@ class Fp8Codec:
 
 def _blocks(rows: Tensor) -> Tensor:
     """`[n, blocks, 128]`, the last block padded with zeros."""
-    padding = -rows.shape[1] % FP8_BLOCK
-    return torch.nn.functional.pad(rows, (0, padding)).view(len(rows), -1, FP8_BLOCK)
+    num_blocks = -(-rows.shape[1] // FP8_BLOCK)
+    padding = num_blocks * FP8_BLOCK - rows.shape[1]
+    return F.pad(rows, (0, padding)).view(len(rows), num_blocks, FP8_BLOCK)
 
 
 def _bytes(values: Tensor) -> Tensor:
