@@ -372,8 +372,7 @@ def _only_experts(source: str | Path, num_ranks: int) -> DistributedConfig:
     It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
     tensor-parallel group with nothing but whole modules in it.
     """
-    with torch.device("meta"):
-        skeleton = skeleton_of(source)
+    skeleton = skeleton_of(source)
     whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
     return DistributedConfig(
         tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"
