@@ -1,13 +1,17 @@
 """Models of transformers with their experts on four gloo processes."""
 
 import copy
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 import c2r
 from c2r.adapters.huggingface import find_sites, load_model
@@ -125,7 +129,9 @@ def sharded_rest(comm):
 def state_dicts(comm):
     whole = tiny().state_dict()
     model = tiny()
-    parallelize(model, make_plan(model, comm.size))
+    plan = make_plan(model, comm.size)
+    parallelize(model, plan)
+    c2r.apply(model, plan)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)
@@ -134,12 +140,40 @@ def state_dicts(comm):
     dist.broadcast_object_list(gathered)
     assert list(gathered[0]) == list(whole)
     assert all(torch.equal(gathered[0][key], 2 * whole[key]) for key in whole)
+    if comm.rank == 0:
+        check_saved(model, gathered[0])
     pair = comm.subset([0, 2] if comm.rank % 2 == 0 else [1, 3])
     other = tiny()
     parallelize(other, make_plan(other, 2, seed=1), group=pair.group)
     other.load_state_dict(gathered[0])
     again = gather_state_dict(other)
     assert all(torch.equal(again[key], 2 * whole[key]) for key in again)
+
+
+def check_saved(model, state):
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(InputError, match="holds some of the experts only"):
+            c2r.save_pretrained(model, Path(folder) / "model")
+        c2r.save_pretrained(model, Path(folder) / "model", state_dict=state)
+        saved = load_model(Path(folder) / "model").state_dict()
+    assert list(saved) == list(state)
+    assert all(torch.equal(saved[key], state[key]) for key in state)
+
+
+def by_the_name_alone(comm):
+    single = tiny()
+    ids = tokens(comm.size)[comm.rank : comm.rank + 1]
+    config = DistributedConfig(fsdp_size=comm.size, ep_size=comm.size, ep_implementation="c2r")
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_folder(), dtype=torch.float32, distributed_config=config
+    )
+    loss = summed_loss(model, ids)
+    torch.testing.assert_close(loss, summed_loss(single, ids), rtol=1e-5, atol=0)
+    loss.backward()
+    shared = DistributedConfig(tp_size=comm.size, ep_size=comm.size, ep_implementation="c2r")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder(), distributed_config=shared)
+    with pytest.raises(ModelError, match="needs a batch of its own on every rank"):
+        summed_loss(model, ids)
 
 
 def loading_own_experts(comm):
@@ -233,6 +267,7 @@ CHECKS = {
         loss_and_gradients,
         sharded_rest,
         state_dicts,
+        by_the_name_alone,
         loading_own_experts,
         rows_sent_as_predicted,
         constrained,

@@ -22,6 +22,7 @@ from transformers.distributed import DistributedConfig
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from c2r.adapters.huggingface.checkpoint import (
+    PARALLEL_ATTRIBUTE,
     constrain,
     load_model,
     load_weights,
@@ -35,7 +36,6 @@ from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
 from c2r.planning import LayerPlan, Plan, contiguous_placement
 
-_ATTRIBUTE = "_c2r_experts"
 _HOOK = "_c2r_load_hook"
 Int = npt.NDArray[np.int64]
 
@@ -173,7 +173,7 @@ def parallelize(
         module = model.get_submodule(name)
         replace_experts(module, _own_experts(placement, comm.rank))
         _install(model, name, placement, comm, plan, options)
-    setattr(model, _ATTRIBUTE, names)
+    setattr(model, PARALLEL_ATTRIBUTE, names)
 
 
 def load_parallel(
@@ -219,18 +219,18 @@ def load_parallel(
         move_experts(module, comm, _experts(module).placement, placement)
         del module.forward  # the class's own, which runs the experts, is back
         _install(model, name, placement, comm, plan, options)
-    setattr(model, _ATTRIBUTE, names)
+    setattr(model, PARALLEL_ATTRIBUTE, names)
     return model.eval()
 
 
 def is_parallel(model: nn.Module) -> bool:
     """Whether `parallelize` spread the experts of this model."""
-    return hasattr(model, _ATTRIBUTE)
+    return hasattr(model, PARALLEL_ATTRIBUTE)
 
 
 def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExperts]]:
     """The expert modules of a parallel model, in its order, with their paths."""
-    for name in getattr(model, _ATTRIBUTE, ()):
+    for name in getattr(model, PARALLEL_ATTRIBUTE, ()):
         module = model.get_submodule(name)
         yield name, module, _experts(module)
 
