@@ -159,6 +159,7 @@ def check_saved(model, state):
             c2r.save_pretrained(model, Path(folder) / "model")
         c2r.save_pretrained(model, Path(folder) / "model", state_dict=state)
         saved = load_model(Path(folder) / "model").state_dict()
+    assert list(saved) == list(state)
     assert all(torch.equal(saved[key], state[key]) for key in state)
 
 
