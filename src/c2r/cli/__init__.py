@@ -19,6 +19,7 @@ from c2r.cli import (
     plan,
     profile,
     report,
+    run_,
     sweep,
     traffic,
 )
@@ -42,6 +43,7 @@ app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
+app.command("run")(run_.run)
 app.command("evaluate")(evaluate.evaluate)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)

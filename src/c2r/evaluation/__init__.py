@@ -3,6 +3,7 @@
 from c2r.evaluation.grid import DEFAULT_POLICIES, default_points
 from c2r.evaluation.loss import Evaluation, evaluate, token_losses
 from c2r.evaluation.measure import free_plan, measure_plan, measure_plans, unconstrained
+from c2r.evaluation.parallel import ParallelEvaluation, evaluate_parallel
 from c2r.evaluation.sensitivity import measure_sensitivity, spread_points
 from c2r.evaluation.study import Study, SweepRequest
 from c2r.evaluation.sweep import Sweep, SweepPoint
@@ -13,6 +14,7 @@ __all__ = [
     "DEFAULT_POLICIES",
     "Evaluation",
     "Figures",
+    "ParallelEvaluation",
     "RoutingTally",
     "Study",
     "Sweep",
@@ -22,6 +24,7 @@ __all__ = [
     "Target",
     "default_points",
     "evaluate",
+    "evaluate_parallel",
     "free_plan",
     "measure_plan",
     "measure_plans",

@@ -9,6 +9,13 @@ from c2r.adapters.huggingface.checkpoint import (
     load_tokenizer,
     save_pretrained,
 )
+from c2r.adapters.huggingface.expert_parallel import (
+    ParallelOptions,
+    count_rows,
+    is_parallel,
+    load_parallel,
+    parallelize,
+)
 from c2r.adapters.huggingface.fingerprint import fingerprint
 from c2r.adapters.huggingface.install import (
     ConstraintReport,
@@ -21,6 +28,11 @@ from c2r.adapters.huggingface.install import (
     prepare,
     remove,
 )
+from c2r.adapters.huggingface.parallel_state import (
+    expert_parameters,
+    gather_state_dict,
+    reduce_gradients,
+)
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
 from c2r.adapters.huggingface.skeleton import read_model_layers
@@ -28,6 +40,7 @@ from c2r.adapters.huggingface.skeleton import read_model_layers
 __all__ = [
     "PLAN_FILE",
     "ConstraintReport",
+    "ParallelOptions",
     "PreparedPlan",
     "Recorder",
     "RouterSite",
@@ -37,17 +50,24 @@ __all__ = [
     "apply",
     "capture",
     "constraint_report",
+    "count_rows",
     "describe_model",
     "enforce",
+    "expert_parameters",
     "find_sites",
     "fingerprint",
     "from_pretrained",
+    "gather_state_dict",
     "is_hub_name",
+    "is_parallel",
     "load_model",
+    "load_parallel",
     "load_tokenizer",
+    "parallelize",
     "prepare",
     "profile",
     "read_model_layers",
+    "reduce_gradients",
     "register_router",
     "remove",
     "save_pretrained",

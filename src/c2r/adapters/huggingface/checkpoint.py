@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -26,6 +28,8 @@ from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.planning import Plan
 
 PLAN_FILE = "c2r_plan.safetensors"
+PARALLEL_ATTRIBUTE = "_c2r_experts"
+"""Holds the paths of the experts that are spread over ranks."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -53,6 +57,29 @@ def load_model(
         PlanMismatchError: the folder's plan is not the one that its config names, or not of
             these weights.
     """
+    model = load_weights(source, dtype, **kwargs)
+    constrain(model, source)
+    return model
+
+
+def load_weights(
+    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
+    with _loading(source):
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+    return model.eval()
+
+
+def skeleton_of(source: str | Path) -> PreTrainedModel:
+    """The model without weights, on the meta device. Raises as `load_model`."""
+    with _loading(source), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
+
+
+@contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    """Checks that there is something to load, and tells what failed in the user's words."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{source} has no config.json; give a folder of a transformers model")
@@ -60,9 +87,8 @@ def load_model(
         raise InputError(
             f"there is no model folder {source}; give one, or a hub name like allenai/OLMoE-1B-7B"
         )
-    plan = _read_plan(folder) if (folder / PLAN_FILE).is_file() else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+        yield
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(
             f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
@@ -73,17 +99,22 @@ def load_model(
             f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
             "use a supported MoE model"
         ) from error
-    if plan is None:
-        find_sites(model)
+
+
+def constrain(model: PreTrainedModel, source: str | Path) -> None:
+    """Applies the plan that the folder of a model holds; without one, checks that it is MoE."""
+    folder = Path(source)
+    if (folder / PLAN_FILE).is_file():
+        apply(model, _read_plan(folder))
     else:
-        apply(model, plan)
-    return model.eval()
+        find_sites(model)
 
 
 def save_pretrained(
     model: PreTrainedModel,
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a constrained model and its plan to a new folder.
 
@@ -95,11 +126,19 @@ def save_pretrained(
         model: a model that a plan was applied to.
         folder: must not exist, or be empty.
         tokenizer: comes along where given.
+        state_dict: the weights; the model's own where absent. For a parallel model the result of
+            `gather_state_dict`, on the one rank that writes.
 
     Raises:
         PlanError: no plan is applied.
-        InputError: the folder is not empty or cannot be written.
+        InputError: the folder is not empty or cannot be written, or the model is parallel and its
+            weights were not gathered.
     """
+    if hasattr(model, PARALLEL_ATTRIBUTE) and not state_dict:
+        raise InputError(
+            "this rank holds some of the experts only; call c2r.gather_state_dict on all ranks, "
+            "then save on rank 0 with its result as state_dict"
+        )
     plan = applied_plan(model)
     if plan is None:
         raise PlanError("the model carries no plan; apply one before saving")
@@ -109,7 +148,9 @@ def save_pretrained(
         before = getattr(model.config, "c2r", None)
         model.config.c2r = {"plan_fingerprint": plan.fingerprint}
         try:
-            model.save_pretrained(temporary)
+            # A copy: transformers takes tied weights out of the dict that it is given.
+            weights = None if state_dict is None else dict(state_dict)
+            model.save_pretrained(temporary, state_dict=weights)
         finally:
             if before is None:
                 del model.config.c2r

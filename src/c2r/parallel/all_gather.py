@@ -1,0 +1,72 @@
+"""Every token to every rank, partial sums back: right where there are few tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from c2r.ops.dispatch_layout import sort_by_expert
+from c2r.ops.permute import copies_of
+from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
+from c2r.parallel.pending import Pending
+
+
+class AllGatherDispatcher(Dispatcher):
+    """Every token to every rank, and a row back from each, summed in rank order."""
+
+    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+        """See `Dispatcher.route`."""
+        size = self.comm.size
+        checked = [self.slots.none_where_invalid(ids) for ids in expert_ids]
+        counts = [
+            torch.stack([num_invalid.new_tensor(len(ids)), self.complaint(num_invalid)])
+            for ids, (_, num_invalid) in zip(expert_ids, checked, strict=True)
+        ]
+        _, received, _ = self.exchange_counts(
+            self.comm, torch.stack(counts).expand(size, -1, -1)
+        ).wait()
+        self.check(chunk[1] for rank in received for chunk in rank)
+        return [
+            self._route(flat.view_as(ids), chunk_weights, [rank[index][0] for rank in received])
+            for index, (ids, (flat, _), chunk_weights) in enumerate(
+                zip(expert_ids, checked, weights, strict=True)
+            )
+        ]
+
+    def _route(self, expert_ids: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
+        (num_own, k), size = expert_ids.shape, self.comm.size
+        tokens = torch.arange(num_own, device=expert_ids.device)
+        leg = Leg(
+            comm=self.comm,
+            departing=copies_of(tokens.repeat(size), num_own),
+            send=(num_own,) * size,
+            receive=tuple(num_tokens),
+            side_bytes_sent=size * (num_own * k * (2 + weights.itemsize) + 16),
+        )
+        choices = self.comm.exchange_tagged(
+            weights.repeat(size, 1).flatten(),
+            self.slots.slot_of[expert_ids].repeat(size, 1).to(torch.int16).flatten(),
+            self.journey([num_own * k] * size, [n * k for n in num_tokens], "choices"),
+        )
+        return Route(
+            departing=leg.departing,
+            first_leg=Pending.of(leg),
+            handle=Pending(lambda: self._handle(leg, k, *choices.wait())),
+        )
+
+    def _handle(self, leg: Leg, k: int, weights: Tensor, slots: Tensor) -> Handle:
+        most, rank = self.slots.max_per_rank, self.comm.rank
+        (is_here,) = torch.where(slots // most == rank)
+        arriving, counts = sort_by_expert(
+            is_here // k,
+            slots[is_here].long() % most,
+            sum(leg.receive),
+            self.slots.num_on_rank[rank],
+        )
+        return Handle(
+            num_ranks=self.comm.size,
+            legs=(leg,),
+            arriving=arriving,
+            counts=counts,
+            weights=weights[is_here],
+        )

@@ -1,0 +1,238 @@
+"""What every dispatcher has in common: rows go out, sums come back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2r.errors import RoutingError
+from c2r.ops.permute import Copies
+from c2r.parallel.autograd import copied, summed
+from c2r.parallel.comm import Comm, Journey
+from c2r.parallel.pending import Pending
+from c2r.parallel.slots import ExpertSlots
+from c2r.parallel.wire import Codec, Fp8Codec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ExpertRows:
+    """Rows of this rank's experts.
+
+    Attributes:
+        hidden: `[rows, h]`, ordered by expert, experts in the order of their slots.
+        counts: `[local experts]` int64, rows of each.
+    """
+
+    hidden: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Leg:
+    """One exchange of rows: which are sent to the ranks of `comm`, and how many came.
+
+    Attributes:
+        comm: the ranks that take part.
+        departing: the rows sent, as copies of the rows that were here.
+        send: rows sent to each rank.
+        receive: rows received from each rank.
+        side_bytes_sent: bytes of ids, weights and counts sent besides, to all ranks.
+    """
+
+    comm: Comm
+    departing: Copies
+    send: tuple[int, ...]
+    receive: tuple[int, ...]
+    side_bytes_sent: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Handle:
+    """How the rows of one dispatch travelled; `combine` takes them back the same way.
+
+    Attributes:
+        num_ranks: ranks in all.
+        legs: exchanges of rows, in the order of the way out.
+        arriving: the expert rows as copies of the rows that arrived.
+        counts: `[local experts]` int64, expert rows of each.
+        weights: `[pairs]` routing weights in the order of the members of `arriving`, or, where
+            they are applied at the source, of the copies that departed.
+    """
+
+    num_ranks: int
+    legs: tuple[Leg, ...]
+    arriving: Copies
+    counts: Tensor
+    weights: Tensor
+
+    @property
+    def num_rows_sent(self) -> tuple[int, ...]:
+        """Rows of this rank that went to each rank, itself included, over all legs."""
+        rows = [0] * self.num_ranks
+        for leg in self.legs:
+            for member, count in zip(leg.comm.members, leg.send, strict=True):
+                rows[member] += count
+        return tuple(rows)
+
+    @property
+    def side_bytes_sent(self) -> int:
+        """Bytes sent besides the rows, this rank's own share included."""
+        return sum(leg.side_bytes_sent for leg in self.legs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Route:
+    """A dispatch that the ranks are agreeing on.
+
+    Attributes:
+        departing: the rows to send as copies of the tokens, those that stay behind at the end.
+        first_leg: how many of them go where.
+        handle: all that is to be known.
+    """
+
+    departing: Copies
+    first_leg: Pending[Leg]
+    handle: Pending[Handle]
+
+
+class Dispatcher(ABC):
+    """Brings rows to the experts that the router chose, and their weighted sums back.
+
+    Every rank calls the methods of its own dispatcher in the same order. Results do not depend on
+    the order of arrival: they are bitwise the same every time.
+
+    Args:
+        comm: the ranks.
+        slots: which expert lives where.
+        dispatch_dtype: type of the rows on the way; their own where absent. With a float8 type
+            only the way to the experts is narrowed, otherwise the way back as well.
+        layer: what errors call the layer.
+    """
+
+    def __init__(
+        self,
+        comm: Comm,
+        slots: ExpertSlots,
+        dispatch_dtype: torch.dtype | None = None,
+        layer: str = "the layer",
+    ) -> None:
+        self.comm = comm
+        self.slots = slots
+        self.dispatch_dtype = dispatch_dtype
+        self.layer = layer
+        self.observer: Callable[[Handle], None] | None = None
+        """Told of every dispatch of `parallel_moe`."""
+
+    def dispatch(
+        self, hidden: Tensor, expert_ids: Tensor, weights: Tensor
+    ) -> tuple[ExpertRows, Handle]:
+        """Sends tokens to their experts.
+
+        Args:
+            hidden: `[tokens, h]` of this rank.
+            expert_ids: `[tokens, k]` int64; -1 for none.
+            weights: `[tokens, k]` floats.
+
+        Returns:
+            The rows of this rank's experts, and what `combine` needs.
+
+        Raises:
+            RoutingError: an expert id of any rank is out of range.
+            CommunicationError: a rank does not answer.
+        """
+        (route,) = self.route([expert_ids], [weights])
+        return self.start_dispatch(hidden, route).wait(), route.handle.wait()
+
+    def combine(self, expert_output: Tensor, handle: Handle) -> Tensor:
+        """`[tokens, h]`: the weighted sum of the outputs of each token's experts.
+
+        Args:
+            expert_output: `[rows, h]` for the rows that `dispatch` gave.
+            handle: from that dispatch.
+        """
+        return self.start_combine(expert_output, handle).wait()
+
+    @abstractmethod
+    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+        """Starts to agree with all ranks on who sends how much, for several dispatches at once."""
+
+    def start_dispatch(self, hidden: Tensor, route: Route) -> Pending[ExpertRows]:
+        """Starts sending `hidden` `[tokens, h]`; legs after the first start when waited for."""
+        rows = copied(hidden, route.departing)
+        first = route.first_leg.wait()
+        pending = self.send_rows(rows[: sum(first.send)], first)
+
+        def arrive() -> ExpertRows:
+            handle = route.handle.wait()
+            rows = pending.wait()
+            for leg in handle.legs[1:]:
+                rows = self.send_rows(copied(rows, leg.departing), leg).wait()
+            return ExpertRows(hidden=copied(rows, handle.arriving), counts=handle.counts)
+
+        return Pending(arrive)
+
+    def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
+        """Starts the way back of `[rows, h]`; all legs but the last are over when it returns."""
+        rows = summed(expert_output, handle.arriving, handle.weights)
+        first, *others = handle.legs
+        for leg in reversed(others):
+            rows = summed(self.return_rows(rows, leg).wait(), leg.departing)
+        pending = self.return_rows(rows, first)
+        return Pending(lambda: summed(pending.wait(), first.departing))
+
+    def exchange_counts(self, comm: Comm, counts: Tensor) -> Pending[tuple[Any, Any, Tensor]]:
+        """Starts sending `counts` `[ranks, ...]`, a row to each rank.
+
+        Gives those sent and those received as nested lists, and those received as a tensor. This
+        is the one wait for the device.
+        """
+        each = (1,) * comm.size
+        pending = comm.exchange(counts, self.journey(each, each, "counts"))
+
+        def arrive() -> tuple[Any, Any, Tensor]:
+            received = pending.wait()
+            sent_list, received_list = torch.stack([counts, received]).tolist()
+            return sent_list, received_list, received
+
+        return Pending(arrive)
+
+    def journey(self, send: Sequence[int], receive: Sequence[int], what: str) -> Journey:
+        """A journey that errors call by this layer's name."""
+        return Journey(send=send, receive=receive, what=f"the exchange of {what} of {self.layer}")
+
+    def send_rows(self, rows: Tensor, leg: Leg) -> Pending[Tensor]:
+        """Starts the way to the experts, as narrow as asked."""
+        journey = self.journey(leg.send, leg.receive, "rows")
+        if self.dispatch_dtype is None:
+            return leg.comm.exchange(rows, journey)
+        if self.dispatch_dtype.itemsize == 1:
+            return leg.comm.exchange(rows, journey, _FP8)
+        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
+        return Pending(lambda: pending.wait().to(rows.dtype))
+
+    def return_rows(self, rows: Tensor, leg: Leg) -> Pending[Tensor]:
+        """Starts the way back."""
+        journey = self.journey(leg.receive, leg.send, "results")
+        if self.dispatch_dtype is None or self.dispatch_dtype.itemsize == 1:
+            return leg.comm.exchange(rows, journey)
+        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
+        return Pending(lambda: pending.wait().to(rows.dtype))
+
+    def complaint(self, num_invalid: Tensor) -> Tensor:
+        """One number that tells the others how many ids of this rank are out of range."""
+        return num_invalid * self.comm.size + self.comm.rank
+
+    def check(self, complaints: Iterable[int]) -> None:
+        """Raises `RoutingError` if a rank complains; all ranks have heard it by now."""
+        num_invalid, rank = divmod(max(complaints), self.comm.size)
+        if num_invalid:
+            raise RoutingError(
+                f"rank {rank} chose {num_invalid} expert ids out of range in {self.layer}; ids go "
+                f"from 0 to {self.slots.num_experts - 1}, or are -1 for none"
+            )
+
+
+_FP8: Codec = Fp8Codec()
