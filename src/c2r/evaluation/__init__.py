@@ -1,5 +1,13 @@
-"""How well a model predicts text, with and without its constraint."""
+"""What a model, constrained or not, gives when it runs: held-out loss, and the time of a layer."""
 
 from c2r.evaluation.loss import Evaluation, evaluate, token_losses
+from c2r.evaluation.workload import RecordedRouting, Workload, record_workload
 
-__all__ = ["Evaluation", "evaluate", "token_losses"]
+__all__ = [
+    "Evaluation",
+    "RecordedRouting",
+    "Workload",
+    "evaluate",
+    "record_workload",
+    "token_losses",
+]

@@ -1,5 +1,22 @@
-"""Traffic and load, predicted from a profile and a plan."""
+"""Traffic and load, predicted from a profile and a plan; clocks, and what their times say."""
 
-from c2r.measuring.traffic import LayerTraffic, TrafficReport, bytes_per_token, predict_traffic
+from c2r.measuring.timing import Spread, Stopwatch, interface_bytes, spread_of_ratios
+from c2r.measuring.traffic import (
+    LayerTraffic,
+    TrafficReport,
+    bytes_per_token,
+    count_rows,
+    predict_traffic,
+)
 
-__all__ = ["LayerTraffic", "TrafficReport", "bytes_per_token", "predict_traffic"]
+__all__ = [
+    "LayerTraffic",
+    "Spread",
+    "Stopwatch",
+    "TrafficReport",
+    "bytes_per_token",
+    "count_rows",
+    "interface_bytes",
+    "predict_traffic",
+    "spread_of_ratios",
+]
