@@ -6,7 +6,8 @@
     ├── ModelError          a model that is not supported, or not a Mixture-of-Experts
     ├── PlanError           a plan that cannot be made as asked
     │   └── PlanMismatchError   a plan that was made for another model
-    └── RoutingError        a router that misbehaves while the model runs
+    ├── RoutingError        a router that misbehaves while the model runs
+    └── CommunicationError  ranks that do not agree, or that stopped answering
 
 Every message says what is wrong, with the numbers, and what to do. The command line prints it as
 one line and exits with status 2. Anything else that escapes is a bug of ours.
@@ -39,3 +40,7 @@ class PlanMismatchError(PlanError):
 
 class RoutingError(C2RError):
     """A router misbehaves while the model runs."""
+
+
+class CommunicationError(C2RError):
+    """Ranks do not agree on what they run, or one of them stopped answering."""

@@ -1,5 +1,30 @@
-"""Work that is spread over processes."""
+"""Expert parallelism: each token sent to the ranks of its experts, the sums brought back.
 
-from c2r.parallel.comm import gather_bytes
+    dispatcher = make_dispatcher("zero_redundancy", comm=ProcessGroupComm(), placement=placement)
+    rows, handle = dispatcher.dispatch(hidden, expert_ids, weights)
+    output = dispatcher.combine(experts(rows.hidden, rows.counts), handle)
 
-__all__ = ["gather_bytes"]
+or `parallel_moe(hidden, expert_ids, weights, experts, dispatcher, num_chunks=2)` for all of it.
+`handle.num_rows_sent` tells the rows that went to each rank.
+"""
+
+from c2r.parallel.comm import Comm, ProcessGroupComm, gather_bytes
+from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
+from c2r.parallel.factory import DISPATCHERS, make_dispatcher
+from c2r.parallel.layer import parallel_moe
+from c2r.parallel.simulated import SimulatedComm, simulate
+
+__all__ = [
+    "DISPATCHERS",
+    "Comm",
+    "Dispatcher",
+    "ExpertRows",
+    "Handle",
+    "Leg",
+    "ProcessGroupComm",
+    "SimulatedComm",
+    "gather_bytes",
+    "make_dispatcher",
+    "parallel_moe",
+    "simulate",
+]

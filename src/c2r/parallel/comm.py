@@ -1,7 +1,201 @@
-"""The only place that knows ranks: exchange between the processes that torchrun started."""
+"""The only place that knows ranks: exchange between the processes that torchrun started.
+
+A `Comm` sends rows of a tensor to every rank and brings those that every rank sent. Exchanges are
+differentiable: the backward of one is the opposite exchange. They must be started by all ranks in
+the same order, and so must their backwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from c2r.errors import CommunicationError, InputError
+from c2r.parallel.faults import missing_ranks
+from c2r.parallel.pending import Pending
+from c2r.parallel.wire import RAW, Codec, TaggedCodec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Journey:
+    """How many rows go to each rank and come from each, and what an error calls them."""
+
+    send: Sequence[int]
+    receive: Sequence[int]
+    what: str
+
+    @property
+    def back(self) -> "Journey":
+        """The opposite direction."""
+        return Journey(send=self.receive, receive=self.send, what=f"backward of {self.what}")
+
+
+class Comm(Protocol):
+    """A group of ranks, seen from one of them.
+
+    Attributes:
+        rank: place of this one in the group.
+        size: ranks in the group.
+        members: the ranks of the group, as numbered in the group that it is a part of.
+    """
+
+    rank: int
+    size: int
+    members: tuple[int, ...]
+
+    def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
+        """Starts sending `rows`, grouped by receiving rank; gives those received, by sender.
+
+        Args:
+            rows: `[sum(journey.send), ...]`.
+            journey: how many rows go to and come from each rank.
+            codec: what rows look like on the way there; gradients travel back as they are.
+
+        Raises:
+            CommunicationError: on waiting, if a rank does not answer in time.
+        """
+        ...
+
+    def exchange_tagged(
+        self, values: Tensor, tags: Tensor, journey: Journey
+    ) -> Pending[tuple[Tensor, Tensor]]:
+        """Exchanges `values` `[n]` floats and `tags` `[n]` int16 in one message."""
+        ...
+
+    def subset(self, members: Sequence[int]) -> "Comm":
+        """The group of some of the ranks, this one among them; every rank must ask for its own."""
+        ...
+
+
+class ProcessGroupComm:
+    """The ranks of a torch process group.
+
+    Args:
+        group: the group; the default one where absent.
+        timeout: seconds after which an exchange that is not answered is an error.
+    """
+
+    def __init__(self, group: Any = None, timeout: float = 60.0) -> None:
+        self.group = group if group is not None else dist.group.WORLD
+        self.timeout = timeout
+        self.rank = dist.get_rank(self.group)
+        self.size = dist.get_world_size(self.group)
+        self.members = tuple(range(self.size))
+
+    def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
+        """See `Comm.exchange`."""
+        trip = _Trip(self, journey, codec)
+        in_flight = _Depart.apply(rows, trip)
+        return Pending(lambda: _Arrive.apply(in_flight, trip))
+
+    def exchange_tagged(
+        self, values: Tensor, tags: Tensor, journey: Journey
+    ) -> Pending[tuple[Tensor, Tensor]]:
+        """See `Comm.exchange_tagged`."""
+        codec = TaggedCodec(tags)
+        pending = self.exchange(values, journey, codec)
+        return Pending(lambda: (pending.wait(), codec.received))
+
+    def subset(self, members: Sequence[int]) -> "ProcessGroupComm":
+        """See `Comm.subset`."""
+        ours = [dist.get_global_rank(self.group, rank) for rank in members]
+        subsets: list[list[int] | None] = [None] * self.size
+        dist.all_gather_object(subsets, ours, group=self.group)
+        for ranks in sorted({tuple(ranks) for ranks in subsets if ranks is not None}):
+            group = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout))
+            if ranks == tuple(ours):
+                mine = group
+        comm = ProcessGroupComm(mine, self.timeout)
+        comm.members = tuple(members)
+        return comm
+
+    def start(self, sent: Tensor, received: Tensor, journey: Journey) -> Any:
+        """Starts one exchange of raw rows; gives the work to `finish`."""
+        try:
+            return dist.all_to_all_single(
+                received,
+                sent.contiguous(),
+                list(journey.receive),
+                list(journey.send),
+                group=self.group,
+                async_op=True,
+            )
+        except RuntimeError as error:
+            raise self._failure(journey, error) from None
+
+    def finish(self, work: Any, journey: Journey) -> None:
+        """Waits for the exchange. Raises `CommunicationError` if a rank does not answer."""
+        try:
+            work.wait(timedelta(seconds=self.timeout))
+        except RuntimeError as error:
+            raise self._failure(journey, error) from None
+
+    def _failure(self, journey: Journey, error: RuntimeError) -> CommunicationError:
+        missing = missing_ranks(self.group, journey.what, self.timeout)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        who = f"rank {', '.join(map(str, missing))}" if missing else "a rank"
+        return CommunicationError(
+            f"{who} did not answer rank {self.rank} in {journey.what} (timeout "
+            f"{self.timeout:g} s; {reason}); look at the output of {who}"
+        )
+
+
+class _Trip:
+    """One exchange under way, forward or backward."""
+
+    def __init__(self, comm: ProcessGroupComm, journey: Journey, codec: Codec) -> None:
+        self.comm, self.journey, self.codec = comm, journey, codec
+        self.work: Any = None
+        self.wire: Tensor | None = None
+
+    def depart(self, rows: Tensor) -> Tensor:
+        """Starts sending; gives the tensor that `arrive` will have filled."""
+        sent = self.codec.encode(rows)
+        arriving = rows.new_empty(sum(self.journey.receive), *rows.shape[1:])
+        self.wire = arriving if sent is rows else sent.new_empty(len(arriving), *sent.shape[1:])
+        self.work = self.comm.start(sent, self.wire, self.journey)
+        return arriving
+
+    def arrive(self, arriving: Tensor) -> None:
+        """Waits, and fills `arriving`."""
+        self.comm.finish(self.work, self.journey)
+        if self.wire is not arriving and self.wire is not None:
+            self.codec.decode(self.wire, arriving)
+        self.work = self.wire = None
+
+
+class _Depart(torch.autograd.Function):
+    """Starts the exchange; its backward waits for the one that `_Arrive.backward` started."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, trip: _Trip) -> Tensor:
+        ctx.trip = trip
+        return trip.depart(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.trip.back.arrive(grad)
+        return grad, None
+
+
+class _Arrive(torch.autograd.Function):
+    """Waits for the exchange; its backward starts the opposite one."""
+
+    @staticmethod
+    def forward(ctx: Any, arriving: Tensor, trip: _Trip) -> Tensor:
+        ctx.trip = trip
+        trip.arrive(arriving)
+        return arriving.view_as(arriving)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        trip = ctx.trip
+        trip.back = _Trip(trip.comm, trip.journey.back, RAW)
+        return trip.back.depart(grad.contiguous()), None
 
 
 def gather_bytes(data: bytes) -> list[bytes]:

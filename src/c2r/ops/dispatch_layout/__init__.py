@@ -1,0 +1,23 @@
+"""Which rows go where: index work of dispatch, without communication."""
+
+from c2r.ops.dispatch_layout.reference import (
+    Departure,
+    decode_pairs,
+    encode_pairs,
+    expert_major,
+    inverse,
+    one_row_per_destination,
+    one_row_per_pair,
+    sort_by_expert,
+)
+
+__all__ = [
+    "Departure",
+    "decode_pairs",
+    "encode_pairs",
+    "expert_major",
+    "inverse",
+    "one_row_per_destination",
+    "one_row_per_pair",
+    "sort_by_expert",
+]

@@ -1,0 +1,5 @@
+"""Copying rows: from tokens to what is sent, from what arrived to the experts."""
+
+from c2r.ops.permute.reference import Copies, copies_of, copy_rows
+
+__all__ = ["Copies", "copies_of", "copy_rows"]

@@ -1,0 +1,202 @@
+"""What every dispatcher has in common: rows go out, sums come back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2r.errors import RoutingError
+from c2r.ops.permute import Copies
+from c2r.parallel.comm import Comm, Journey
+from c2r.parallel.pending import Pending
+from c2r.parallel.slots import ExpertSlots
+from c2r.parallel.wire import RAW, Codec, Fp8Codec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ExpertRows:
+    """Rows of this rank's experts.
+
+    Attributes:
+        hidden: `[rows, h]`, ordered by expert, experts in the order of their slots.
+        counts: `[local experts]` int64, rows of each.
+    """
+
+    hidden: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Leg:
+    """One exchange of rows: which are sent to the ranks of `comm`, and how many came.
+
+    Attributes:
+        comm: the ranks that take part.
+        departing: the rows sent, as copies of the rows that were here.
+        send: rows sent to each rank.
+        receive: rows received from each rank.
+        side_bytes_sent: bytes of ids, weights and counts sent besides, to all ranks.
+    """
+
+    comm: Comm
+    departing: Copies
+    send: tuple[int, ...]
+    receive: tuple[int, ...]
+    side_bytes_sent: int
+
+    def journey(self, what: str) -> Journey:
+        """The way of the rows."""
+        return Journey(send=self.send, receive=self.receive, what=what)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Handle:
+    """How the rows of one dispatch travelled; `combine` takes them back the same way.
+
+    Attributes:
+        num_ranks: ranks in all.
+        legs: exchanges of rows, in the order of the way out.
+        arriving: the expert rows as copies of the rows that arrived.
+        counts: `[local experts]` int64, expert rows of each.
+        weights: `[pairs]` routing weights in the order of the members of `arriving`, or, where
+            they are applied at the source, of the copies that departed.
+    """
+
+    num_ranks: int
+    legs: tuple[Leg, ...]
+    arriving: Copies
+    counts: Tensor
+    weights: Tensor
+
+    @property
+    def num_rows_sent(self) -> tuple[int, ...]:
+        """Rows of this rank that went to each rank, itself included, over all legs."""
+        rows = [0] * self.num_ranks
+        for leg in self.legs:
+            for member, count in zip(leg.comm.members, leg.send, strict=True):
+                rows[member] += count
+        return tuple(rows)
+
+    @property
+    def side_bytes_sent(self) -> int:
+        """Bytes sent besides the rows, this rank's own share included."""
+        return sum(leg.side_bytes_sent for leg in self.legs)
+
+
+class Dispatcher(ABC):
+    """Brings rows to the experts that the router chose, and their weighted sums back.
+
+    Every rank calls the methods of its own dispatcher in the same order. Results do not depend on
+    the order of arrival: they are bitwise the same every time.
+
+    Args:
+        comm: the ranks.
+        slots: which expert lives where.
+        dispatch_dtype: type of the rows on the way; their own where absent. With a float8 type
+            only the way to the experts is narrowed, otherwise the way back as well.
+        layer: what errors call the layer.
+    """
+
+    def __init__(
+        self,
+        comm: Comm,
+        slots: ExpertSlots,
+        dispatch_dtype: torch.dtype | None = None,
+        layer: str = "the layer",
+    ) -> None:
+        self.comm = comm
+        self.slots = slots
+        self.dispatch_dtype = dispatch_dtype
+        self.layer = layer
+
+    def dispatch(
+        self, hidden: Tensor, expert_ids: Tensor, weights: Tensor
+    ) -> tuple[ExpertRows, Handle]:
+        """Sends tokens to their experts.
+
+        Args:
+            hidden: `[tokens, h]` of this rank.
+            expert_ids: `[tokens, k]` int64; -1 for none.
+            weights: `[tokens, k]` floats.
+
+        Returns:
+            The rows of this rank's experts, and what `combine` needs.
+
+        Raises:
+            RoutingError: an expert id of any rank is out of range.
+            CommunicationError: a rank does not answer.
+        """
+        (handle,) = self.route([expert_ids], [weights])
+        return self.start_dispatch(hidden, handle).wait(), handle
+
+    def combine(self, expert_output: Tensor, handle: Handle) -> Tensor:
+        """`[tokens, h]`: the weighted sum of the outputs of each token's experts.
+
+        Args:
+            expert_output: `[rows, h]` for the rows that `dispatch` gave.
+            handle: from that dispatch.
+        """
+        return self.start_combine(expert_output, handle).wait()
+
+    @abstractmethod
+    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Handle]:
+        """Agrees with all ranks on who sends how much, for several dispatches at once."""
+
+    @abstractmethod
+    def start_dispatch(self, hidden: Tensor, handle: Handle) -> Pending[ExpertRows]:
+        """Starts sending the rows of `hidden` `[tokens, h]`."""
+
+    @abstractmethod
+    def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
+        """Starts sending the expert outputs `[rows, h]` back."""
+
+    def exchange_counts(self, comm: Comm, counts: Tensor) -> tuple[list[Any], list[Any], Tensor]:
+        """Sends `counts` `[ranks, ...]`, a row each; gives those sent and received as lists.
+
+        The third result are those received, as a tensor. This is the one wait for the device.
+        """
+        received = self.start_counts(comm, counts).wait()
+        sent_list, received_list = torch.stack([counts, received]).tolist()
+        return sent_list, received_list, received
+
+    def start_counts(self, comm: Comm, counts: Tensor) -> Pending[Tensor]:
+        """Starts sending `counts` `[ranks, ...]`, a row to each rank."""
+        each = (1,) * comm.size
+        return comm.exchange(counts, self.journey(each, each, "counts"))
+
+    def journey(self, send: Sequence[int], receive: Sequence[int], what: str) -> Journey:
+        """A journey that errors call by this layer's name."""
+        return Journey(send=send, receive=receive, what=f"the exchange of {what} of {self.layer}")
+
+    def send_rows(self, rows: Tensor, leg: Leg) -> Pending[Tensor]:
+        """Starts the way to the experts, as narrow as asked."""
+        journey = self.journey(leg.send, leg.receive, "rows")
+        if self.dispatch_dtype is None:
+            return leg.comm.exchange(rows, journey)
+        if self.dispatch_dtype.itemsize == 1:
+            return leg.comm.exchange(rows, journey, _FP8)
+        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
+        return Pending(lambda: pending.wait().to(rows.dtype))
+
+    def return_rows(self, rows: Tensor, leg: Leg) -> Pending[Tensor]:
+        """Starts the way back."""
+        journey = self.journey(leg.receive, leg.send, "results")
+        if self.dispatch_dtype is None or self.dispatch_dtype.itemsize == 1:
+            return leg.comm.exchange(rows, journey)
+        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
+        return Pending(lambda: pending.wait().to(rows.dtype))
+
+    def check_ids(self, invalid: Sequence[int]) -> None:
+        """Raises `RoutingError` on all ranks if one has ids out of range."""
+        for rank, count in enumerate(invalid):
+            if count:
+                raise RoutingError(
+                    f"rank {rank} chose {count} expert ids out of range in {self.layer}; ids go "
+                    f"from 0 to {self.slots.num_experts - 1}, or are -1 for none"
+                )
+
+
+_FP8: Codec = Fp8Codec()

@@ -1,0 +1,86 @@
+"""What rows look like on the way."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+FP8_BLOCK = 128
+"""Values that share one scale."""
+
+
+class Codec(Protocol):
+    """Turns rows into what is sent, and back; the number of rows stays."""
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """What is sent for `rows`; the same tensor where nothing is to be done."""
+        ...
+
+    def decode(self, wire: Tensor, rows: Tensor) -> None:
+        """Writes what was received into `rows`."""
+        ...
+
+
+class _Raw:
+    """Rows as they are."""
+
+    def encode(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def decode(self, wire: Tensor, rows: Tensor) -> None:
+        rows.copy_(wire)
+
+
+RAW: Codec = _Raw()
+
+
+class TaggedCodec:
+    """Float values `[n]` with an int16 tag each, packed into bytes; `received` are the others'."""
+
+    def __init__(self, tags: Tensor) -> None:
+        self.tags = tags
+        self.received = tags[:0]
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Bytes `[n, itemsize + 2]`."""
+        return torch.cat([_bytes(rows), _bytes(self.tags)], dim=1)
+
+    def decode(self, wire: Tensor, rows: Tensor) -> None:
+        """Fills the values and sets `received`."""
+        rows.copy_(wire[:, :-2].contiguous().view(rows.dtype).flatten())
+        self.received = wire[:, -2:].contiguous().view(torch.int16).flatten()
+
+
+class Fp8Codec:
+    """Rows as 8-bit floats (e4m3) with a float32 scale for every 128 values.
+
+    A row of h values takes `h + 4 * ceil(h / 128)` bytes; values keep about 4 binary digits.
+    """
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Bytes `[n, h + 4 * blocks]`."""
+        blocks = _blocks(rows.float())
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        scales = blocks.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny) / largest
+        values = (blocks / scales[..., None]).clamp(-largest, largest).to(torch.float8_e4m3fn)
+        flat = values.view(torch.uint8).flatten(1)[:, : rows.shape[1]]
+        return torch.cat([flat, _bytes(scales)], dim=1)
+
+    def decode(self, wire: Tensor, rows: Tensor) -> None:
+        """Fills `rows` `[n, h]`."""
+        width = rows.shape[1]
+        values = wire[:, :width].contiguous().view(torch.float8_e4m3fn).float()
+        scales = wire[:, width:].contiguous().view(torch.float32)
+        rows.copy_((_blocks(values) * scales[..., None]).flatten(1)[:, :width])
+
+
+def _blocks(rows: Tensor) -> Tensor:
+    """`[n, blocks, 128]`, the last block padded with zeros."""
+    padding = -rows.shape[1] % FP8_BLOCK
+    return torch.nn.functional.pad(rows, (0, padding)).view(len(rows), -1, FP8_BLOCK)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    """`[n, bytes per row]` uint8."""
+    width = values.element_size() * (values.shape[1] if values.ndim > 1 else 1)
+    return values.contiguous().view(torch.uint8).view(len(values), width)
