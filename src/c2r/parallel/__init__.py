@@ -8,7 +8,8 @@ or `parallel_moe(hidden, expert_ids, weights, experts, dispatcher, num_chunks=2)
 `handle.num_rows_sent` tells the rows that went to each rank.
 """
 
-from c2r.parallel.comm import Comm, ProcessGroupComm, gather_bytes
+from c2r.parallel.agreement import agree
+from c2r.parallel.comm import Comm, Journey, ProcessGroupComm, gather_bytes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.layer import parallel_moe
@@ -20,9 +21,11 @@ __all__ = [
     "Dispatcher",
     "ExpertRows",
     "Handle",
+    "Journey",
     "Leg",
     "ProcessGroupComm",
     "SimulatedComm",
+    "agree",
     "gather_bytes",
     "make_dispatcher",
     "parallel_moe",

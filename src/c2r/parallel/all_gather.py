@@ -1,4 +1,4 @@
-"""Every rank gets every token and returns its experts' share: few messages, right for few tokens."""
+"""Every token to every rank, partial sums back: right where there are few tokens."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,11 @@ class AllGatherDispatcher(Dispatcher):
         size = self.comm.size
         checked = [self.slots.none_where_invalid(ids) for ids in expert_ids]
         counts = [
-            torch.stack([num_invalid.new_tensor(len(ids)), num_invalid])
+            torch.stack([num_invalid.new_tensor(len(ids)), self.complaint(num_invalid)])
             for ids, (_, num_invalid) in zip(expert_ids, checked, strict=True)
         ]
         _, received, _ = self.exchange_counts(self.comm, torch.stack(counts).expand(size, -1, -1))
-        self.check_ids([sum(chunk[1] for chunk in rank) for rank in received])
+        self.check(chunk[1] for rank in received for chunk in rank)
         return [
             self._handle(flat.view_as(ids), chunk_weights, [rank[index][0] for rank in received])
             for index, (ids, (flat, _), chunk_weights) in enumerate(

@@ -45,11 +45,11 @@ class _Sum(torch.autograd.Function):
 
 def copied(rows: Tensor, copies: Copies) -> Tensor:
     """Differentiable `copy_rows`."""
-    result: Tensor = _Copy.apply(rows, copies)
+    result: Tensor = _Copy.apply(rows, copies)  # type: ignore[no-untyped-call]
     return result
 
 
 def summed(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> Tensor:
     """Differentiable `sum_copies`."""
-    result: Tensor = _Sum.apply(rows, weights, copies)
+    result: Tensor = _Sum.apply(rows, weights, copies)  # type: ignore[no-untyped-call]
     return result

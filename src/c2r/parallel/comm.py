@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from c2r.errors import CommunicationError, InputError
+from c2r.errors import CommunicationError
 from c2r.parallel.faults import missing_ranks
 from c2r.parallel.pending import Pending
 from c2r.parallel.wire import RAW, Codec, TaggedCodec
@@ -41,11 +41,13 @@ class Comm(Protocol):
         rank: place of this one in the group.
         size: ranks in the group.
         members: the ranks of the group, as numbered in the group that it is a part of.
+        device: where the rows live.
     """
 
     rank: int
     size: int
     members: tuple[int, ...]
+    device: torch.device
 
     def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
         """Starts sending `rows`, grouped by receiving rank; gives those received, by sender.
@@ -71,6 +73,9 @@ class Comm(Protocol):
         ...
 
 
+_CPU = torch.device("cpu")
+
+
 class ProcessGroupComm:
     """The ranks of a torch process group.
 
@@ -80,17 +85,20 @@ class ProcessGroupComm:
     """
 
     def __init__(self, group: Any = None, timeout: float = 60.0) -> None:
-        self.group = group if group is not None else dist.group.WORLD
+        self.group: Any = group if group is not None else dist.group.WORLD
         self.timeout = timeout
         self.rank = dist.get_rank(self.group)
         self.size = dist.get_world_size(self.group)
         self.members = tuple(range(self.size))
+        self._subsets: dict[tuple[int, ...], ProcessGroupComm] = {}
+        is_nccl = dist.get_backend(self.group) == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
 
     def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
         """See `Comm.exchange`."""
         trip = _Trip(self, journey, codec)
-        in_flight = _Depart.apply(rows, trip)
-        return Pending(lambda: _Arrive.apply(in_flight, trip))
+        in_flight = _Depart.apply(rows, trip)  # type: ignore[no-untyped-call]
+        return Pending(lambda: _Arrive.apply(in_flight, trip))  # type: ignore[no-untyped-call]
 
     def exchange_tagged(
         self, values: Tensor, tags: Tensor, journey: Journey
@@ -101,17 +109,14 @@ class ProcessGroupComm:
         return Pending(lambda: (pending.wait(), codec.received))
 
     def subset(self, members: Sequence[int]) -> "ProcessGroupComm":
-        """See `Comm.subset`."""
-        ours = [dist.get_global_rank(self.group, rank) for rank in members]
-        subsets: list[list[int] | None] = [None] * self.size
-        dist.all_gather_object(subsets, ours, group=self.group)
-        for ranks in sorted({tuple(ranks) for ranks in subsets if ranks is not None}):
-            group = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout))
-            if ranks == tuple(ours):
-                mine = group
-        comm = ProcessGroupComm(mine, self.timeout)
-        comm.members = tuple(members)
-        return comm
+        """See `Comm.subset`; asked again for the same ranks, the same group."""
+        key = tuple(members)
+        if key not in self._subsets:
+            ranks = [dist.get_global_rank(self.group, rank) for rank in members]
+            group = dist.new_group(ranks, use_local_synchronization=True)
+            self._subsets[key] = ProcessGroupComm(group, self.timeout)
+            self._subsets[key].members = key
+        return self._subsets[key]
 
     def start(self, sent: Tensor, received: Tensor, journey: Journey) -> Any:
         """Starts one exchange of raw rows; gives the work to `finish`."""
@@ -145,27 +150,33 @@ class ProcessGroupComm:
 
 
 class _Trip:
-    """One exchange under way, forward or backward."""
+    """One exchange under way; `back` is the opposite one, of its gradients."""
+
+    back: "_Trip"
 
     def __init__(self, comm: ProcessGroupComm, journey: Journey, codec: Codec) -> None:
         self.comm, self.journey, self.codec = comm, journey, codec
+        self.arriving = self.wire = torch.empty(0)
         self.work: Any = None
-        self.wire: Tensor | None = None
 
     def depart(self, rows: Tensor) -> Tensor:
         """Starts sending; gives the tensor that `arrive` will have filled."""
         sent = self.codec.encode(rows)
-        arriving = rows.new_empty(sum(self.journey.receive), *rows.shape[1:])
-        self.wire = arriving if sent is rows else sent.new_empty(len(arriving), *sent.shape[1:])
+        self.arriving = rows.new_empty(sum(self.journey.receive), *rows.shape[1:])
+        self.wire = self.arriving
+        if sent is not rows:
+            self.wire = sent.new_empty(len(self.arriving), *sent.shape[1:])
         self.work = self.comm.start(sent, self.wire, self.journey)
-        return arriving
+        return self.arriving
 
-    def arrive(self, arriving: Tensor) -> None:
-        """Waits, and fills `arriving`."""
+    def arrive(self) -> Tensor:
+        """Waits; gives what was received."""
         self.comm.finish(self.work, self.journey)
-        if self.wire is not arriving and self.wire is not None:
-            self.codec.decode(self.wire, arriving)
-        self.work = self.wire = None
+        arrived = self.arriving
+        if self.wire is not arrived:
+            self.codec.decode(self.wire, arrived)
+        self.arriving = self.wire = torch.empty(0)
+        return arrived
 
 
 class _Depart(torch.autograd.Function):
@@ -178,24 +189,27 @@ class _Depart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.trip.back.arrive(grad)
-        return grad, None
+        return ctx.trip.back.arrive(), None
 
 
 class _Arrive(torch.autograd.Function):
-    """Waits for the exchange; its backward starts the opposite one."""
+    """Waits for the exchange; its backward starts the opposite one.
+
+    That one's result is as long as what was sent, so it goes to `_Depart` with the trip. What this
+    function returns there has the right shape and is not looked at.
+    """
 
     @staticmethod
     def forward(ctx: Any, arriving: Tensor, trip: _Trip) -> Tensor:
         ctx.trip = trip
-        trip.arrive(arriving)
-        return arriving.view_as(arriving)
+        return trip.arrive()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         trip = ctx.trip
         trip.back = _Trip(trip.comm, trip.journey.back, RAW)
-        return trip.back.depart(grad.contiguous()), None
+        trip.back.depart(grad.contiguous())
+        return grad, None
 
 
 def gather_bytes(data: bytes) -> list[bytes]:

@@ -1,7 +1,7 @@
 """What every dispatcher has in common: rows go out, sums come back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from c2r.ops.permute import Copies
 from c2r.parallel.comm import Comm, Journey
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots
-from c2r.parallel.wire import RAW, Codec, Fp8Codec
+from c2r.parallel.wire import Codec, Fp8Codec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -189,14 +189,18 @@ class Dispatcher(ABC):
         pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
         return Pending(lambda: pending.wait().to(rows.dtype))
 
-    def check_ids(self, invalid: Sequence[int]) -> None:
-        """Raises `RoutingError` on all ranks if one has ids out of range."""
-        for rank, count in enumerate(invalid):
-            if count:
-                raise RoutingError(
-                    f"rank {rank} chose {count} expert ids out of range in {self.layer}; ids go "
-                    f"from 0 to {self.slots.num_experts - 1}, or are -1 for none"
-                )
+    def complaint(self, num_invalid: Tensor) -> Tensor:
+        """One number that tells the others how many ids of this rank are out of range."""
+        return num_invalid * self.comm.size + self.comm.rank
+
+    def check(self, complaints: Iterable[int]) -> None:
+        """Raises `RoutingError` if a rank complains; all ranks have heard it by now."""
+        num_invalid, rank = divmod(max(complaints), self.comm.size)
+        if num_invalid:
+            raise RoutingError(
+                f"rank {rank} chose {num_invalid} expert ids out of range in {self.layer}; ids go "
+                f"from 0 to {self.slots.num_experts - 1}, or are -1 for none"
+            )
 
 
 _FP8: Codec = Fp8Codec()

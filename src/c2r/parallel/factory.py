@@ -38,7 +38,7 @@ def make_dispatcher(
         InputError: an unknown name.
         PlanError: the placement or the nodes do not fit the ranks.
     """
-    slots = expert_slots(placement, comm.size)
+    slots = expert_slots(placement, comm.size, comm.device)
     if name == "hierarchical":
         if num_nodes < 1 or comm.size % num_nodes:
             raise PlanError(

@@ -29,9 +29,11 @@ class KFoldDispatcher(Dispatcher):
             order, per_slot = one_row_per_pair(self.slots.slot_of[flat], num_slots)
             per_rank = per_slot.view(self.slots.num_ranks, -1)
             orders.append(order)
-            counts.append(torch.cat([per_rank, num_invalid.expand(len(per_rank), 1)], dim=1))
+            counts.append(
+                torch.cat([per_rank, self.complaint(num_invalid).expand(len(per_rank), 1)], dim=1)
+            )
         sent, received, table = self.exchange_counts(self.comm, torch.stack(counts, dim=1))
-        self.check_ids([sum(chunk[-1] for chunk in rank) for rank in received])
+        self.check(chunk[-1] for rank in received for chunk in rank)
         return [
             self._handle(
                 (orders[chunk], weights[chunk]),
@@ -76,6 +78,7 @@ class KFoldDispatcher(Dispatcher):
                 source=regroup,
                 members=inverse(regroup),
                 starts=torch.arange(len(regroup), device=order.device),
+                is_permutation=True,
             ),
             counts=counts.sum(0)[: self.slots.num_on_rank[self.comm.rank]],
             weights=flat,

@@ -12,7 +12,7 @@ ExpertsFn = Callable[[Tensor, Tensor], Tensor]
 """Rows `[rows, h]` by local expert and `[local experts]` int64 counts in, `[rows, h]` out."""
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def parallel_moe(
     hidden: Tensor,
     expert_ids: Tensor,
@@ -42,7 +42,9 @@ def parallel_moe(
         RoutingError: an expert id of any rank is out of range.
         CommunicationError: a rank does not answer.
     """
-    handles = dispatcher.route(expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks))
+    handles = dispatcher.route(
+        expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks)
+    )
     chunks = hidden.tensor_split(num_chunks)
     results: list[Pending[Tensor]] = []
     outputs: list[Tensor] = []

@@ -37,6 +37,8 @@ class _Meeting:
 class SimulatedComm:
     """One of several threads of this process that act as ranks; `simulate` makes them."""
 
+    device = torch.device("cpu")
+
     def __init__(self, rank: int, members: tuple[int, ...], meetings: dict[Any, _Meeting]) -> None:
         self.members = members
         self.rank, self.size = members.index(rank), len(members)
@@ -50,7 +52,7 @@ class SimulatedComm:
             seen = torch.empty_like(rows)
             codec.decode(wire.detach(), seen)
             rows = rows + (seen - rows).detach()
-        received = torch.cat(self._trade(rows.split(list(journey.send))))
+        received = torch.cat(self._trade(torch.split(rows, list(journey.send))))
         assert len(received) == sum(journey.receive), journey.what
         return Pending(lambda: received)
 

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FP8_BLOCK = 128
@@ -47,8 +48,8 @@ class TaggedCodec:
 
     def decode(self, wire: Tensor, rows: Tensor) -> None:
         """Fills the values and sets `received`."""
-        rows.copy_(wire[:, :-2].contiguous().view(rows.dtype).flatten())
-        self.received = wire[:, -2:].contiguous().view(torch.int16).flatten()
+        rows.copy_(_values(wire[:, :-2], rows.dtype).flatten())
+        self.received = _values(wire[:, -2:], torch.int16).flatten()
 
 
 class Fp8Codec:
@@ -69,18 +70,24 @@ class Fp8Codec:
     def decode(self, wire: Tensor, rows: Tensor) -> None:
         """Fills `rows` `[n, h]`."""
         width = rows.shape[1]
-        values = wire[:, :width].contiguous().view(torch.float8_e4m3fn).float()
-        scales = wire[:, width:].contiguous().view(torch.float32)
+        values = _values(wire[:, :width], torch.float8_e4m3fn).float()
+        scales = _values(wire[:, width:], torch.float32)
         rows.copy_((_blocks(values) * scales[..., None]).flatten(1)[:, :width])
 
 
 def _blocks(rows: Tensor) -> Tensor:
     """`[n, blocks, 128]`, the last block padded with zeros."""
-    padding = -rows.shape[1] % FP8_BLOCK
-    return torch.nn.functional.pad(rows, (0, padding)).view(len(rows), -1, FP8_BLOCK)
+    num_blocks = -(-rows.shape[1] // FP8_BLOCK)
+    padding = num_blocks * FP8_BLOCK - rows.shape[1]
+    return F.pad(rows, (0, padding)).view(len(rows), num_blocks, FP8_BLOCK)
 
 
 def _bytes(values: Tensor) -> Tensor:
     """`[n, bytes per row]` uint8."""
     width = values.element_size() * (values.shape[1] if values.ndim > 1 else 1)
     return values.contiguous().view(torch.uint8).view(len(values), width)
+
+
+def _values(wire: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[n, values per row]` of bytes; copied, for a slice need not be aligned to the type."""
+    return wire.clone(memory_format=torch.contiguous_format).view(dtype)

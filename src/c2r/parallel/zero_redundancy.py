@@ -37,14 +37,14 @@ class Pairs:
         ids: `[pairs]` int64, what the stage calls the expert.
         weights: `[pairs]` floats.
         num_rows: rows that are here.
-        num_invalid: ids of this rank that were out of range, on the first stage.
+        complaint: what is known of ids out of range, as from `Dispatcher.complaint`.
     """
 
     rows: Tensor
     ids: Tensor
     weights: Tensor
     num_rows: int
-    num_invalid: Tensor
+    complaint: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -106,7 +106,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
             ids=flat,
             weights=weights.reshape(-1),
             num_rows=num_tokens,
-            num_invalid=num_invalid,
+            complaint=self.complaint(num_invalid),
         )
 
     def _travel(self, stage: Stage, chunks: Sequence[Pairs]) -> list[tuple[Leg, Pairs]]:
@@ -118,12 +118,13 @@ class ZeroRedundancyDispatcher(Dispatcher):
         ]
         counts = [
             torch.stack(
-                [departure.num_rows, departure.num_pairs, pairs.num_invalid.expand(size)], dim=1
+                [departure.num_rows, departure.num_pairs, pairs.complaint.expand(size)], dim=1
             )
             for departure, pairs in zip(departures, chunks, strict=True)
         ]
         sent, received, _ = self.exchange_counts(stage.comm, torch.stack(counts, dim=1))
-        self.check_ids([sum(chunk[2] for chunk in rank) for rank in received])
+        if stage is self.stages[-1]:
+            self.check(chunk[2] for rank in received for chunk in rank)
         under_way = [
             self._send_pairs(
                 stage,
@@ -144,7 +145,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
     ) -> Pending[tuple[Leg, Pairs]]:
         pairs, departure = chosen
         send_rows, send_pairs, _ = zip(*sent, strict=True)
-        receive_rows, receive_pairs, _ = zip(*received, strict=True)
+        receive_rows, receive_pairs, complaints = zip(*received, strict=True)
         order = departure.order[: sum(send_pairs)]
         codes = encode_pairs(stage.next_id[pairs.ids[order]], departure.starts_row[: len(order)])
         arriving = stage.comm.exchange_tagged(
@@ -166,7 +167,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
                 ids=ids,
                 weights=weights,
                 num_rows=sum(receive_rows),
-                num_invalid=torch.zeros_like(pairs.num_invalid),
+                complaint=torch.full_like(pairs.complaint, max(complaints)),
             )
 
         return Pending(arrive)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -46,10 +47,18 @@ def load_model(
         PlanMismatchError: the folder's plan is not the one that its config names, or not of
             these weights.
     """
+    model = load_weights(source, dtype, **kwargs)
+    constrain(model, source)
+    return model
+
+
+def load_weights(
+    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{source} has no config.json; give a folder of a transformers model")
-    plan = _read_plan(folder) if (folder / PLAN_FILE).is_file() else None
     try:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -62,11 +71,21 @@ def load_model(
             f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
             "use a supported MoE model"
         ) from error
-    if plan is None:
-        find_sites(model)
-    else:
-        apply(model, plan)
     return model.eval()
+
+
+def skeleton_of(source: str | Path) -> PreTrainedModel:
+    """The model without its weights; on the meta device if that is the default one."""
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
+
+
+def constrain(model: PreTrainedModel, source: str | Path) -> None:
+    """Applies the plan that the folder of a model holds; without one, checks that it is MoE."""
+    folder = Path(source)
+    if (folder / PLAN_FILE).is_file():
+        apply(model, _read_plan(folder))
+    else:
+        find_sites(model)
 
 
 def save_pretrained(

@@ -21,15 +21,17 @@ def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> T
     Returns:
         `[sources, h]` of the rows' type, zero for a source without copies.
     """
-    if weights is None:
-        return _sum_bags(rows, copies, None)
-    precise = torch.promote_types(rows.dtype, weights.dtype)
-    return _sum_bags(rows.to(precise), copies, weights.to(precise)).to(rows.dtype)
-
-
-def _sum_bags(rows: Tensor, copies: Copies, weights: Tensor | None) -> Tensor:
+    if copies.is_permutation and weights is None:
+        return rows.index_select(0, copies.members)
     if not rows.numel():
         return rows.new_zeros(len(copies.starts), rows.shape[1])
-    return F.embedding_bag(
-        copies.members, rows, copies.starts, mode="sum", per_sample_weights=weights
+    # Given narrower types, embedding_bag would round ties away from zero.
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    sums = F.embedding_bag(
+        copies.members,
+        rows.to(precise),
+        copies.starts,
+        mode="sum",
+        per_sample_weights=None if weights is None else weights.to(precise),
     )
+    return sums.to(rows.dtype)

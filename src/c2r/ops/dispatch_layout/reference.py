@@ -32,9 +32,7 @@ class Departure:
     num_pairs: Tensor
 
 
-def one_row_per_destination(
-    rows: Tensor, destinations: Tensor, num_destinations: int
-) -> Departure:
+def one_row_per_destination(rows: Tensor, destinations: Tensor, num_destinations: int) -> Departure:
     """Sends a row to each of its destinations once, however many of its experts are there.
 
     Rows `[0, 0, 1]` for destinations `[1, 1, 0]` are two: row 1 to the first destination and row 0
@@ -48,7 +46,9 @@ def one_row_per_destination(
     order = destinations.argsort(stable=True)
     rows, sorted_destinations = rows[order], destinations[order]
     starts_row = sorted_destinations < num_destinations
-    starts_row[1:] &= (rows[1:] != rows[:-1]) | (sorted_destinations[1:] != sorted_destinations[:-1])
+    starts_row[1:] &= (rows[1:] != rows[:-1]) | (
+        sorted_destinations[1:] != sorted_destinations[:-1]
+    )
     position = starts_row.cumsum(0).sub_(1).masked_fill_(~starts_row, len(rows))
     return Departure(
         order=order,
@@ -139,6 +139,6 @@ def inverse(order: Tensor) -> Tensor:
 
 
 def _count(ids: Tensor, num_bins: int, amounts: Tensor | None = None) -> Tensor:
-    """Occurrences `[num_bins]` int64 of each id, or sums of their amounts; id `num_bins` is none."""
+    """Occurrences `[num_bins]` of each id, or sums of amounts; id `num_bins` counts nowhere."""
     counts = torch.zeros(num_bins + 1, dtype=torch.int64, device=ids.device)
     return counts.scatter_add_(0, ids, torch.ones_like(ids) if amounts is None else amounts)[:-1]

@@ -35,8 +35,11 @@ def grouped_linear(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """
     if _is_grouped(rows, weight):
         offsets = counts.cumsum(0, dtype=torch.int32)
-        return _Contiguous.apply(F.grouped_mm(rows, weight, offs=offsets))
-    parts = rows.split(counts.tolist())
+        product: Tensor = _Contiguous.apply(  # type: ignore[no-untyped-call]
+            F.grouped_mm(rows, weight, offs=offsets)
+        )
+        return product
+    parts = torch.split(rows, counts.tolist())
     return torch.cat([part @ matrix for part, matrix in zip(parts, weight, strict=True)])
 
 

@@ -17,11 +17,13 @@ class Copies:
         source: `[copies]` int64, the source row of each copy.
         members: `[copies]` int64, the copies ordered by source, in the order of summation.
         starts: `[sources]` int64, where the copies of each source start within `members`.
+        is_permutation: every source is known to have one copy.
     """
 
     source: Tensor
     members: Tensor
     starts: Tensor
+    is_permutation: bool = False
 
 
 def copies_of(source: Tensor, num_sources: int) -> Copies:
