@@ -338,7 +338,8 @@ def cluster_of(args):
     )
 
 
-def _terminate(number, frame):
+def exit_on_signal(number, frame):
+    """Ends the process as an exception does, so that hosts are taken down."""
     sys.exit(128 + number)
 
 
@@ -349,7 +350,7 @@ def main():
     add_arguments(parser)
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, exit_on_signal)
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
         status = hosts.run(args.command, args.timeout)

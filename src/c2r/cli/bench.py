@@ -3,11 +3,13 @@
 import os
 import platform
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.artifacts import write_text
 from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.errors import InputError
@@ -48,6 +50,7 @@ def parallel(
     intermediate_size: Annotated[int, typer.Option(help="Of its experts.")] = 512,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Time one expert-parallel MoE layer, forward and backward, with every dispatcher.
@@ -93,8 +96,11 @@ def parallel(
         "rounds": rounds,
         "max_load": max_load,
     }
+    document = _document(found, shared, settings)
+    if out is not None:
+        write_text(out, dumps(document, indent=1) + "\n")
     if json:
-        print_json(_document(found, shared, settings))
+        print_json(document)
         return
     _show(found, shared)
 
