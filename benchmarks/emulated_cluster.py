@@ -91,10 +91,11 @@ class Hosts:
         sent, received = _output(*self.prefixes[rank], "cat", *map(str, files)).split()
         return int(sent), int(received)
 
-    def run(self, command, timeout=None):
+    def run(self, command, timeout=None, nice=0):
         """Runs `command` on every host and gives its exit status.
 
-        The status is that of the rank that failed first, 124 where the time is up, else 0.
+        The status is that of the rank that failed first, 124 where the time is up, else 0. On a
+        machine that others use too, a negative `nice` gives the ranks precedence.
         """
         with ExitStack() as cleanup:
             processes = []
@@ -110,6 +111,8 @@ class Hosts:
                     start_new_session=True,
                 )
                 processes.append(process)
+                if nice:
+                    _set_priority(process.pid, nice)
                 readers += _forward(rank, process)
             status = _wait(processes, timeout)
             _stop(processes)
@@ -239,6 +242,14 @@ def _remove_namespace(namespace):
     subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
+def _set_priority(pid, nice):
+    """Every rank is a session, and Linux weighs sessions before it weighs their processes."""
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    autogroup = Path("/proc", str(pid), "autogroup")
+    if autogroup.exists():
+        autogroup.write_text(str(nice))
+
+
 def _forward(rank, process):
     """Threads that copy what a rank writes to our stderr, after its number."""
 
@@ -326,6 +337,7 @@ def add_arguments(parser):
     parser.add_argument("--rate", help="of the links between nodes, as tc writes it: 1gbit")
     parser.add_argument("--inner-rate", help="of the links inside a node")
     parser.add_argument("--timeout", type=float, default=480.0, help="seconds")
+    parser.add_argument("--nice", type=int, default=0, help="-15: precedence over other programs")
 
 
 def cluster_of(args):
@@ -353,7 +365,7 @@ def main():
     signal.signal(signal.SIGTERM, exit_on_signal)
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
-        status = hosts.run(args.command, args.timeout)
+        status = hosts.run(args.command, args.timeout, args.nice)
         for rank in range(args.ranks):
             sent, received = hosts.traffic(rank)
             print(f"rank {rank}: {sent:,} bytes sent, {received:,} received", file=sys.stderr)

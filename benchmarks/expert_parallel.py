@@ -29,7 +29,7 @@ def main():
     command = [sys.executable, "-m", "c2r.cli", "bench", "parallel", "--out", str(args.out)]
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
-        status = hosts.run([*command, *options], args.timeout)
+        status = hosts.run([*command, *options], args.timeout, args.nice)
         limit = hosts.limit
     if status:
         return status
