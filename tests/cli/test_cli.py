@@ -256,3 +256,15 @@ def test_help_does_not_import_torch():
         "import c2r; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_without_arguments_shows_the_help(capsys):
+    status, out, _ = call(capsys)
+    assert status == 0 and "Commands:" in out
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(capsys, tmp_path):
+    for missing in ("nothing", tmp_path / "nothing", "./no/thing"):
+        assert_refused(
+            capsys, [str(missing), "no model folder"], "profile", missing, "--out", tmp_path / "p"
+        )

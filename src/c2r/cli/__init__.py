@@ -17,7 +17,6 @@ app = typer.Typer(
     "collaborate, plan lists and placement, constrain the routing, measure quality and traffic.\n\n"
     "The road: c2r profile MODEL --out p.safetensors, then c2r plan p.safetensors --ranks 4 --out "
     "plan.safetensors, then c2r traffic and c2r apply. c2r demo walks it on an embedded model.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -39,9 +38,9 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command and gives its exit status."""
+    """Runs one command and gives its exit status; without arguments, shows the help."""
     try:
-        status = app(arguments, prog_name="c2r", standalone_mode=False)
+        status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)
     except C2RError as error:
         note(f"c2r: {' '.join(str(error).split())}")
         return 2

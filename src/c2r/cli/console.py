@@ -64,7 +64,7 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator["Advance"]:
-    """A progress bar on stderr; calling the value that it gives advances it."""
+    """A progress bar on stderr, where that is a terminal; calling what it gives advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,7 +72,9 @@ def progress_bar(description: str, total: int | None) -> Iterator["Advance"]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    disable = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total)
         yield Advance(progress, task)
 

@@ -1,11 +1,13 @@
 """Loading of models, tokenizers and texts as commands name them."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.cli.console import note
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,15 +49,18 @@ def load_model_and_tokenizer(name: str, dtype: str = "auto") -> tuple[Any, Any]:
     bfloat16 is several times slower.
     """
     import torch
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    from c2r.adapters.huggingface import load_model, load_tokenizer
+    from c2r.adapters.huggingface import is_hub_name, load_model, load_tokenizer
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise InputError(f"--dtype {dtype} is unknown; choose auto, float32, bfloat16 or float16")
     if name == "tiny":
         dtype = "float32" if dtype == "auto" else dtype
-        logging.disable_progress_bar()
+        disable_progress_bar()
     location = resolve_model(name)
+    if is_hub_name(location):
+        note(f"{name} is no folder here; asking the Hugging Face hub")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
     return load_model(location, dtype=chosen), load_tokenizer(location)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from c2r.errors import CommunicationError
-from c2r.parallel.faults import missing_ranks
+from c2r.parallel.faults import grace_seconds, missing_ranks
 from c2r.parallel.pending import Pending
 from c2r.parallel.wire import RAW, Codec, TaggedCodec
 
@@ -81,7 +81,8 @@ class ProcessGroupComm:
 
     Args:
         group: the group; the default one where absent.
-        timeout: seconds after which an exchange that is not answered is an error.
+        timeout: seconds after which an exchange that is not answered is an error, those in which
+            the ranks find out who is missing included.
     """
 
     def __init__(self, group: Any = None, timeout: float = 60.0) -> None:
@@ -135,7 +136,7 @@ class ProcessGroupComm:
     def finish(self, work: Any, journey: Journey) -> None:
         """Waits for the exchange. Raises `CommunicationError` if a rank does not answer."""
         try:
-            work.wait(timedelta(seconds=self.timeout))
+            work.wait(timedelta(seconds=self.timeout - grace_seconds(self.timeout)))
         except RuntimeError as error:
             raise self._failure(journey, error) from None
 

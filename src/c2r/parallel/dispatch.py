@@ -1,7 +1,7 @@
 """What every dispatcher has in common: rows go out, sums come back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,8 @@ class Dispatcher(ABC):
         self.slots = slots
         self.dispatch_dtype = dispatch_dtype
         self.layer = layer
+        self.observer: Callable[[Handle], None] | None = None
+        """Told of every dispatch of `parallel_moe`."""
 
     def dispatch(
         self, hidden: Tensor, expert_ids: Tensor, weights: Tensor

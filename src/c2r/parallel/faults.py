@@ -6,7 +6,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-_GRACE_SECONDS = 5.0
+
+def grace_seconds(timeout: float) -> float:
+    """The part of a timeout that is left for finding out who is missing."""
+    return min(5.0, timeout / 4)
 
 
 def missing_ranks(group: Any, what: str, timeout: float) -> tuple[int, ...]:
@@ -17,7 +20,7 @@ def missing_ranks(group: Any, what: str, timeout: float) -> tuple[int, ...]:
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     store = group.get_group_store()
-    grace = min(_GRACE_SECONDS, timeout)
+    grace = grace_seconds(timeout)
     missing = set(range(size)) - {rank}
     try:
         store.set_timeout(timedelta(seconds=grace))

@@ -45,6 +45,9 @@ def parallel_moe(
     handles = dispatcher.route(
         expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks)
     )
+    if dispatcher.observer is not None:
+        for handle in handles:
+            dispatcher.observer(handle)
     chunks = hidden.tensor_split(num_chunks)
     results: list[Pending[Tensor]] = []
     outputs: list[Tensor] = []

@@ -27,9 +27,13 @@ Batch = Mapping[str, Tensor]
 
 
 class Recorder:
-    """Holds the decisions of the last forward pass until they are taken or the next one begins."""
+    """Holds the decisions of the last forward pass until they are taken or the next one begins.
 
-    def __init__(self, installation: Installation) -> None:
+    `host` is the module whose forward passes are recorded: the base model where it has all routers.
+    """
+
+    def __init__(self, installation: Installation, host: nn.Module) -> None:
+        self.host = host
         self._taps = installation.taps
         self._mask: Tensor | None = None
 
@@ -72,8 +76,8 @@ def capture(model: nn.Module) -> Iterator[Recorder]:
     installation = installed(model) or install(model, find_sites(model))
     if installation.is_captured:
         raise InputError("the model is being captured already; leave the other capture first")
-    recorder = Recorder(installation)
     host = host_of(model, installation.sites)
+    recorder = Recorder(installation, host)
     handle = host.register_forward_pre_hook(_beginning(recorder, host), with_kwargs=True)
     installation.is_captured = installation.state.is_recording = True
     try:
@@ -101,16 +105,15 @@ def traces(model: nn.Module, batches: Iterable[Batch]) -> Iterator[RoutingTrace]
         InputError: a batch without input_ids.
         RoutingError: a router gives NaN scores.
     """
-    host = host_of(model, find_sites(model))
-    device = next(host.parameters()).device
     with evaluating(model), capture(model) as recorder:
+        device = next(recorder.host.parameters()).device
         for batch in batches:
             if "input_ids" not in batch:
                 raise InputError(f"a batch has {sorted(batch)}; it must have input_ids")
             names = batch.keys() & {"input_ids", "attention_mask"}
             inputs = {name: batch[name].to(device) for name in names}
             with torch.no_grad():
-                host(**inputs, use_cache=False)
+                recorder.host(**inputs, use_cache=False)
             yield recorder.take()
 
 

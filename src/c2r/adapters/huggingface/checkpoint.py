@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.planning import Plan
 
 PLAN_FILE = "c2r_plan.safetensors"
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether `source` has the form owner/name and is no folder here."""
+    return _HUB_NAME.fullmatch(str(source)) is not None and not Path(source).is_dir()
 
 
 def load_model(
@@ -56,11 +63,29 @@ def load_weights(
     source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
 ) -> PreTrainedModel:
     """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
+    with _loading(source):
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+    return model.eval()
+
+
+def skeleton_of(source: str | Path) -> PreTrainedModel:
+    """The model without weights, on the meta device. Raises as `load_model`."""
+    with _loading(source), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
+
+
+@contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    """Checks that there is something to load, and tells what failed in the user's words."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{source} has no config.json; give a folder of a transformers model")
+    if not folder.is_dir() and not is_hub_name(source):
+        raise InputError(
+            f"there is no model folder {source}; give one, or a hub name like allenai/OLMoE-1B-7B"
+        )
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+        yield
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(
             f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
@@ -71,12 +96,6 @@ def load_weights(
             f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
             "use a supported MoE model"
         ) from error
-    return model.eval()
-
-
-def skeleton_of(source: str | Path) -> PreTrainedModel:
-    """The model without its weights; on the meta device if that is the default one."""
-    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
 
 
 def constrain(model: PreTrainedModel, source: str | Path) -> None:

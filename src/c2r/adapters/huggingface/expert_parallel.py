@@ -6,7 +6,9 @@ dispatcher knows where each went, so that routers and the names in state dicts s
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from c2r.adapters.huggingface.fingerprint import check_plan, fingerprint
 from c2r.adapters.huggingface.install import find_sites
 from c2r.adapters.huggingface.sites import model_type
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
-from c2r.parallel import ProcessGroupComm, agree, make_dispatcher, parallel_moe
+from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
 from c2r.planning import LayerPlan, Plan, contiguous_placement
 
 _ATTRIBUTE = "_c2r_experts"
@@ -233,6 +235,24 @@ def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExper
         yield name, module, _experts(module)
 
 
+@contextmanager
+def count_rows(model: nn.Module) -> Iterator[dict[str, Int]]:
+    """Counts the rows that this rank sends to each, itself included, `[ranks]` by layer."""
+    counts = {}
+    for name, _, experts in local_experts(model):
+        counts[name] = np.zeros(experts.comm.size, dtype=np.int64)
+        experts.dispatcher.observer = partial(_add_rows, counts[name])
+    try:
+        yield counts
+    finally:
+        for _, _, experts in local_experts(model):
+            experts.dispatcher.observer = None
+
+
+def _add_rows(total: Int, handle: Handle) -> None:
+    total += np.asarray(handle.num_rows_sent)
+
+
 def _experts_of(model: PreTrainedModel) -> tuple[str, ...]:
     """Paths of the modules that transformers' plan lets us run the experts of."""
     rules = model._expand_parallel_plan(dict(getattr(model, "ep_plan", None) or {}))
@@ -352,8 +372,7 @@ def _only_experts(source: str | Path, num_ranks: int) -> DistributedConfig:
     It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
     tensor-parallel group with nothing but whole modules in it.
     """
-    with torch.device("meta"):
-        skeleton = skeleton_of(source)
+    skeleton = skeleton_of(source)
     whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
     return DistributedConfig(
         tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"

@@ -1,0 +1,252 @@
+"""Models of transformers with their experts on four gloo processes."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import c2r
+from c2r.adapters.huggingface import find_sites, load_model
+from c2r.adapters.huggingface.expert_parallel import (
+    ParallelOptions,
+    count_rows,
+    load_parallel,
+    parallelize,
+)
+from c2r.adapters.huggingface.parallel_state import (
+    expert_parameters,
+    gather_state_dict,
+    reduce_gradients,
+)
+from c2r.assets import tiny_folder
+from c2r.errors import CommunicationError, InputError, ModelError, PlanError, PlanMismatchError
+from c2r.planning import ClusterTopology, LayerPlan, Plan
+from tests.adapters.huggingface.families import FAMILIES
+from tests.parallel.processes import run_checks
+
+SOME_FAMILIES = ("mixtral", "olmoe", "gpt_oss", "deepseek_v3", "granitemoe", "gemma4_text", "minimax_m2")
+
+
+def make_plan(model, num_ranks, seed=0, num_nodes=1):
+    """Experts anywhere, ranks of unequal size."""
+    rng = np.random.default_rng(seed)
+
+    def layer(site):
+        ranks = np.concatenate(
+            [np.arange(num_ranks), rng.integers(0, num_ranks, site.num_experts - num_ranks)]
+        )
+        return LayerPlan(
+            name=site.name,
+            num_experts=site.num_experts,
+            top_k=site.top_k,
+            policy="top_k",
+            strength=0,
+            partners=np.empty((site.num_experts, 0), dtype=np.int64),
+            placement=rng.permutation(ranks),
+        )
+
+    return Plan(
+        layers=tuple(layer(site) for site in find_sites(model)),
+        topology=ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes),
+    )
+
+
+def tiny():
+    return load_model(tiny_folder(), dtype=torch.float32)
+
+
+def tokens(num_ranks, length=24):
+    return torch.randint(0, 256, (num_ranks, length), generator=torch.Generator().manual_seed(0))
+
+
+def summed_loss(model, ids):
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+
+def own_part(name, grad, plan, rank):
+    """What a rank should hold of a gradient of the whole model."""
+    if ".mlp.experts." not in name:
+        return grad
+    layer = int(name.split(".")[2])
+    return grad[plan.layers[layer].placement == rank]
+
+
+def loss_and_gradients(comm):
+    single = tiny()
+    ids = tokens(comm.size)
+    summed_loss(single, ids).backward()
+    for dispatcher in ("zero_redundancy", "hierarchical", "k_fold"):
+        model = tiny()
+        plan = make_plan(model, comm.size, num_nodes=2)
+        parallelize(model, plan, options=ParallelOptions(dispatcher=dispatcher, num_chunks=2))
+        loss = summed_loss(model, ids[comm.rank : comm.rank + 1])
+        expected = summed_loss(single, ids[comm.rank : comm.rank + 1])
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+        loss.backward()
+        reduce_gradients(model)
+        for (name, mine), whole in zip(model.named_parameters(), single.parameters(), strict=True):
+            exact = own_part(name, whole.grad, plan, comm.rank)
+            assert (mine.grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
+
+
+def sharded_rest(comm):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    single, model = tiny(), tiny()
+    ids = tokens(comm.size)
+    (summed_loss(single, ids) / comm.size).backward()
+    plan = make_plan(model, comm.size)
+    parallelize(model, plan)
+    mesh = init_device_mesh("cpu", (comm.size,))
+    fully_shard(model, mesh=mesh, ignored_params=expert_parameters(model))
+    summed_loss(model, ids[comm.rank : comm.rank + 1]).backward()
+    reduce_gradients(model, average=True)
+    for (name, mine), whole in zip(model.named_parameters(), single.parameters(), strict=True):
+        grad = mine.grad.full_tensor() if isinstance(mine.grad, DTensor) else mine.grad
+        exact = own_part(name, whole.grad, plan, comm.rank)
+        assert (grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
+
+
+def state_dicts(comm):
+    whole = tiny().state_dict()
+    model = tiny()
+    parallelize(model, make_plan(model, comm.size))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    gathered = [gather_state_dict(model)]
+    assert bool(gathered[0]) == (comm.rank == 0)
+    dist.broadcast_object_list(gathered)
+    assert list(gathered[0]) == list(whole)
+    assert all(torch.equal(gathered[0][key], 2 * whole[key]) for key in whole)
+    pair = comm.subset([0, 2] if comm.rank % 2 == 0 else [1, 3])
+    other = tiny()
+    parallelize(other, make_plan(other, 2, seed=1), group=pair.group)
+    other.load_state_dict(gathered[0])
+    again = gather_state_dict(other)
+    assert all(torch.equal(again[key], 2 * whole[key]) for key in again)
+
+
+def loading_own_experts(comm):
+    single = tiny()
+    plan = make_plan(single, comm.size, seed=2)
+    model = load_parallel(tiny_folder(), plan, dtype=torch.float32)
+    ids = tokens(comm.size)[comm.rank : comm.rank + 1]
+    torch.testing.assert_close(summed_loss(model, ids), summed_loss(single, ids), rtol=1e-5, atol=0)
+    whole = single.state_dict()
+    gathered = gather_state_dict(model)
+    assert all(torch.equal(gathered[key], whole[key]) for key in gathered)
+    held = sum(p.numel() for p in expert_parameters(model))
+    layers = (layer.placement for layer in plan.layers)
+    share = sum(int((placement == comm.rank).sum()) for placement in layers) / (4 * 32)
+    assert held == share * sum(whole[k].numel() for k in whole if ".mlp.experts." in k)
+
+
+def rows_sent_as_predicted(comm):
+    model = tiny()
+    plan = make_plan(model, comm.size)
+    parallelize(model, plan)
+    c2r.apply(model, plan)
+    ids = tokens(comm.size, 64)[comm.rank : comm.rank + 1]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with count_rows(model) as rows:
+        profile = c2r.evaluate(model, [batch]).profile
+    predicted = c2r.predict_traffic(profile, plan)
+    for sent, layer in zip(rows.values(), predicted.layers, strict=True):
+        assert int(sent.sum()) == round(layer.copies_placed * ids.numel())
+
+
+def constrained(comm):
+    single, model = tiny(), tiny()
+    plan = make_plan(model, comm.size)
+    plan = replace(
+        plan,
+        layers=tuple(replace(layer, policy="group_limited", strength=2) for layer in plan.layers),
+    )
+    ids = tokens(comm.size)[comm.rank : comm.rank + 1]
+    c2r.apply(single, plan)
+    parallelize(model, plan)
+    c2r.apply(model, plan)
+    with count_rows(model) as rows:
+        torch.testing.assert_close(
+            summed_loss(model, ids), summed_loss(single, ids), rtol=1e-5, atol=0
+        )
+    assert all(sent.sum() <= 2 * ids.numel() for sent in rows.values())
+
+
+def families(comm):
+    for family in FAMILIES:
+        if family.name not in SOME_FAMILIES:
+            continue
+        for implementation in family.experts:
+            single, model = family.model(implementation), family.model(implementation)
+            plan = make_plan(model, comm.size)
+            parallelize(model, plan)
+            ids = tokens(comm.size)[comm.rank : comm.rank + 1] % 90
+            with torch.no_grad():
+                ours, theirs = (m(input_ids=ids, use_cache=False)[0] for m in (model, single))
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm(), (family.name, implementation)
+
+
+def ranks_that_differ(comm):
+    model = tiny()
+    plan = make_plan(model, comm.size, seed=comm.rank == 1)
+    with pytest.raises(CommunicationError, match="the plan of rank 1 differs"):
+        parallelize(model, plan)
+    plan = make_plan(model, comm.size)
+    model.to(torch.bfloat16 if comm.rank == 3 else torch.float32)
+    with pytest.raises(CommunicationError, match="the dtype of rank 3 differs"):
+        parallelize(model, plan)
+
+
+def plans_that_do_not_fit(comm):
+    model = tiny()
+    with pytest.raises(PlanMismatchError, match="the plan is for 2 ranks, 4 are running"):
+        parallelize(model, make_plan(model, 2))
+    plan = make_plan(model, comm.size)
+    crowded = replace(plan.layers[1], placement=plan.layers[1].placement.clip(max=2))
+    with pytest.raises(PlanError, match="leaves rank 3 without experts"):
+        parallelize(model, replace(plan, layers=(plan.layers[0], crowded, *plan.layers[2:])))
+    parallelize(model, plan)
+    with pytest.raises(InputError, match="parallel already"):
+        parallelize(model, plan)
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        loss_and_gradients,
+        sharded_rest,
+        state_dicts,
+        loading_own_experts,
+        rows_sent_as_predicted,
+        constrained,
+        families,
+        ranks_that_differ,
+        plans_that_do_not_fit,
+    )
+}
+
+
+@pytest.mark.distributed
+def test_on_four_processes():
+    assert run_checks(CHECKS) == {}
+
+
+@pytest.mark.parametrize("name", ["dbrx", "jetmoe", "longcat_flash", "llama4_text"])
+def test_families_without_a_plan_of_transformers_are_refused(name):
+    model = next(family for family in FAMILIES if family.name == name).model()
+    with pytest.raises(ModelError, match=f"no expert-parallel plan for {model.config.model_type}"):
+        parallelize(model, None)
+
+
+def test_gradients_of_an_ordinary_model():
+    with pytest.raises(InputError, match=r"not parallel; call c2r\.parallelize"):
+        reduce_gradients(copy.deepcopy(torch.nn.Linear(1, 1)))
