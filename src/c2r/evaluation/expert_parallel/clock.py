@@ -40,8 +40,8 @@ class Meter:
 
         def clocked(rows: Tensor, counts: Tensor) -> Tensor:
             self.watch.lap("index")
-            rows = _Boundary.apply(rows, self._cross("compute", "dispatch"))
-            output: Tensor = _Boundary.apply(experts(rows, counts), self._cross("index", "combine"))
+            output = experts(_boundary(rows, self._cross("compute", "dispatch")), counts)
+            output = _boundary(output, self._cross("index", "combine"))
             self.watch.lap("compute")
             self.phase = "combine"
             return output
@@ -68,6 +68,11 @@ class _Boundary(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         ctx.cross()
         return grad, None
+
+
+def _boundary(rows: Tensor, cross: Callable[[], None]) -> Tensor:
+    result: Tensor = _Boundary.apply(rows, cross)  # type: ignore[no-untyped-call]
+    return result
 
 
 class ClockedComm(ProcessGroupComm):

@@ -122,12 +122,14 @@ class _Bench:
     def placement(self, case: Case, layer: int) -> Int:
         """`[E]`."""
         if case.is_placed:
-            return self.workload.placement[layer]
+            planned: Int = self.workload.placement[layer]
+            return planned
         return contiguous_placement(self.workload.num_experts, self.comm.size)
 
     def expert_ids(self, case: Case, layer: int) -> Int:
         """Of all ranks, `[ranks, tokens, k]`."""
-        return self._by_rank(self.workload.routings[case.routing].expert_ids[layer])
+        ids: Int = self._by_rank(self.workload.routings[case.routing].expert_ids[layer])
+        return ids
 
     def experts(self, placement: Int) -> SwiGLUExperts:
         """Those of this rank."""
@@ -177,7 +179,7 @@ class _Layer:
         """Forward and backward; gives the output."""
         self.meter.begin()
         inputs = self.inputs
-        output = parallel_moe(
+        output: Tensor = parallel_moe(
             inputs.hidden,
             inputs.expert_ids,
             inputs.weights,
@@ -185,7 +187,7 @@ class _Layer:
             self.dispatcher,
             self.num_chunks,
         )
-        output.backward(inputs.grad_output)
+        torch.autograd.backward(output, inputs.grad_output)
         inputs.hidden.grad = inputs.weights.grad = None
         self.experts.forget_gradients()
         self.meter.end()
@@ -203,7 +205,7 @@ class _Layer:
     def compute(self) -> None:
         """The experts alone, forward and backward, on what they were given."""
         for rows, counts in self.expert_inputs:
-            self.experts(rows, counts).backward(rows.detach())
+            torch.autograd.backward(self.experts(rows, counts), rows.detach())
             rows.grad = None
         self.experts.forget_gradients()
 
