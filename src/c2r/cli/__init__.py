@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from c2r.cli import apply, bench, demo, doctor, import_, inspect, plan, profile, traffic
+from c2r.cli import apply, bench, demo, doctor, import_, inspect, plan, profile, run_, traffic
 from c2r.cli.console import note
 from c2r.errors import C2RError
 
@@ -27,6 +27,7 @@ app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
+app.command("run")(run_.run)
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

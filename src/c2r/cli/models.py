@@ -1,7 +1,7 @@
 """Loading of models, tokenizers and texts as commands name them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,8 +42,12 @@ def resolve_texts(paths: Sequence[Path] | None) -> "tuple[Text, ...]":
     return read_texts(paths or heldout_files())
 
 
-def load_model_and_tokenizer(name: str, dtype: str = "auto") -> tuple[Any, Any]:
+def load_model_and_tokenizer(
+    name: str, dtype: str = "auto", load: Callable[[str, Any], Any] | None = None
+) -> tuple[Any, Any]:
     """The model, constrained if its folder holds a plan, and its tokenizer.
+
+    `load`, given the location and the type, takes the place of `c2r.load_model`.
 
     `auto` keeps the checkpoint's type, but runs the embedded model in float32: on most CPUs
     bfloat16 is several times slower.
@@ -63,4 +67,4 @@ def load_model_and_tokenizer(name: str, dtype: str = "auto") -> tuple[Any, Any]:
         note(f"{name} is no folder here; asking the Hugging Face hub")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
-    return load_model(location, dtype=chosen), load_tokenizer(location)
+    return (load or load_model)(location, chosen), load_tokenizer(location)

@@ -92,8 +92,8 @@ class ProcessGroupComm:
         self.size = dist.get_world_size(self.group)
         self.members = tuple(range(self.size))
         self._subsets: dict[tuple[int, ...], ProcessGroupComm] = {}
-        is_nccl = dist.get_backend(self.group) == "nccl"
-        self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
+        on_cpu = dist.get_backend(self.group) == "gloo" or not torch.cuda.is_available()
+        self.device = _CPU if on_cpu else torch.device("cuda", torch.cuda.current_device())
 
     def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
         """See `Comm.exchange`."""

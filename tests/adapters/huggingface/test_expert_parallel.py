@@ -28,7 +28,15 @@ from c2r.planning import ClusterTopology, LayerPlan, Plan
 from tests.adapters.huggingface.families import FAMILIES
 from tests.parallel.processes import run_checks
 
-SOME_FAMILIES = ("mixtral", "olmoe", "gpt_oss", "deepseek_v3", "granitemoe", "gemma4_text", "minimax_m2")
+SOME_FAMILIES = (
+    "mixtral",
+    "olmoe",
+    "gpt_oss",
+    "deepseek_v3",
+    "granitemoe",
+    "gemma4_text",
+    "minimax_m2",
+)
 
 
 def make_plan(model, num_ranks, seed=0, num_nodes=1):

@@ -9,6 +9,13 @@ from c2r.adapters.huggingface.checkpoint import (
     load_tokenizer,
     save_pretrained,
 )
+from c2r.adapters.huggingface.expert_parallel import (
+    ParallelOptions,
+    count_rows,
+    is_parallel,
+    load_parallel,
+    parallelize,
+)
 from c2r.adapters.huggingface.fingerprint import fingerprint
 from c2r.adapters.huggingface.install import (
     ConstraintReport,
@@ -18,12 +25,18 @@ from c2r.adapters.huggingface.install import (
     find_sites,
     remove,
 )
+from c2r.adapters.huggingface.parallel_state import (
+    expert_parameters,
+    gather_state_dict,
+    reduce_gradients,
+)
 from c2r.adapters.huggingface.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
 
 __all__ = [
     "PLAN_FILE",
     "ConstraintReport",
+    "ParallelOptions",
     "Recorder",
     "RouterSite",
     "RouterSpec",
@@ -32,14 +45,21 @@ __all__ = [
     "apply",
     "capture",
     "constraint_report",
+    "count_rows",
     "describe_model",
+    "expert_parameters",
     "find_sites",
     "fingerprint",
     "from_pretrained",
+    "gather_state_dict",
     "is_hub_name",
+    "is_parallel",
     "load_model",
+    "load_parallel",
     "load_tokenizer",
+    "parallelize",
     "profile",
+    "reduce_gradients",
     "register_router",
     "remove",
     "save_pretrained",

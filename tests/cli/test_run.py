@@ -1,0 +1,56 @@
+"""`c2r run` in one process and under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from c2r.cli import run
+
+ARGUMENTS = ["--tokens", "3000", "--seq-len", "256", "--json"]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    profile, plan = str(folder / "profile.safetensors"), str(folder / "plan.safetensors")
+    assert run(["profile", "tiny", "--out", profile, "--tokens", "2000", "--seq-len", "256"]) == 0
+    assert run(["plan", profile, "--ranks", "2", "--top-t", "12", "--out", plan]) == 0
+    return plan
+
+
+def torchrun(*arguments, num_ranks=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)]
+    return subprocess.run(
+        [*command, "-m", "c2r.cli", "run", "tiny", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.distributed
+def test_the_loss_is_that_of_one_process(capsys, plan):
+    assert run(["run", "tiny", "--plan", plan, *ARGUMENTS]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["layers"] == []
+    result = torchrun("--plan", plan, "--num-chunks", "2", *ARGUMENTS)
+    assert result.returncode == 0, result.stderr
+    together = json.loads(result.stdout)  # one document, from one rank
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert together["num_predicted"] == alone["num_predicted"]
+    assert len(together["layers"]) == 4
+    for layer in together["layers"]:
+        assert 1 <= layer["copies"] <= 2
+        assert layer["remote_copies"] < layer["copies"]
+
+
+@pytest.mark.distributed
+def test_a_plan_for_other_ranks(plan):
+    result = torchrun("--plan", plan, *ARGUMENTS, num_ranks=1)
+    assert result.returncode != 0
+    assert "the plan is for 2 ranks, 1 are running" in result.stderr
+    assert result.stdout == ""
