@@ -50,7 +50,10 @@ def _scale_and_multiply(grad_rows: Tensor, factors: Tensor, rows: Tensor) -> Ten
     size = _CPU_BLOCK if rows.device.type == "cpu" else max(1, len(rows))
     products = [factors.new_empty(0, dtype=precise)]
     for grads, block, scale in zip(
-        grad_rows.split(size), rows.split(size), factors.split(size), strict=True
+        torch.split(grad_rows, size),
+        torch.split(rows, size),
+        torch.split(factors, size),
+        strict=True,
     ):
         wide = grads.to(precise)
         products.append((block.to(precise) * wide).sum(1))
