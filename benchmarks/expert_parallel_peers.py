@@ -1,13 +1,17 @@
-"""The expert-parallel layer of c2r against the implementations that transformers brings.
+"""The expert-parallel layer of c2r against those of transformers and, where installed, torchtitan.
 
-    python benchmarks/emulated_cluster.py --rate 1gbit -- python benchmarks/expert_parallel_peers.py
+    c2r bench parallel --save-workload w.safetensors  # under torchrun or the emulated cluster
+    python benchmarks/emulated_cluster.py --rate 1gbit -- \\
+        python benchmarks/expert_parallel_peers.py w.safetensors
 
-One experts module of Qwen2-MoE, forward and backward, on the routing of the embedded model; only
-the name of the implementation changes. `all_reduce` wants every rank to hold all tokens, and gets
-them for nothing. Baseline: transformers' `all_to_all`. Prints a table and a JSON line.
+One experts module of Qwen2-MoE, forward and backward, on recorded routing; only who moves the
+tokens changes. `all_reduce` wants every rank to hold all tokens, and gets them for nothing.
+Baseline: transformers' `all_to_all`. Prints a table and a JSON line.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 from pathlib import Path
 
@@ -50,6 +54,28 @@ def experts_module(ids, num_experts, args):
     return module
 
 
+class Torchtitan:
+    """torchtitan's all-to-all dispatcher around an experts module, called as by its MoE layer."""
+
+    def __init__(self, experts, mesh, num_experts, top_k):
+        from torchtitan.distributed.utils import set_spmd_backend
+        from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
+
+        config = AllToAllTokenDispatcher.Config(num_experts=num_experts, top_k=top_k)
+        self.dispatcher = AllToAllTokenDispatcher(config)
+        self.dispatcher.wire_meshes(ep_mesh=mesh)
+        set_spmd_backend("default")  # the other, "spmd_types", needs what gloo lacks
+        self.experts = experts
+        self.num_experts = num_experts
+
+    def __call__(self, hidden, ids, weights):
+        counts = ids.flatten().bincount(minlength=self.num_experts)
+        rows, counts, metadata = self.dispatcher.dispatch(hidden, weights, ids, counts)
+        local = torch.arange(len(counts)).repeat_interleave(counts)[:, None]
+        output = self.experts(rows, local, rows.new_ones(local.shape))
+        return self.dispatcher.combine(output, metadata, hidden)
+
+
 class Layers:
     """All layers of one implementation on this rank."""
 
@@ -77,7 +103,7 @@ class Layers:
             output = call(hidden, ids, weights)
             output.backward(self.grad_output)
             if index == 0:
-                self.output = output.detach()
+                self.results = output.detach(), hidden.grad
             hidden.grad = weights.grad = None
             for module in self.modules:
                 module.zero_grad()
@@ -97,6 +123,15 @@ class Contenders:
         """An implementation that transformers knows; ranks hold contiguous ids."""
         experts = self._module(contiguous_placement(self.workload.num_experts, self.size))
         call = EPImplementationInterface()[name](experts, self.mesh["ep"], tp_mesh)
+        return self._layers(call, experts, tokens)
+
+    def torchtitan(self):
+        experts = self._module(contiguous_placement(self.workload.num_experts, self.size))
+        top_k = self.workload.routings["top_k"].expert_ids.shape[-1]
+        call = Torchtitan(experts, self.mesh["ep"], self.workload.num_experts, top_k)
+        return self._layers(call, experts, self.own)
+
+    def _layers(self, call, experts, tokens):
         calls = [call] * self.workload.num_layers
         return Layers(calls, [experts], self.workload.routings["top_k"], tokens, self.args)
 
@@ -118,6 +153,8 @@ class Contenders:
             "transformers all_reduce": self.by_name("all_reduce", everything, self.mesh["ep"]),
             "c2r": self.by_name("c2r", self.own, self.mesh["tp"]),
         }
+        if importlib.util.find_spec("torchtitan"):
+            layers["torchtitan all_to_all"] = self.torchtitan()
         for routing in self.workload.routings:
             name = "c2r, placed" if routing == "top_k" else f"c2r, placed, {routing}"
             layers[name] = self.placed(routing)
@@ -129,16 +166,18 @@ class Contenders:
 
 
 def errors(layers, own):
-    """Largest deviation from the baseline's output over its largest value, where routing agrees."""
-    wanted = layers[BASELINE].output
-    found = {
-        "transformers all_reduce": layers["transformers all_reduce"].output[own],
-        "c2r": layers["c2r"].output,
-        "c2r, placed": layers["c2r, placed"].output,
-    }
+    """Largest deviation from the baseline's output and gradient, where the routing is the same."""
+    wanted = layers[BASELINE].results
+    same = ("c2r", "c2r, placed", "torchtitan all_to_all")
+    found = {name: layers[name].results for name in same if name in layers}
+    shared = layers["transformers all_reduce"].results
+    found["transformers all_reduce"] = tuple(tensor[own] for tensor in shared)
     return {
-        name: ((output - wanted).abs().max() / wanted.abs().max()).item()
-        for name, output in found.items()
+        name: max(
+            ((ours - theirs).abs().max() / theirs.abs().max()).item()
+            for ours, theirs in zip(results, wanted, strict=True)
+        )
+        for name, results in found.items()
     }
 
 
@@ -160,6 +199,13 @@ def report(seconds, deviations, num_layers):
             }
         )
     return rows
+
+
+def versions():
+    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if importlib.util.find_spec("torchtitan"):
+        found["torchtitan"] = importlib.metadata.version("torchtitan")
+    return found
 
 
 def main():
@@ -187,7 +233,7 @@ def main():
             "settings": {**vars(args), "workload": Path(args.workload).name},
             "num_ranks": contenders.size,
             "losses": {name: routing.loss for name, routing in workload.routings.items()},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "versions": versions(),
         }
         print(json.dumps(result))
     dist.destroy_process_group()
