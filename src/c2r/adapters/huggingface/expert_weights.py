@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from c2r.parallel import Comm, Journey
 
 Int = npt.NDArray[np.int64]
+_PIECE_BYTES = 4 * 2**20
 
 
 def replace_experts(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -23,7 +24,8 @@ def replace_experts(module: nn.Module, change: Callable[[Tensor], Tensor]) -> No
 def move_experts(module: nn.Module, comm: Comm, before: Int, after: Int) -> None:
     """Brings the experts of a module from the ranks `before` `[E]` to the ranks `after` `[E]`.
 
-    The experts of a rank are in ascending order, before and after.
+    The experts of a rank are in ascending order, before and after. They travel in pieces, so that
+    little more memory is needed than for one parameter twice.
     """
     if np.array_equal(before, after):
         return
@@ -38,7 +40,13 @@ def move_experts(module: nn.Module, comm: Comm, before: Int, after: Int) -> None
     )
 
     def move(shard: Tensor) -> Tensor:
-        return comm.exchange(shard[order.to(shard.device)], journey).wait()[ascending]
+        moved = shard.new_empty(len(ascending), *shard.shape[1:])
+        num_pieces = -(-shard[0].nbytes * len(before) // comm.size // _PIECE_BYTES)
+        pieces = (t.view(len(t), -1).tensor_split(num_pieces, dim=1) for t in (shard, moved))
+        for old, new in zip(*pieces, strict=True):
+            received = comm.exchange(old[order.to(old.device)], journey).wait()
+            new.copy_(received[ascending.to(new.device)])
+        return moved
 
     replace_experts(module, move)
 
