@@ -203,7 +203,7 @@ def _cases(workload: "Workload", chunks: list[int]) -> "list[Case]":
         )
         for name in constrained
     ]
-    overlapped = [case for case in cases if case.dispatcher != "all_gather"]
+    overlapped = [case for case in cases if case.is_placed or case.dispatcher == "k_fold"]
     if workload.topology.num_nodes > 1:
         cases += [
             replace(
