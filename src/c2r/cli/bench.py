@@ -43,13 +43,13 @@ def parallel(
         float | None, typer.Option(help="Bound on the busiest rank's load in the placement.")
     ] = None,
     chunks: Annotated[
-        list[int] | None, typer.Option(help="Also overlap, in so many parts; repeat.")
+        list[int] | None, typer.Option(min=1, help="Also overlap, in so many parts; repeat.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of each rank.")] = 1024,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each rank.")] = 1024,
     hidden_size: Annotated[int, typer.Option(help="Of the layer that is timed.")] = 1024,
     intermediate_size: Annotated[int, typer.Option(help="Of its experts.")] = 512,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
     out: Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,7 +62,7 @@ def parallel(
     from c2r.evaluation.expert_parallel import LayerShape, time_cases
 
     _check_launched()
-    policies = _policies(policy if policy is not None else ["budgeted:0.1"])
+    policies, chosen_dtype = _policies(policy or ["budgeted:0.1"]), _dtype(dtype)
     texts = resolve_texts(text)
     topology = _topology()
     num_tokens = tokens * topology.num_ranks
@@ -82,7 +82,7 @@ def parallel(
         num_tokens=tokens,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
-        dtype=_dtype(dtype),
+        dtype=chosen_dtype,
     )
     found = time_cases(shared, _cases(shared, chunks or []), shape, rounds, _note_round(rounds))
     if not _is_first():
