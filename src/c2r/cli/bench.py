@@ -257,31 +257,37 @@ def _document(
 
 def _show(found: "list[CaseTimes]", workload: "Workload") -> None:
     columns = [
-        "dispatch",
+        "case",
         "loss",
-        "ms a layer",
-        "ratio",
-        "quartiles",
+        "ms",
+        "of the first",
         "index",
-        "dispatch",
+        "out",
         "compute",
-        "combine",
-        "rows",
-        "MB sent",
-        "MB predicted",
+        "back",
+        "load",
+        "MB",
     ]
     rows = [
         [
             times.case.name,
             workload.routings[times.case.routing].loss,
             f"{times.seconds.median * 1000:.0f}",
-            times.ratio.median,
-            f"{times.ratio.lower:.3f}-{times.ratio.upper:.3f}",
+            f"{times.ratio.median:.2f} ({times.ratio.lower:.2f}-{times.ratio.upper:.2f})",
             *(f"{seconds * 1000:.0f}" for seconds in times.parts.values()),
-            f"{times.rows_sent:.0f}",
-            "?" if times.bytes_sent is None else f"{times.bytes_sent / 1e6:.1f}",
-            f"{times.bytes_predicted / 1e6:.1f}",
+            f"{times.rank_load_max_over_mean:.2f}",
+            f"{_megabytes(times.bytes_sent)} of {_megabytes(times.bytes_predicted)}",
         ]
         for times in found
     ]
     print_table("One MoE layer, forward and backward", columns, rows)
+    print(
+        "loss: nats per token of the recorded text. of the first: median ratio of a round, with\n"
+        "quartiles. index, out, compute, back: mean ms of a rank in index work and copies, waiting\n"
+        "on the way to the experts, in the experts, waiting on the way back. load: expert rows\n"
+        "of the busiest rank over the mean. MB: sent by all ranks, of predicted."
+    )
+
+
+def _megabytes(count: float | None) -> str:
+    return "?" if count is None else f"{count / 1e6:.1f}"
