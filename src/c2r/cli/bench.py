@@ -283,7 +283,7 @@ def _show(found: "list[CaseTimes]", workload: "Workload") -> None:
     print_table("One MoE layer, forward and backward", columns, rows)
     print(
         "loss: nats per token of the recorded text. of the first: median ratio of a round, with\n"
-        "quartiles. index, out, compute, back: mean ms of a rank in index work and copies, waiting\n"
+        "quartiles. index, out, compute, back: mean ms of a rank in index and copies, waiting\n"
         "on the way to the experts, in the experts, waiting on the way back. load: expert rows\n"
         "of the busiest rank over the mean. MB: sent by all ranks, of predicted."
     )
