@@ -65,7 +65,7 @@ def make_plan(num_layers, num_experts, num_ranks):
             num_experts=num_experts,
             top_k=4,
             policy="top_k",
-            strength=0,
+            strength=0.0,
             partners=np.empty((num_experts, 0), dtype=np.int64),
             placement=rng.permutation(np.arange(num_experts) % num_ranks),
         )

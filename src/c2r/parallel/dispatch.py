@@ -10,6 +10,7 @@ from torch import Tensor
 
 from c2r.errors import RoutingError
 from c2r.ops.permute import Copies
+from c2r.parallel.autograd import copied, summed
 from c2r.parallel.comm import Comm, Journey
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots
@@ -47,10 +48,6 @@ class Leg:
     receive: tuple[int, ...]
     side_bytes_sent: int
 
-    def journey(self, what: str) -> Journey:
-        """The way of the rows."""
-        return Journey(send=self.send, receive=self.receive, what=what)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Handle:
@@ -84,6 +81,21 @@ class Handle:
     def side_bytes_sent(self) -> int:
         """Bytes sent besides the rows, this rank's own share included."""
         return sum(leg.side_bytes_sent for leg in self.legs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Route:
+    """A dispatch that the ranks are agreeing on.
+
+    Attributes:
+        departing: the rows to send as copies of the tokens, those that stay behind at the end.
+        first_leg: how many of them go where.
+        handle: all that is to be known.
+    """
+
+    departing: Copies
+    first_leg: Pending[Leg]
+    handle: Pending[Handle]
 
 
 class Dispatcher(ABC):
@@ -131,8 +143,8 @@ class Dispatcher(ABC):
             RoutingError: an expert id of any rank is out of range.
             CommunicationError: a rank does not answer.
         """
-        (handle,) = self.route([expert_ids], [weights])
-        return self.start_dispatch(hidden, handle).wait(), handle
+        (route,) = self.route([expert_ids], [weights])
+        return self.start_dispatch(hidden, route).wait(), route.handle.wait()
 
     def combine(self, expert_output: Tensor, handle: Handle) -> Tensor:
         """`[tokens, h]`: the weighted sum of the outputs of each token's experts.
@@ -144,30 +156,48 @@ class Dispatcher(ABC):
         return self.start_combine(expert_output, handle).wait()
 
     @abstractmethod
-    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Handle]:
-        """Agrees with all ranks on who sends how much, for several dispatches at once."""
+    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+        """Starts to agree with all ranks on who sends how much, for several dispatches at once."""
 
-    @abstractmethod
-    def start_dispatch(self, hidden: Tensor, handle: Handle) -> Pending[ExpertRows]:
-        """Starts sending the rows of `hidden` `[tokens, h]`."""
+    def start_dispatch(self, hidden: Tensor, route: Route) -> Pending[ExpertRows]:
+        """Starts sending `hidden` `[tokens, h]`; legs after the first start when waited for."""
+        rows = copied(hidden, route.departing)
+        first = route.first_leg.wait()
+        pending = self.send_rows(rows[: sum(first.send)], first)
 
-    @abstractmethod
+        def arrive() -> ExpertRows:
+            handle = route.handle.wait()
+            rows = pending.wait()
+            for leg in handle.legs[1:]:
+                rows = self.send_rows(copied(rows, leg.departing), leg).wait()
+            return ExpertRows(hidden=copied(rows, handle.arriving), counts=handle.counts)
+
+        return Pending(arrive)
+
     def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
-        """Starts sending the expert outputs `[rows, h]` back."""
+        """Starts the way back of `[rows, h]`; all legs but the last are over when it returns."""
+        rows = summed(expert_output, handle.arriving, handle.weights)
+        first, *others = handle.legs
+        for leg in reversed(others):
+            rows = summed(self.return_rows(rows, leg).wait(), leg.departing)
+        pending = self.return_rows(rows, first)
+        return Pending(lambda: summed(pending.wait(), first.departing))
 
-    def exchange_counts(self, comm: Comm, counts: Tensor) -> tuple[list[Any], list[Any], Tensor]:
-        """Sends `counts` `[ranks, ...]`, a row each; gives those sent and received as lists.
+    def exchange_counts(self, comm: Comm, counts: Tensor) -> Pending[tuple[Any, Any, Tensor]]:
+        """Starts sending `counts` `[ranks, ...]`, a row to each rank.
 
-        The third result are those received, as a tensor. This is the one wait for the device.
+        Gives those sent and those received as nested lists, and those received as a tensor. This
+        is the one wait for the device.
         """
-        received = self.start_counts(comm, counts).wait()
-        sent_list, received_list = torch.stack([counts, received]).tolist()
-        return sent_list, received_list, received
-
-    def start_counts(self, comm: Comm, counts: Tensor) -> Pending[Tensor]:
-        """Starts sending `counts` `[ranks, ...]`, a row to each rank."""
         each = (1,) * comm.size
-        return comm.exchange(counts, self.journey(each, each, "counts"))
+        pending = comm.exchange(counts, self.journey(each, each, "counts"))
+
+        def arrive() -> tuple[Any, Any, Tensor]:
+            received = pending.wait()
+            sent_list, received_list = torch.stack([counts, received]).tolist()
+            return sent_list, received_list, received
+
+        return Pending(arrive)
 
     def journey(self, send: Sequence[int], receive: Sequence[int], what: str) -> Journey:
         """A journey that errors call by this layer's name."""

@@ -42,24 +42,21 @@ def parallel_moe(
         RoutingError: an expert id of any rank is out of range.
         CommunicationError: a rank does not answer.
     """
-    handles = dispatcher.route(
-        expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks)
-    )
-    if dispatcher.observer is not None:
-        for handle in handles:
-            dispatcher.observer(handle)
+    routes = dispatcher.route(expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks))
     chunks = hidden.tensor_split(num_chunks)
-    results: list[Pending[Tensor]] = []
     outputs: list[Tensor] = []
-    arriving = dispatcher.start_dispatch(chunks[0], handles[0])
-    for index, handle in enumerate(handles):
-        following = index + 1
-        rows = arriving.wait()
-        if following < len(handles):
-            arriving = dispatcher.start_dispatch(chunks[following], handles[following])
+    returning: Pending[Tensor] | None = None
+    arriving = dispatcher.start_dispatch(chunks[0], routes[0])
+    for following, route in enumerate(routes, start=1):
+        rows, handle = arriving.wait(), route.handle.wait()
+        if dispatcher.observer is not None:
+            dispatcher.observer(handle)
+        if following < len(routes):
+            arriving = dispatcher.start_dispatch(chunks[following], routes[following])
         output = experts_fn(rows.hidden, rows.counts)
-        if results:
-            outputs.append(results.pop().wait())
-        results.append(dispatcher.start_combine(output, handle))
-    outputs.append(results.pop().wait())
+        if returning is not None:
+            outputs.append(returning.wait())
+        returning = dispatcher.start_combine(output, handle)
+    assert returning is not None, "there is at least one chunk"
+    outputs.append(returning.wait())
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

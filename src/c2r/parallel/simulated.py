@@ -54,7 +54,7 @@ class SimulatedComm:
             rows = rows + (seen - rows).detach()
         received = torch.cat(self._trade(torch.split(rows, list(journey.send))))
         assert len(received) == sum(journey.receive), journey.what
-        return Pending(lambda: received)
+        return Pending.of(received)
 
     def exchange_tagged(
         self, values: Tensor, tags: Tensor, journey: Journey
@@ -64,7 +64,7 @@ class SimulatedComm:
             self.exchange(values, journey).wait(),
             self.exchange(tags, journey).wait(),
         )
-        return Pending(lambda: received)
+        return Pending.of(received)
 
     def subset(self, members: Sequence[int]) -> "SimulatedComm":
         """See `Comm.subset`."""

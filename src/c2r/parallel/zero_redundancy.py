@@ -8,6 +8,7 @@ the sender's place in it, then once per rank inside the node.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,8 @@ from c2r.ops.dispatch_layout import (
     sort_by_expert,
 )
 from c2r.ops.permute import copies_of
-from c2r.parallel.autograd import copied, summed
 from c2r.parallel.comm import Comm
-from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
+from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots
 
@@ -81,21 +81,30 @@ class ZeroRedundancyDispatcher(Dispatcher):
         local = self.slots.slot_of % self.slots.max_per_rank
         return (Stage(comm=self.comm, destination=self.slots.rank_of, next_id=local),)
 
-    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Handle]:
-        """See `Dispatcher.route`."""
+    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+        """See `Dispatcher.route`; all that is left to wait for are the pairs of the last leg."""
         chunks = [
             self._chosen(ids, chunk_weights)
             for ids, chunk_weights in zip(expert_ids, weights, strict=True)
         ]
         legs: list[list[Leg]] = [[] for _ in chunks]
-        for stage in self.stages:
+        *early, last = self.stages
+        for stage in early:
             travelled = self._travel(stage, chunks)
-            chunks = [pairs for _, pairs in travelled]
+            chunks = [pairs.wait() for _, pairs in travelled]
             for chunk_legs, (leg, _) in zip(legs, travelled, strict=True):
                 chunk_legs.append(leg)
-        return [
-            self._handle(chunk_legs, pairs) for chunk_legs, pairs in zip(legs, chunks, strict=True)
-        ]
+        routes = []
+        for chunk_legs, (leg, pairs) in zip(legs, self._travel(last, chunks), strict=True):
+            first, *_ = all_legs = (*chunk_legs, leg)
+            routes.append(
+                Route(
+                    departing=first.departing,
+                    first_leg=Pending.of(first),
+                    handle=Pending(partial(self._handle, all_legs, pairs)),
+                )
+            )
+        return routes
 
     def _chosen(self, expert_ids: Tensor, weights: Tensor) -> Pairs:
         flat, num_invalid = self.slots.none_where_invalid(expert_ids)
@@ -109,8 +118,8 @@ class ZeroRedundancyDispatcher(Dispatcher):
             complaint=self.complaint(num_invalid),
         )
 
-    def _travel(self, stage: Stage, chunks: Sequence[Pairs]) -> list[tuple[Leg, Pairs]]:
-        """Sends the pairs of every chunk; gives the leg of its rows, and the pairs that came."""
+    def _travel(self, stage: Stage, chunks: Sequence[Pairs]) -> list[tuple[Leg, Pending[Pairs]]]:
+        """Sends the pairs of every chunk; gives the leg of its rows, and the pairs to come."""
         size = stage.comm.size
         departures = [
             one_row_per_destination(pairs.rows, stage.destination[pairs.ids], size)
@@ -122,10 +131,10 @@ class ZeroRedundancyDispatcher(Dispatcher):
             )
             for departure, pairs in zip(departures, chunks, strict=True)
         ]
-        sent, received, _ = self.exchange_counts(stage.comm, torch.stack(counts, dim=1))
+        sent, received, _ = self.exchange_counts(stage.comm, torch.stack(counts, dim=1)).wait()
         if stage is self.stages[-1]:
             self.check(chunk[2] for rank in received for chunk in rank)
-        under_way = [
+        return [
             self._send_pairs(
                 stage,
                 (pairs, departure),
@@ -134,7 +143,6 @@ class ZeroRedundancyDispatcher(Dispatcher):
             )
             for index, (pairs, departure) in enumerate(zip(chunks, departures, strict=True))
         ]
-        return [pending.wait() for pending in under_way]
 
     def _send_pairs(
         self,
@@ -142,7 +150,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
         chosen: tuple[Pairs, Departure],
         sent: list[Any],
         received: list[Any],
-    ) -> Pending[tuple[Leg, Pairs]]:
+    ) -> tuple[Leg, Pending[Pairs]]:
         pairs, departure = chosen
         send_rows, send_pairs, _ = zip(*sent, strict=True)
         receive_rows, receive_pairs, complaints = zip(*received, strict=True)
@@ -159,10 +167,10 @@ class ZeroRedundancyDispatcher(Dispatcher):
             side_bytes_sent=len(order) * (2 + pairs.weights.itemsize) + 24 * stage.comm.size,
         )
 
-        def arrive() -> tuple[Leg, Pairs]:
+        def arrive() -> Pairs:
             weights, codes = arriving.wait()
             rows, ids = decode_pairs(codes)
-            return leg, Pairs(
+            return Pairs(
                 rows=rows,
                 ids=ids,
                 weights=weights,
@@ -170,40 +178,19 @@ class ZeroRedundancyDispatcher(Dispatcher):
                 complaint=torch.full_like(pairs.complaint, max(complaints)),
             )
 
-        return Pending(arrive)
+        return leg, Pending(arrive)
 
-    def _handle(self, legs: Sequence[Leg], pairs: Pairs) -> Handle:
+    def _handle(self, legs: tuple[Leg, ...], arriving_pairs: Pending[Pairs]) -> Handle:
+        pairs = arriving_pairs.wait()
         num_local = self.slots.num_on_rank[self.comm.rank]
         arriving, counts = sort_by_expert(pairs.rows, pairs.ids, pairs.num_rows, num_local)
         return Handle(
             num_ranks=self.comm.size,
-            legs=tuple(legs),
+            legs=legs,
             arriving=arriving,
             counts=counts,
             weights=pairs.weights,
         )
-
-    def start_dispatch(self, hidden: Tensor, handle: Handle) -> Pending[ExpertRows]:
-        """See `Dispatcher.start_dispatch`; legs after the first start when waited for."""
-        first, *others = handle.legs
-        pending = self.send_rows(copied(hidden, first.departing), first)
-
-        def arrive() -> ExpertRows:
-            rows = pending.wait()
-            for leg in others:
-                rows = self.send_rows(copied(rows, leg.departing), leg).wait()
-            return ExpertRows(hidden=copied(rows, handle.arriving), counts=handle.counts)
-
-        return Pending(arrive)
-
-    def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
-        """See `Dispatcher.start_combine`; all legs but the last are over when it returns."""
-        rows = summed(expert_output, handle.arriving, handle.weights)
-        first, *others = handle.legs
-        for leg in reversed(others):
-            rows = summed(self.return_rows(rows, leg).wait(), leg.departing)
-        pending = self.return_rows(rows, first)
-        return Pending(lambda: summed(pending.wait(), first.departing))
 
 
 class HierarchicalDispatcher(ZeroRedundancyDispatcher):

@@ -1,18 +1,25 @@
 """Models of transformers with their experts on four gloo processes."""
 
 import copy
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 import c2r
 from c2r.adapters.huggingface import find_sites, load_model
+from c2r.adapters.huggingface.checkpoint import skeleton_of
 from c2r.adapters.huggingface.expert_parallel import (
     ParallelOptions,
+    _experts_of,
+    _only_experts,
     count_rows,
     load_parallel,
     parallelize,
@@ -52,7 +59,7 @@ def make_plan(model, num_ranks, seed=0, num_nodes=1):
             num_experts=site.num_experts,
             top_k=site.top_k,
             policy="top_k",
-            strength=0,
+            strength=0.0,
             partners=np.empty((site.num_experts, 0), dtype=np.int64),
             placement=rng.permutation(ranks),
         )
@@ -88,7 +95,7 @@ def loss_and_gradients(comm):
     single = tiny()
     ids = tokens(comm.size)
     summed_loss(single, ids).backward()
-    for dispatcher in ("zero_redundancy", "hierarchical", "k_fold"):
+    for dispatcher in ("zero_redundancy", "hierarchical"):
         model = tiny()
         plan = make_plan(model, comm.size, num_nodes=2)
         parallelize(model, plan, options=ParallelOptions(dispatcher=dispatcher, num_chunks=2))
@@ -125,7 +132,9 @@ def sharded_rest(comm):
 def state_dicts(comm):
     whole = tiny().state_dict()
     model = tiny()
-    parallelize(model, make_plan(model, comm.size))
+    plan = make_plan(model, comm.size)
+    parallelize(model, plan)
+    c2r.apply(model, plan)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)
@@ -134,12 +143,39 @@ def state_dicts(comm):
     dist.broadcast_object_list(gathered)
     assert list(gathered[0]) == list(whole)
     assert all(torch.equal(gathered[0][key], 2 * whole[key]) for key in whole)
+    if comm.rank == 0:
+        check_saved(model, gathered[0])
     pair = comm.subset([0, 2] if comm.rank % 2 == 0 else [1, 3])
     other = tiny()
     parallelize(other, make_plan(other, 2, seed=1), group=pair.group)
     other.load_state_dict(gathered[0])
     again = gather_state_dict(other)
     assert all(torch.equal(again[key], 2 * whole[key]) for key in again)
+
+
+def check_saved(model, state):
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(InputError, match="holds some of the experts only"):
+            c2r.save_pretrained(model, Path(folder) / "model")
+        c2r.save_pretrained(model, Path(folder) / "model", state_dict=state)
+        saved = load_model(Path(folder) / "model").state_dict()
+    assert all(torch.equal(saved[key], state[key]) for key in state)
+
+
+def by_the_name_alone(comm):
+    single = tiny()
+    ids = tokens(comm.size)[comm.rank : comm.rank + 1]
+    config = DistributedConfig(fsdp_size=comm.size, ep_size=comm.size, ep_implementation="c2r")
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_folder(), dtype=torch.float32, distributed_config=config
+    )
+    loss = summed_loss(model, ids)
+    torch.testing.assert_close(loss, summed_loss(single, ids), rtol=1e-5, atol=0)
+    loss.backward()
+    shared = DistributedConfig(tp_size=comm.size, ep_size=comm.size, ep_implementation="c2r")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder(), distributed_config=shared)
+    with pytest.raises(ModelError, match="needs a batch of its own on every rank"):
+        summed_loss(model, ids)
 
 
 def loading_own_experts(comm):
@@ -214,6 +250,12 @@ def ranks_that_differ(comm):
         parallelize(model, plan)
 
 
+def loading_what_differs(comm):
+    plan = make_plan(tiny(), comm.size, seed=comm.rank == 2)
+    with pytest.raises(CommunicationError, match="the plan of rank 2 differs"):
+        load_parallel(tiny_folder(), plan)
+
+
 def plans_that_do_not_fit(comm):
     model = tiny()
     with pytest.raises(PlanMismatchError, match="the plan is for 2 ranks, 4 are running"):
@@ -233,11 +275,13 @@ CHECKS = {
         loss_and_gradients,
         sharded_rest,
         state_dicts,
+        by_the_name_alone,
         loading_own_experts,
         rows_sent_as_predicted,
         constrained,
         families,
         ranks_that_differ,
+        loading_what_differs,
         plans_that_do_not_fit,
     )
 }
@@ -253,6 +297,12 @@ def test_families_without_a_plan_of_transformers_are_refused(name):
     model = next(family for family in FAMILIES if family.name == name).model()
     with pytest.raises(ModelError, match=f"no expert-parallel plan for {model.config.model_type}"):
         parallelize(model, None)
+
+
+def test_experts_that_cannot_be_read_in_equal_parts():
+    skeleton = skeleton_of(tiny_folder())
+    with pytest.raises(PlanError, match="32 experts cannot be read in equal parts by 3 ranks"):
+        _only_experts(skeleton, _experts_of(skeleton), 3)
 
 
 def test_gradients_of_an_ordinary_model():

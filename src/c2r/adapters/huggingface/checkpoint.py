@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,8 @@ from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.planning import Plan
 
 PLAN_FILE = "c2r_plan.safetensors"
+PARALLEL_ATTRIBUTE = "_c2r_experts"
+"""Holds the paths of the experts that are spread over ranks."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -111,6 +114,7 @@ def save_pretrained(
     model: PreTrainedModel,
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a constrained model and its plan to a new folder.
 
@@ -122,11 +126,19 @@ def save_pretrained(
         model: a model that a plan was applied to.
         folder: must not exist, or be empty.
         tokenizer: comes along where given.
+        state_dict: the weights; the model's own where absent. For a parallel model the result of
+            `gather_state_dict`, on the one rank that writes.
 
     Raises:
         PlanError: no plan is applied.
-        InputError: the folder is not empty or cannot be written.
+        InputError: the folder is not empty or cannot be written, or the model is parallel and its
+            weights were not gathered.
     """
+    if hasattr(model, PARALLEL_ATTRIBUTE) and not state_dict:
+        raise InputError(
+            "this rank holds some of the experts only; call c2r.gather_state_dict on all ranks, "
+            "then save on rank 0 with its result as state_dict"
+        )
     plan = applied_plan(model)
     if plan is None:
         raise PlanError("the model carries no plan; apply one before saving")
@@ -136,7 +148,7 @@ def save_pretrained(
         before = getattr(model.config, "c2r", None)
         model.config.c2r = {"plan_fingerprint": plan.fingerprint}
         try:
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=state_dict)
         finally:
             if before is None:
                 del model.config.c2r

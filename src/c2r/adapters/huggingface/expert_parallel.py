@@ -22,6 +22,7 @@ from transformers.distributed import DistributedConfig
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from c2r.adapters.huggingface.checkpoint import (
+    PARALLEL_ATTRIBUTE,
     constrain,
     load_model,
     load_weights,
@@ -35,7 +36,6 @@ from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
 from c2r.planning import LayerPlan, Plan, contiguous_placement
 
-_ATTRIBUTE = "_c2r_experts"
 _HOOK = "_c2r_load_hook"
 Int = npt.NDArray[np.int64]
 
@@ -173,7 +173,7 @@ def parallelize(
         module = model.get_submodule(name)
         replace_experts(module, _own_experts(placement, comm.rank))
         _install(model, name, placement, comm, plan, options)
-    setattr(model, _ATTRIBUTE, names)
+    setattr(model, PARALLEL_ATTRIBUTE, names)
 
 
 def load_parallel(
@@ -204,14 +204,18 @@ def load_parallel(
         model = load_model(source, dtype)
         parallelize(model, plan, options=options)
         return model
-    model = load_weights(source, dtype, distributed_config=_only_experts(source, comm.size))
-    names = _experts_of(model)
+    skeleton = skeleton_of(source)
+    names = _experts_of(skeleton)
+    config = _only_experts(skeleton, names, comm.size)
+    facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
+    agree({**facts, "the plan": plan.fingerprint}, comm)
+    model = load_weights(source, dtype, distributed_config=config)
     _forget_distribution(model)
     for name in names:
         module = model.get_submodule(name)
         replace_experts(module, _local_shard)
         contiguous = np.arange(comm.size).repeat(_num_experts(module))
-        _install(model, name, contiguous, comm, plan, options)
+        _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
     constrain(model, source)
     placements = _agreed_placements(model, names, plan, options, comm)
     for name, placement in placements.items():
@@ -219,18 +223,18 @@ def load_parallel(
         move_experts(module, comm, _experts(module).placement, placement)
         del module.forward  # the class's own, which runs the experts, is back
         _install(model, name, placement, comm, plan, options)
-    setattr(model, _ATTRIBUTE, names)
+    setattr(model, PARALLEL_ATTRIBUTE, names)
     return model.eval()
 
 
 def is_parallel(model: nn.Module) -> bool:
     """Whether `parallelize` spread the experts of this model."""
-    return hasattr(model, _ATTRIBUTE)
+    return hasattr(model, PARALLEL_ATTRIBUTE)
 
 
 def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExperts]]:
     """The expert modules of a parallel model, in its order, with their paths."""
-    for name in getattr(model, _ATTRIBUTE, ()):
+    for name in getattr(model, PARALLEL_ATTRIBUTE, ()):
         module = model.get_submodule(name)
         yield name, module, _experts(module)
 
@@ -272,7 +276,9 @@ def _experts(module: nn.Module) -> LocalExperts:
 
 
 def _num_experts(module: Any) -> int:
-    return int(module.num_experts)
+    """Of all ranks."""
+    experts = module.forward
+    return len(experts.placement) if isinstance(experts, LocalExperts) else int(module.num_experts)
 
 
 def _own_experts(placement: Int, rank: int) -> Callable[[Tensor], Tensor]:
@@ -299,10 +305,10 @@ def _agreed_placements(
     """The rank of each expert, for each experts module, once all ranks agree on what they run."""
     sites = find_sites(model)
     facts = {
-        "the model": fingerprint(model, sites),
         "the dtype": str(model.dtype),
         "k": [site.top_k for site in sites],
         "the plan": plan.fingerprint,
+        "the model": fingerprint(model, sites),
         "the dispatcher": [options.dispatcher, options.num_chunks, str(options.dispatch_dtype)],
     }
     agree(facts, comm)
@@ -331,13 +337,15 @@ def _placement(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> In
             f"layer {layer.name} has {layer.replicas.size} replicas, which cannot run yet; plan "
             "without replicas"
         )
-    counts = np.bincount(layer.placement, minlength=num_ranks)
+    # Ids beyond the module's, such as zaya's that skips the layer, never reach it.
+    placement = layer.placement[: _num_experts(module)]
+    counts = np.bincount(placement, minlength=num_ranks)
     if not counts.all():
         raise PlanError(
             f"layer {layer.name} leaves rank {int(counts.argmin())} without experts "
             f"({', '.join(map(str, counts))} on the ranks); plan with at least one on each"
         )
-    return layer.placement
+    return placement
 
 
 def _install(
@@ -366,13 +374,22 @@ def _select_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
             state[prefix + name] = value[torch.from_numpy(placement == rank)]
 
 
-def _only_experts(source: str | Path, num_ranks: int) -> DistributedConfig:
+def _only_experts(
+    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int
+) -> DistributedConfig:
     """Tells transformers to shard the experts over all ranks and to keep everything else whole.
 
     It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
     tensor-parallel group with nothing but whole modules in it.
     """
-    skeleton = skeleton_of(source)
+    for name in names:
+        num_experts = _num_experts(skeleton.get_submodule(name))
+        if num_experts % num_ranks:
+            raise PlanError(
+                f"{num_experts} experts cannot be read in equal parts by {num_ranks} ranks; choose "
+                "a number of ranks that divides them, or load the model whole and call "
+                "c2r.parallelize"
+            )
     whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
     return DistributedConfig(
         tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"
