@@ -18,7 +18,7 @@ from c2r.evaluation.expert_parallel.clock import ClockedComm, Meter
 from c2r.evaluation.expert_parallel.experts import SwiGLUExperts
 from c2r.evaluation.workload import Int, Workload
 from c2r.measuring import Spread, interface_bytes, spread_of_ratios
-from c2r.parallel import Dispatcher, gather_bytes, make_dispatcher, parallel_moe
+from c2r.parallel import Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
 from c2r.planning import contiguous_placement
 from c2r.planning.placement import load_max_over_mean
 
@@ -174,6 +174,7 @@ class _Layer:
         self.experts = bench.experts(placement)
         self.inputs = bench.inputs(case, index)
         self.expert_inputs: list[tuple[Tensor, Tensor]] = []
+        self.num_rows_sent = 0  # to other ranks, on the way to experts
 
     def step(self, experts: ExpertsFn) -> Tensor:
         """Forward and backward; gives the output."""
@@ -200,7 +201,14 @@ class _Layer:
             self.expert_inputs.append((rows.detach().requires_grad_(), counts))
             return self.experts(rows, counts)
 
-        return self.step(experts)
+        self.dispatcher.observer = self._count
+        output = self.step(experts)
+        self.dispatcher.observer = None
+        return output
+
+    def _count(self, handle: Handle) -> None:
+        rows = handle.num_rows_sent
+        self.num_rows_sent += sum(rows) - rows[self.dispatcher.comm.rank]
 
     def compute(self) -> None:
         """The experts alone, forward and backward, on what they were given."""
@@ -208,13 +216,6 @@ class _Layer:
             torch.autograd.backward(self.experts(rows, counts), rows.detach())
             rows.grad = None
         self.experts.forget_gradients()
-
-    @property
-    def num_rows_sent(self) -> int:
-        """Rows that leave this rank for another on their way to experts."""
-        (handle,) = self.dispatcher.route([self.inputs.expert_ids], [self.inputs.weights.detach()])
-        rows = handle.num_rows_sent
-        return sum(rows) - rows[self.dispatcher.comm.rank]
 
 
 class _Runner:
