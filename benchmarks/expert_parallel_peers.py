@@ -86,7 +86,7 @@ class Layers:
             args.hidden_size,
             generator=torch.Generator().manual_seed(0),
         ).to(torch.bfloat16)
-        self.grad_output = hidden[tokens].flip(0)
+        self.grad_output = hidden.flip(0)[tokens]
         self.inputs = [
             (
                 hidden[tokens].clone().requires_grad_(),
