@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from c2r.errors import InputError, PlanMismatchError
-from c2r.measuring import bytes_per_token, predict_traffic
+from c2r.measuring import bytes_per_token, count_rows, predict_traffic
 from c2r.planning import ClusterTopology, LayerPlan, Plan, make_plan
 from c2r.profiling import CollaborationProfile
 from tests.planning.profiles import layer_profile, random_profile
@@ -120,3 +120,18 @@ def test_a_layer_without_tokens_is_named():
     empty = replace(profile.layers[1], load=np.zeros(8, dtype=np.int64))
     with pytest.raises(InputError, match="no tokens in layer 1"):
         predict_traffic(CollaborationProfile(layers=(profile.layers[0], empty)), make_plan(profile))
+
+
+def test_rows_by_hand():
+    ids, placement = np.array([[0, 1], [1, 2]]), np.array([0, 0, 1])
+    assert count_rows(ids, placement, 2).tolist() == [2, 1]
+    assert count_rows(ids, placement, 3).tolist() == [2, 1, 0]
+    assert count_rows(ids[:0], placement, 2).tolist() == [0, 0]
+
+
+def test_rows_are_the_copies_of_all_tokens():
+    rng = np.random.default_rng(0)
+    ids = rng.permuted(np.tile(np.arange(12), (50, 1)), axis=1)[:, :4]
+    placement = rng.integers(5, size=12)
+    rows = count_rows(ids, placement, 5)
+    assert rows.tolist() == [sum(rank in placement[row] for row in ids) for rank in range(5)]

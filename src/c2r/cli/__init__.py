@@ -9,6 +9,7 @@ import typer
 
 from c2r.cli import (
     apply,
+    bench,
     demo,
     doctor,
     evaluate,
@@ -48,6 +49,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

@@ -9,12 +9,14 @@ from c2r.evaluation.study import Study, SweepRequest
 from c2r.evaluation.sweep import Sweep, SweepPoint
 from c2r.evaluation.tally import Figures, RoutingTally, Tally
 from c2r.evaluation.target import Target, plan_from_sweep, read_partial, read_sweep, write_sweep
+from c2r.evaluation.workload import RecordedRouting, Workload, record_workload
 
 __all__ = [
     "DEFAULT_POLICIES",
     "Evaluation",
     "Figures",
     "ParallelEvaluation",
+    "RecordedRouting",
     "RoutingTally",
     "Study",
     "Sweep",
@@ -22,6 +24,7 @@ __all__ = [
     "SweepRequest",
     "Tally",
     "Target",
+    "Workload",
     "default_points",
     "evaluate",
     "evaluate_parallel",
@@ -32,6 +35,7 @@ __all__ = [
     "plan_from_sweep",
     "read_partial",
     "read_sweep",
+    "record_workload",
     "spread_points",
     "token_losses",
     "unconstrained",

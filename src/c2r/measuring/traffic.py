@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from c2r.errors import InputError, PlanMismatchError
 from c2r.planning import (
@@ -21,6 +22,8 @@ from c2r.planning import (
 )
 from c2r.planning.placement import load_max_over_mean, mean_distinct, rank_loads, row_loads
 from c2r.profiling import CollaborationProfile, LayerProfile
+
+Int = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +110,26 @@ def predict_traffic(profile: CollaborationProfile, plan: Plan) -> TrafficReport:
 def bytes_per_token(copies: float, hidden_size: int, dtype_bytes: int = 2) -> float:
     """Bytes that `copies` rows of `hidden_size` values take, one way: to the experts or back."""
     return copies * hidden_size * dtype_bytes
+
+
+def count_rows(expert_ids: Int, placement: Int, num_ranks: int) -> Int:
+    """Tokens that visit each rank: the rows that de-duplicated dispatch sends there, exactly.
+
+    Tokens `[[0, 1], [1, 2]]` under the placement `[0, 0, 1]` make rows `[2, 1]`. With the nodes of
+    experts for a placement, the rows to each node.
+
+    Args:
+        expert_ids: `[tokens, k]`.
+        placement: `[E]` rank of each expert.
+        num_ranks: ranks in all.
+
+    Returns:
+        `[ranks]` int64.
+    """
+    visits = np.zeros((len(expert_ids), num_ranks), dtype=np.bool_)
+    np.put_along_axis(visits, placement[expert_ids], True, axis=1)
+    rows: Int = np.count_nonzero(visits, axis=0)
+    return rows
 
 
 def _predict_layer(

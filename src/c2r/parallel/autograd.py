@@ -8,6 +8,8 @@ from torch import Tensor
 from c2r.ops.combine import sum_copies
 from c2r.ops.permute import Copies, copy_rows
 
+_CPU_BLOCK = 128
+
 
 class _Copy(torch.autograd.Function):
     @staticmethod
@@ -34,13 +36,29 @@ class _Sum(torch.autograd.Function):
         if not ctx.is_weighted:
             return grad_rows, None, None
         rows, weights = ctx.saved_tensors
-        grad_weights = None
-        if ctx.needs_input_grad[1]:
-            precise = torch.promote_types(rows.dtype, weights.dtype)
-            products = torch.einsum("rh,rh->r", rows.to(precise), grad_rows.to(precise))
-            grad_weights = products[ctx.copies.members].to(weights.dtype)
         by_row = torch.empty_like(weights).scatter_(0, ctx.copies.members, weights)
-        return grad_rows.mul_(by_row[:, None]), grad_weights, None
+        products = _scale_and_multiply(grad_rows, by_row, rows)
+        return grad_rows, products[ctx.copies.members].to(weights.dtype), None
+
+
+def _scale_and_multiply(grad_rows: Tensor, factors: Tensor, rows: Tensor) -> Tensor:
+    """Multiplies each of `grad_rows` `[n, h]` by its factor; gives its product with its row before.
+
+    On a CPU block by block: the wider copies that narrow types need stay in its cache.
+    """
+    precise = torch.promote_types(rows.dtype, factors.dtype)
+    size = _CPU_BLOCK if rows.device.type == "cpu" else max(1, len(rows))
+    products = [factors.new_empty(0, dtype=precise)]
+    for grads, block, scale in zip(
+        torch.split(grad_rows, size),
+        torch.split(rows, size),
+        torch.split(factors, size),
+        strict=True,
+    ):
+        wide = grads.to(precise)
+        products.append((block.to(precise) * wide).sum(1))
+        grads.copy_(wide * scale[:, None])
+    return torch.cat(products)
 
 
 def copied(rows: Tensor, copies: Copies) -> Tensor:

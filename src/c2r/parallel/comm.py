@@ -177,6 +177,7 @@ class _Trip:
         if self.wire is not arrived:
             self.codec.decode(self.wire, arrived)
         self.arriving = self.wire = torch.empty(0)
+        self.work = None  # it holds the tensors, of which one leads back here through the graph
         return arrived
 
 

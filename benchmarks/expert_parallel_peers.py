@@ -1,0 +1,243 @@
+"""The expert-parallel layer of c2r against those of transformers and, where installed, torchtitan.
+
+    c2r bench parallel --save-workload w.safetensors  # under torchrun or the emulated cluster
+    python benchmarks/emulated_cluster.py --rate 1gbit -- \\
+        python benchmarks/expert_parallel_peers.py w.safetensors
+
+One experts module of Qwen2-MoE, forward and backward, on recorded routing; only who moves the
+tokens changes. `all_reduce` wants every rank to hold all tokens, and gets them for nothing.
+Baseline: transformers' `all_to_all`. Prints a table and a JSON line.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import Qwen2MoeConfig
+from transformers.distributed.expert_parallel import EPImplementationInterface
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
+
+from c2r.adapters.huggingface.expert_parallel import LocalExperts, ParallelOptions
+from c2r.evaluation import Workload
+from c2r.evaluation.expert_parallel import interleave
+from c2r.measuring import Spread, spread_of_ratios
+from c2r.parallel import ProcessGroupComm
+from c2r.planning import contiguous_placement
+
+BASELINE = "transformers all_to_all"
+
+
+def experts_module(ids, num_experts, args):
+    """The experts `ids` in one module, with the same weights wherever they are."""
+    config = Qwen2MoeConfig(
+        num_experts=num_experts,
+        hidden_size=args.hidden_size,
+        moe_intermediate_size=args.intermediate_size,
+        experts_implementation="grouped_mm",
+    )
+    config._experts_implementation = "grouped_mm"
+    module = Qwen2MoeExperts(config).to(torch.bfloat16)
+    for name, parameter in list(module.named_parameters()):
+        parts = []
+        for expert in ids:
+            drawn = torch.Generator().manual_seed(int(expert))
+            parts.append(torch.randn(parameter.shape[1:], generator=drawn) / args.hidden_size**0.5)
+        setattr(module, name, torch.nn.Parameter(torch.stack(parts).to(torch.bfloat16)))
+    module.num_experts = len(ids)
+    module._is_expert_parallel = True
+    return module
+
+
+class Torchtitan:
+    """torchtitan's all-to-all dispatcher around an experts module, called as by its MoE layer."""
+
+    def __init__(self, experts, mesh, num_experts, top_k):
+        from torchtitan.distributed.utils import set_spmd_backend
+        from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
+
+        config = AllToAllTokenDispatcher.Config(num_experts=num_experts, top_k=top_k)
+        self.dispatcher = AllToAllTokenDispatcher(config)
+        self.dispatcher.wire_meshes(ep_mesh=mesh)
+        set_spmd_backend("default")  # the other, "spmd_types", needs what gloo lacks
+        self.experts = experts
+        self.num_experts = num_experts
+
+    def __call__(self, hidden, ids, weights):
+        counts = ids.flatten().bincount(minlength=self.num_experts)
+        rows, counts, metadata = self.dispatcher.dispatch(hidden, weights, ids, counts)
+        local = torch.arange(len(counts)).repeat_interleave(counts)[:, None]
+        output = self.experts(rows, local, rows.new_ones(local.shape))
+        return self.dispatcher.combine(output, metadata, hidden)
+
+
+class Layers:
+    """All layers of one implementation on this rank."""
+
+    def __init__(self, calls, modules, routing, tokens, args):
+        self.calls, self.modules = calls, modules
+        hidden = torch.randn(
+            dist.get_world_size() * args.tokens,
+            args.hidden_size,
+            generator=torch.Generator().manual_seed(0),
+        ).to(torch.bfloat16)
+        self.grad_output = hidden.flip(0)[tokens]
+        self.inputs = [
+            (
+                hidden[tokens].clone().requires_grad_(),
+                torch.from_numpy(ids[tokens].copy()),
+                torch.from_numpy(weights[tokens].copy()).bfloat16().requires_grad_(),
+            )
+            for ids, weights in zip(routing.expert_ids, routing.weights, strict=True)
+        ]
+
+    def run(self):
+        for index, (call, (hidden, ids, weights)) in enumerate(
+            zip(self.calls, self.inputs, strict=True)
+        ):
+            output = call(hidden, ids, weights)
+            output.backward(self.grad_output)
+            if index == 0:
+                self.results = output.detach(), hidden.grad
+            hidden.grad = weights.grad = None
+            for module in self.modules:
+                module.zero_grad()
+
+
+class Contenders:
+    """Builds the same layers under every implementation."""
+
+    def __init__(self, args):
+        self.args = args
+        self.workload = Workload.load(args.workload)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.mesh = init_device_mesh("cpu", (self.size, 1), mesh_dim_names=("ep", "tp"))
+        self.own = slice(self.rank * args.tokens, (self.rank + 1) * args.tokens)
+
+    def by_name(self, name, tokens, tp_mesh):
+        """An implementation that transformers knows; ranks hold contiguous ids."""
+        experts = self._module(contiguous_placement(self.workload.num_experts, self.size))
+        call = EPImplementationInterface()[name](experts, self.mesh["ep"], tp_mesh)
+        return self._layers(call, experts, tokens)
+
+    def torchtitan(self):
+        experts = self._module(contiguous_placement(self.workload.num_experts, self.size))
+        top_k = self.workload.routings["top_k"].expert_ids.shape[-1]
+        call = Torchtitan(experts, self.mesh["ep"], self.workload.num_experts, top_k)
+        return self._layers(call, experts, self.own)
+
+    def _layers(self, call, experts, tokens):
+        calls = [call] * self.workload.num_layers
+        return Layers(calls, [experts], self.workload.routings["top_k"], tokens, self.args)
+
+    def placed(self, routing):
+        """Our implementation, experts placed as planned."""
+        placements = self.workload.placement
+        modules = [self._module(placement) for placement in placements]
+        comm, options = ProcessGroupComm(), ParallelOptions()
+        calls = [
+            LocalExperts(experts, "experts", comm, placement, options, 1)
+            for experts, placement in zip(modules, placements, strict=True)
+        ]
+        return Layers(calls, modules, self.workload.routings[routing], self.own, self.args)
+
+    def all(self):
+        everything = slice(0, self.size * self.args.tokens)
+        layers = {
+            BASELINE: self.by_name("all_to_all", self.own, self.mesh["tp"]),
+            "transformers all_reduce": self.by_name("all_reduce", everything, self.mesh["ep"]),
+            "c2r": self.by_name("c2r", self.own, self.mesh["tp"]),
+        }
+        if importlib.util.find_spec("torchtitan"):
+            layers["torchtitan all_to_all"] = self.torchtitan()
+        for routing in self.workload.routings:
+            name = "c2r, placed" if routing == "top_k" else f"c2r, placed, {routing}"
+            layers[name] = self.placed(routing)
+        return layers
+
+    def _module(self, placement):
+        ids = (placement == self.rank).nonzero()[0]
+        return experts_module(ids, self.workload.num_experts, self.args)
+
+
+def errors(layers, own):
+    """Largest deviation from the baseline's output and gradient, where the routing is the same."""
+    wanted = layers[BASELINE].results
+    same = ("c2r", "c2r, placed", "torchtitan all_to_all")
+    found = {name: layers[name].results for name in same if name in layers}
+    shared = layers["transformers all_reduce"].results
+    found["transformers all_reduce"] = tuple(tensor[own] for tensor in shared)
+    return {
+        name: max(
+            ((ours - theirs).abs().max() / theirs.abs().max()).item()
+            for ours, theirs in zip(results, wanted, strict=True)
+        )
+        for name, results in found.items()
+    }
+
+
+def report(seconds, deviations, num_layers):
+    rows = []
+    print(f"{'implementation':40} {'ms a layer':>10} {'ratio':>6}  quartiles")
+    for name, times in seconds.items():
+        ratio = spread_of_ratios(times, seconds[BASELINE])
+        milliseconds = Spread.of([1000 * each / num_layers for each in times]).median
+        quartiles = f"{ratio.lower:.3f}-{ratio.upper:.3f}"
+        print(f"{name:40} {milliseconds:10.0f} {ratio.median:6.3f}  {quartiles}")
+        rows.append(
+            {
+                "implementation": name,
+                "milliseconds_per_layer": milliseconds,
+                "ratio_median": ratio.median,
+                "ratio_quartiles": [ratio.lower, ratio.upper],
+                "error": deviations.get(name),
+            }
+        )
+    return rows
+
+
+def versions():
+    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if importlib.util.find_spec("torchtitan"):
+        found["torchtitan"] = importlib.metadata.version("torchtitan")
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workload", help="file of `c2r bench parallel --save-workload`")
+    parser.add_argument("--tokens", type=int, default=1024, help="of each rank")
+    parser.add_argument("--hidden-size", type=int, default=1024)
+    parser.add_argument("--intermediate-size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    contenders = Contenders(args)
+    layers = contenders.all()
+    for each in layers.values():
+        each.run()
+    deviations = errors(layers, contenders.own)
+    seconds = interleave({name: each.run for name, each in layers.items()}, args.rounds)
+    if contenders.rank == 0:
+        workload = contenders.workload
+        result = {
+            "benchmark": "expert_parallel_peers",
+            "baseline": BASELINE,
+            "rows": report(seconds, deviations, workload.num_layers),
+            "settings": {**vars(args), "workload": Path(args.workload).name},
+            "num_ranks": contenders.size,
+            "losses": {name: routing.loss for name, routing in workload.routings.items()},
+            "versions": versions(),
+        }
+        print(json.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

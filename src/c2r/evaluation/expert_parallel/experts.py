@@ -1,0 +1,42 @@
+"""The expert weights and GEMM that all cases share."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2r.evaluation.expert_parallel.cases import LayerShape
+from c2r.ops.grouped_linear import grouped_linear
+
+
+class SwiGLUExperts:
+    """The experts of one rank, the same for an id wherever it is placed.
+
+    Args:
+        ids: the experts, in the order of their slots.
+        shape: of the layer.
+    """
+
+    def __init__(self, ids: Iterable[int], shape: LayerShape) -> None:
+        parts = [self._weights(expert, shape) for expert in ids]
+        up, down = (torch.stack(part).to(shape.dtype) for part in zip(*parts, strict=True))
+        self.up = up.requires_grad_()
+        self.down = down.requires_grad_()
+
+    @staticmethod
+    def _weights(expert: int, shape: LayerShape) -> tuple[Tensor, Tensor]:
+        """`[h, 2 f]` and `[f, h]`."""
+        drawn = torch.Generator().manual_seed(expert)
+        h, f = shape.hidden_size, shape.intermediate_size
+        up = torch.randn(h, 2 * f, generator=drawn) / h**0.5
+        return up, torch.randn(f, h, generator=drawn) / f**0.5
+
+    def __call__(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """`[rows, h]` for rows `[rows, h]` grouped by expert and counts `[experts]`."""
+        gate, up = grouped_linear(rows, self.up, counts).chunk(2, dim=-1)
+        return grouped_linear(F.silu(gate) * up, self.down, counts)
+
+    def forget_gradients(self) -> None:
+        """Frees the gradients of the last step."""
+        self.up.grad = self.down.grad = None

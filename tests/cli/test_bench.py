@@ -1,0 +1,40 @@
+"""`c2r bench`: what it refuses before anything starts. A real run is in tests/evaluation."""
+
+import pytest
+
+from c2r.cli import run
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The environment of torchrun, first of four ranks on two nodes."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def refusal(capsys, *arguments):
+    capsys.readouterr()
+    assert run(["bench", "parallel", *arguments]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == ""
+    return line
+
+
+def test_one_process_has_nothing_to_send(capsys, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert "torchrun --nproc-per-node 4" in refusal(capsys)
+
+
+def test_a_policy_needs_a_strength(capsys, launched):
+    assert "budgeted:0.1" in refusal(capsys, "--policy", "budgeted")
+    assert "c2r:few" in refusal(capsys, "--policy", "c2r:few")
+
+
+def test_only_types_that_the_products_take(capsys, launched):
+    assert "float16" in refusal(capsys, "--dtype", "float16")
+
+
+def test_counts_must_be_positive(capsys, launched):
+    assert "--rounds" in refusal(capsys, "--rounds", "0")
+    assert "--tokens" in refusal(capsys, "--tokens", "0")

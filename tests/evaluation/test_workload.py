@@ -1,0 +1,90 @@
+"""Recorded routing is the model's own, and a workload outlives its file."""
+
+import numpy as np
+import pytest
+import torch
+
+from c2r.adapters.huggingface import load_model, traces
+from c2r.assets import heldout_files, tiny_folder
+from c2r.errors import ArtifactError, InputError
+from c2r.evaluation import Workload, evaluate, record_workload
+from c2r.measuring import count_rows
+from c2r.planning import ClusterTopology
+
+TOPOLOGY = ClusterTopology(num_ranks=4, num_nodes=2)
+POLICIES = {"budgeted 0.3": ("budgeted", 0.3), "c2r 4": ("c2r", 4.0)}
+
+
+def batches(first, num_rows=4, seq_len=96):
+    content = heldout_files()[0].read_bytes()[first : first + num_rows * seq_len]
+    ids = torch.tensor(list(content)).view(num_rows, seq_len)
+    mask = torch.ones_like(ids)
+    mask[-1, -10:] = 0
+    return [{"input_ids": part, "attention_mask": mask[i : i + 2]} for i, part in parts(ids)]
+
+
+def parts(ids):
+    return [(i, ids[i : i + 2]) for i in range(0, len(ids), 2)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(tiny_folder(), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def workload(model):
+    return record_workload(model, batches(0), lambda: batches(5000), TOPOLOGY, POLICIES)
+
+
+def test_the_free_routing_is_the_models_own(model, workload):
+    found = [trace.layers for trace in traces(model, batches(5000))]
+    routing = workload.routings["top_k"]
+    assert routing.expert_ids.shape == (4, 4 * 96 - 10, 4)
+    for index in range(4):
+        ids = torch.cat([layers[index].expert_ids for layers in found])
+        weights = torch.cat([layers[index].weights for layers in found])
+        assert np.array_equal(routing.expert_ids[index], ids)
+        assert np.allclose(routing.weights[index], weights)
+    assert routing.loss == pytest.approx(evaluate(model, batches(5000)).loss, rel=1e-5)
+
+
+def test_policies_constrain_and_leave_the_model_as_it_was(model, workload):
+    rows = {
+        name: sum(
+            count_rows(ids, placement, 4).sum()
+            for ids, placement in zip(routing.expert_ids, workload.placement, strict=True)
+        )
+        for name, routing in workload.routings.items()
+    }
+    assert list(rows) == ["top_k", "budgeted 0.3", "c2r 4"]
+    assert rows["budgeted 0.3"] < rows["top_k"]
+    assert not np.array_equal(
+        workload.routings["c2r 4"].expert_ids, workload.routings["top_k"].expert_ids
+    )
+    again = next(iter(traces(model, batches(5000)))).layers[3].expert_ids
+    assert np.array_equal(again, workload.routings["top_k"].expert_ids[3][: len(again)])
+
+
+def test_a_workload_outlives_its_file(workload, tmp_path):
+    workload.save(tmp_path / "workload.safetensors")
+    loaded = Workload.load(tmp_path / "workload.safetensors")
+    assert (loaded.num_experts, loaded.topology) == (32, TOPOLOGY)
+    assert np.array_equal(loaded.placement, workload.placement)
+    for name, routing in workload.routings.items():
+        assert loaded.routings[name].loss == routing.loss
+        assert np.array_equal(loaded.routings[name].expert_ids, routing.expert_ids)
+        assert np.array_equal(loaded.routings[name].weights, routing.weights)
+    assert np.array_equal(Workload.decode(workload.encode()).placement, workload.placement)
+
+
+def test_another_file_is_refused(workload, tmp_path):
+    path = tmp_path / "workload.safetensors"
+    path.write_bytes(workload.encode()[:-100])
+    with pytest.raises(ArtifactError):
+        Workload.load(path)
+
+
+def test_no_text_to_record(model):
+    with pytest.raises(InputError, match="no token to record"):
+        record_workload(model, batches(0), list, TOPOLOGY, {})
