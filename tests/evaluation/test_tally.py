@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def test_routing_by_hand():
     assert counted.copies_contiguous.tolist() == [2 + 2]
     assert counted.rank_rows.tolist() == [[1, 1, 1, 2]]
     assert counted.active_experts.tolist() == [5 / 4]
+
+
+def test_a_token_takes_the_replica_on_a_rank_that_it_visits():
+    """Expert 1 lives on rank 3 only, and so takes experts 0 and 2 there."""
+    (layer,) = PLAN.layers
+    replicated = replace(layer, replicas=np.array([[2], [0], [0], [0]]))
+    plan = replace(PLAN, layers=(replicated,))
+    counted = RoutingTally.count(trace([[0, 1, 2], [3, 3, 4]]), plan)
+    assert counted.copies.tolist() == [1 + 2]
+    assert counted.rank_rows.tolist() == [[0, 1, 1, 3]]
 
 
 def test_figures_by_hand():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from c2r.planning import ClusterTopology, LayerPlan, Plan
@@ -32,3 +34,9 @@ def test_replicas_survive_the_file_and_count_in_the_fingerprint(tmp_path):
     loaded = Plan.load(tmp_path / "plan.safetensors")
     assert loaded.layers[0].replicas.tolist() == [[0], [1]]
     assert loaded.fingerprint == replicated.fingerprint
+
+
+def test_a_whole_number_as_strength_is_the_same_plan(tmp_path):
+    plan = Plan(layers=(replace(layer(), strength=1),), topology=ClusterTopology(num_ranks=2))
+    plan.save(tmp_path / "plan.safetensors")
+    assert Plan.load(tmp_path / "plan.safetensors").fingerprint == plan.fingerprint

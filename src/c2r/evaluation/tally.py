@@ -77,7 +77,7 @@ class RoutingTally:
 
 def _count_layer(trace: LayerTrace, layer: LayerPlan, plan: Plan) -> dict[str, Any]:
     ids, num_ranks = trace.expert_ids, plan.topology.num_ranks
-    ranks = torch.as_tensor(layer.placement, device=ids.device)[ids]
+    ranks = torch.as_tensor(layer.ranks_of(ids.cpu().numpy(), plan.topology), device=ids.device)
     by_order = torch.as_tensor(
         contiguous_placement(layer.num_experts, num_ranks), device=ids.device
     )[ids]

@@ -90,7 +90,8 @@ class Plan:
         digest = hashlib.sha256()
         digest.update(f"{self.topology.num_ranks}/{self.topology.num_nodes}".encode())
         for layer in self.layers:
-            header = [layer.name, layer.num_experts, layer.top_k, layer.policy, layer.strength]
+            strength = float(layer.strength)
+            header = [layer.name, layer.num_experts, layer.top_k, layer.policy, strength]
             digest.update(json.dumps(header).encode())
             digest.update(layer.partners.astype("<i8").tobytes())
             digest.update(layer.placement.astype("<i8").tobytes())
