@@ -83,6 +83,9 @@ def show(browser, page):
     draw_all(browser)
 
 
+_SCROLL_WIDTH = "return document.documentElement.scrollWidth"
+
+
 def draw_all(browser):
     """Figures are drawn when they come near the screen: goes there, and back to the top."""
     browser.execute_script(
@@ -203,9 +206,9 @@ def test_nothing_is_wider_than_the_screen(browser, shown, width):
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     draw_all(browser)
-    found = browser.execute_script("return document.documentElement.scrollWidth")
+    # Figures follow the width of the window some moments later.
+    wait_for(lambda: browser.execute_script(_SCROLL_WIDTH) <= width)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert found <= width
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

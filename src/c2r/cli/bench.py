@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.artifacts import write_text
 from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.errors import InputError
@@ -59,6 +58,7 @@ def parallel(
     is a model's own on real text, then constrained: the first half of each text is profiled and
     planned, the second recorded. Activations and expert weights are random, of any size.
     """
+    from c2r.artifacts import write_text
     from c2r.evaluation.expert_parallel import LayerShape, time_cases
 
     _check_launched()
