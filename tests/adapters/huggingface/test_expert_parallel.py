@@ -159,6 +159,7 @@ def check_saved(model, state):
             c2r.save_pretrained(model, Path(folder) / "model")
         c2r.save_pretrained(model, Path(folder) / "model", state_dict=state)
         saved = load_model(Path(folder) / "model").state_dict()
+    assert list(saved) == list(state)
     assert all(torch.equal(saved[key], state[key]) for key in state)
 
 
@@ -229,14 +230,12 @@ def families(comm):
     for family in FAMILIES:
         if family.name not in SOME_FAMILIES:
             continue
-        for implementation in family.experts:
-            single, model = family.model(implementation), family.model(implementation)
-            plan = make_plan(model, comm.size)
-            parallelize(model, plan)
-            ids = tokens(comm.size)[comm.rank : comm.rank + 1] % 90
-            with torch.no_grad():
-                ours, theirs = (m(input_ids=ids, use_cache=False)[0] for m in (model, single))
-            assert (ours - theirs).norm() <= 1e-5 * theirs.norm(), (family.name, implementation)
+        single, model = (family.model(family.experts[-1]) for _ in range(2))
+        parallelize(model, make_plan(model, comm.size))
+        ids = tokens(comm.size)[comm.rank : comm.rank + 1] % 90
+        with torch.no_grad():
+            ours, theirs = (m(input_ids=ids, use_cache=False)[0] for m in (model, single))
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm(), family.name
 
 
 def ranks_that_differ(comm):

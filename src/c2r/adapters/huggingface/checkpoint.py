@@ -148,7 +148,9 @@ def save_pretrained(
         before = getattr(model.config, "c2r", None)
         model.config.c2r = {"plan_fingerprint": plan.fingerprint}
         try:
-            model.save_pretrained(temporary, state_dict=state_dict)
+            # A copy: transformers takes tied weights out of the dict that it is given.
+            weights = None if state_dict is None else dict(state_dict)
+            model.save_pretrained(temporary, state_dict=weights)
         finally:
             if before is None:
                 del model.config.c2r

@@ -19,7 +19,8 @@ class _Contiguous(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
+        # An expanded gradient without rows counts as contiguous already.
+        return grad.contiguous() if grad.numel() else grad.new_empty(grad.shape)
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
