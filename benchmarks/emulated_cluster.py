@@ -350,9 +350,13 @@ def cluster_of(args):
     )
 
 
-def exit_on_signal(number, frame):
-    """Ends the process as an exception does, so that hosts are taken down."""
-    sys.exit(128 + number)
+def exit_when_stopped():
+    """Ends the process as an exception does when it is told to stop, so that hosts are taken down.
+
+    SIGINT too: a shell starts background jobs with it ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def main():
@@ -362,7 +366,7 @@ def main():
     add_arguments(parser)
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, exit_on_signal)
+    exit_when_stopped()
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
         status = hosts.run(args.command, args.timeout, args.nice)

@@ -10,12 +10,11 @@ row per token and expert both ways, as MegaBlocks dispatches. Prints a table and
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from emulated_cluster import add_arguments, cluster_of, exit_on_signal, hosts_up
+from emulated_cluster import add_arguments, cluster_of, exit_when_stopped, hosts_up
 
 
 def main():
@@ -25,7 +24,7 @@ def main():
     add_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("expert_parallel.json"))
     args, options = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, exit_on_signal)
+    exit_when_stopped()
     command = [sys.executable, "-m", "c2r.cli", "bench", "parallel", "--out", str(args.out)]
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
