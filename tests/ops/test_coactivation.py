@@ -10,7 +10,7 @@ def test_by_hand():
     assert count_pairs(ids, 3).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(num_experts=st.integers(1, 9), data=st.data(), seed=st.integers(0, 999))
 def test_agrees_with_a_loop(num_experts, data, seed):
     k = data.draw(st.integers(1, num_experts))

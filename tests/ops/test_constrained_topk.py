@@ -43,7 +43,7 @@ def random_partners(num_experts, seed):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_experts=st.integers(2, 12),
     data=st.data(),

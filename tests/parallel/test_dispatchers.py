@@ -70,7 +70,7 @@ def test_one_rank(name):
     check(make_layer([0, 0, 0], [4]), name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(DISPATCHERS),
     placement=st.lists(st.integers(0, 3), min_size=1, max_size=7),

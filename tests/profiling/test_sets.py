@@ -29,7 +29,7 @@ def test_rows_are_counted_whatever_their_width(num_experts, k):
     assert np.array_equal(distinct, expected) and np.array_equal(counts, expected_counts)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), seed=st.integers(0, 999))
 def test_merging_parts_is_counting_the_whole(sizes, seed):
     parts = [draw_ids(size, 6, 3, seed + i) for i, size in enumerate(sizes)]

@@ -56,7 +56,7 @@ def is_whole(ids):
     return all(len(set(row)) == len(row) for row in ids.tolist())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(), eps=st.sampled_from([0.02, 0.1, 0.3, 0.7]))
 def test_budgeted_visits_the_fewest_ranks_that_keep_the_budget(case, eps):
     scores, placement, k = case
@@ -73,7 +73,7 @@ def test_budgeted_visits_the_fewest_ranks_that_keep_the_budget(case, eps):
             assert share == pytest.approx(most, abs=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(max_ranks=9), eps=st.sampled_from([0.02, 0.1, 0.3]))
 def test_budgeted_keeps_the_budget_on_any_number_of_ranks(case, eps):
     scores, placement, k = case
@@ -84,7 +84,7 @@ def test_budgeted_keeps_the_budget_on_any_number_of_ranks(case, eps):
     assert all(n <= m for n, m in zip(num_ranks_of(ids, placement), plain, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(), price=st.sampled_from([0.03, 0.1, 0.4]))
 def test_priced_visits_what_is_worth_its_price(case, price):
     scores, placement, k = case
@@ -99,7 +99,7 @@ def test_priced_visits_what_is_worth_its_price(case, price):
         assert share - price * visited >= value - 1e-5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(max_ranks=9), eps=st.sampled_from([0.02, 0.1, 0.3, 0.7]))
 def test_pruned_drops_what_is_not_on_the_fewest_ranks(case, eps):
     scores, placement, k = case
@@ -115,7 +115,7 @@ def test_pruned_drops_what_is_not_on_the_fewest_ranks(case, eps):
         assert set(chosen) == {expert for expert in plain if placement[expert] in ranks}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(max_ranks=7), data=st.data())
 def test_group_limited_is_deepseeks_rule(case, data):
     scores, placement, k = case
@@ -128,7 +128,7 @@ def test_group_limited_is_deepseeks_rule(case, data):
     assert ids.tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases(max_ranks=5), data=st.data())
 def test_c2r_placed_keeps_the_top_1_and_its_ranks(case, data):
     scores, placement, k = case

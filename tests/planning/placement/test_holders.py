@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from c2r.planning import LayerPlan, assign_ranks
@@ -63,7 +63,6 @@ def test_tokens_are_spread_over_equal_ranks():
     assert assign_ranks(experts, held)[:, 0].tolist() == [1, 2, 3, 0, 1, 2, 3]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 3)]), st.integers(0, 10**6))
 def test_the_rule_is_that_of_the_plain_reference_in_any_order(top_k, devices, seed):
     num_ranks, num_nodes = devices
@@ -78,7 +77,6 @@ def test_the_rule_is_that_of_the_plain_reference_in_any_order(top_k, devices, se
     )
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10**6))
 def test_without_replicas_every_expert_is_where_it_is_placed(top_k, num_ranks, seed):
     placement = np.random.default_rng(seed).integers(num_ranks, size=10)

@@ -73,7 +73,7 @@ def test_a_planted_placement_is_found():
     assert place((sets, counts, load), 8).tolist() == [expert % 8 for expert in range(32)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(9, 24),
     st.integers(1, 4),
@@ -91,7 +91,7 @@ def test_sizes_are_even_and_copies_no_worse_than_contiguous(num_experts, top_k, 
         assert mean_copies(*instance[:2], placement) <= mean_copies(*instance[:2], contiguous)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(2, 6))
 def test_improvement_is_never_worse_than_its_start(seed, num_ranks):
     sets, counts, load = random_sets(14, 3, 100, seed)

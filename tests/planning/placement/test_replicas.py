@@ -73,7 +73,7 @@ def test_most_of_what_the_best_of_all_choices_saves_is_saved(num_ranks):
     assert np.mean(shares) > 0.7
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(12, 20),
     st.integers(2, 4),
