@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
 from c2r.errors import RoutingError, TrainingError
@@ -19,6 +19,7 @@ from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
 from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
 from c2r.training.metrics import routing_metrics, without_padding
+from c2r.training.resuming import ResumableTrainer
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher
 
@@ -83,7 +84,7 @@ class Constraint:
     teacher: Teacher | None
 
 
-class ConstrainedTrainer(Trainer):  # type: ignore[misc]
+class ConstrainedTrainer(ResumableTrainer):
     """Trains on `input_ids`, `labels`, `position_ids` and `attention_mask`, `[batch, tokens]`.
 
     The mask says which tokens count in the balance of the load and is not shown to the model:
@@ -97,10 +98,8 @@ class ConstrainedTrainer(Trainer):  # type: ignore[misc]
         self.constraint = constraint
         self.settings = settings
         self._prepared: PreparedPlan | None = None
-        self._parts: dict[str, Tensor] = {}
-        self._since = 0
         self._metrics: dict[str, float] = {}
-        self.add_callback(_Annealing(self))
+        self.add_callback(_Schedule(self))
 
     def enforce_at(self, step: int) -> None:
         """Applies the plan of a step, counted from 0, where it differs from the one in force."""
@@ -139,10 +138,8 @@ class ConstrainedTrainer(Trainer):  # type: ignore[misc]
             loss = loss + self.settings.kl_weight * parts["kl"]
         if trace is not None:
             loss = loss + self._routing_loss(trace, mask, parts)
-        if not self._parts:
-            self._since = self.state.global_step
         for name, part in parts.items():
-            self._parts[name] = self._parts.get(name, 0) + part.detach()
+            self.parts[name] = self.parts.get(name, 0) + part.detach()
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _routing_loss(self, trace: RoutingTrace, mask: Tensor, parts: dict[str, Tensor]) -> Any:
@@ -194,19 +191,23 @@ class ConstrainedTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss and the routing of the last batch."""
-        if "loss" in logs and self._parts:
-            num_steps = self.state.global_step - self._since
-            for name, total in self._parts.items():
+        if "loss" in logs and self.parts:
+            entries = [entry["step"] for entry in self.state.log_history]
+            num_steps = self.state.global_step - max(entries, default=0)
+            for name, total in self.parts.items():
                 mean = self.accelerator.reduce(total, "mean") / num_steps
                 logs[name] = float(mean)
             logs.update(self._metrics)
-            self._parts = {}
+            self.parts = {}
         super().log(logs, start_time)
 
 
-class _Annealing(TrainerCallback):  # type: ignore[misc]
+class _Schedule(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: ConstrainedTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.unpack_log()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.enforce_at(state.global_step)

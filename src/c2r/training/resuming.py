@@ -1,0 +1,142 @@
+"""transformers' Trainer with checkpoints of ours, from which a training goes on exactly."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Trainer
+
+from c2r.adapters.huggingface import expert_parameters
+from c2r.errors import InputError
+from c2r.training.checkpoint import (
+    SHARED,
+    Part,
+    checkpoints,
+    forget_older,
+    pack_random_state,
+    pack_weights,
+    process_file,
+    unpack_random_state,
+    unpack_weights,
+)
+
+_STATE = "trainer_state.json"
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose checkpoints hold what trains, and the state of all that draws or counts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.parts: dict[str, Tensor] = {}
+        """Parts of the loss, added up since the last entry of the log."""
+        self._log_state: dict[str, Any] | None = None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        out, step = Path(self.args.output_dir), self.state.global_step
+        partial, final = out / f".checkpoint-{step}", out / f"checkpoint-{step}"
+        try:
+            self.on_all(lambda: _make_anew(partial), only_first=True)
+            self.on_all(lambda: self._write(partial))
+            self.on_all(lambda: _publish(partial, final), only_first=True)
+        finally:
+            if self.is_world_process_zero():
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def on_all(self, write: Callable[[], None], only_first: bool = False) -> None:
+        """Runs `write` on every process, or on the first; an error anywhere is one everywhere.
+
+        Raises:
+            InputError: it could not write.
+        """
+        failure: Exception | None = None
+        if self.is_world_process_zero() or not only_first:
+            try:
+                write()
+            except (OSError, SafetensorError) as error:
+                failure = error
+        failed = torch.tensor(float(failure is not None), device=self.args.device)
+        if self.accelerator.reduce(failed, "sum"):
+            kept = checkpoints(Path(self.args.output_dir))
+            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
+            raise InputError(
+                f"cannot write {self.args.output_dir} after step {self.state.global_step}: "
+                f"{failure or 'another process failed'}; {last}; make room, then run again"
+            ) from failure
+
+    def _write(self, folder: Path) -> None:
+        own_parameters = expert_parameters(self.model)
+        shared: dict[str, Tensor] = {}
+        own = dict(pack_random_state().tensors)
+        for parameter, tensors in pack_weights(self.model, self._inner_optimizer()).items():
+            (own if parameter in own_parameters else shared).update(tensors)
+        Part(tensors=own, facts=pack_random_state().facts | self._pack_log()).write(
+            folder / process_file(self.args.process_index)
+        )
+        if self.is_world_process_zero():
+            facts = {"scheduler": self.lr_scheduler.state_dict()}
+            Part(tensors=shared, facts=facts).write(folder / SHARED)
+            self.state.save_to_json(str(folder / _STATE))
+
+    def _inner_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _pack_log(self) -> dict[str, Any]:
+        """Sums that the next entry of the log is made of."""
+        return {
+            "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "parts": {name: float(total) for name, total in self.parts.items()},
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: weights come with the optimizer, when both exist."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        shared = Part.read(Path(checkpoint) / SHARED)
+        own = self._own_part(checkpoint)
+        for part in (shared, own):
+            unpack_weights(self.model, self._inner_optimizer(), part.tensors)
+        self.lr_scheduler.load_state_dict(dict(shared.facts["scheduler"]))
+        for group, rate in zip(
+            self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        self._log_state = dict(own.facts)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            unpack_random_state(self._own_part(checkpoint))
+
+    def _own_part(self, checkpoint: str) -> Part:
+        return Part.read(Path(checkpoint) / process_file(self.args.process_index))
+
+    def unpack_log(self) -> None:
+        """After a resumption, goes on with the sums of the entry that was begun."""
+        if self._log_state is not None:
+            self._tr_loss += self._log_state["loss"]
+            self._total_loss_scalar = self._log_state["total_loss"]
+            self._globalstep_last_logged = self._log_state["last_logged"]
+            self.parts = {
+                name: torch.tensor(total, device=self.args.device)
+                for name, total in self._log_state["parts"].items()
+            }
+            self._log_state = None
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    forget_older(final.parent)
