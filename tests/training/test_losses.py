@@ -6,8 +6,8 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss
 from c2r.adapters.huggingface import apply, capture
 from c2r.errors import ModelError
 from c2r.evaluation import unconstrained
-from c2r.training.losses import balance_loss, divergence_sum, next_token_labels
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind
+from c2r.training.losses import balance_loss, divergence_sum, next_token_labels
 from tests.training.material import plan_of, text_bytes, tiny
 
 
@@ -92,9 +92,7 @@ def test_divergence_and_its_gradient():
     logits = torch.randn(2100, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
     reference = torch.randn(2100, 7, generator=torch.Generator().manual_seed(1))
     reference[0, 1] = -torch.inf
-    expected = F.kl_div(
-        logits.log_softmax(-1), reference.log_softmax(-1).exp(), reduction="sum"
-    )
+    expected = F.kl_div(logits.log_softmax(-1), reference.log_softmax(-1).exp(), reduction="sum")
     (gradient,) = torch.autograd.grad(2 * expected, logits)
     ours = divergence_sum(logits, reference)
     torch.testing.assert_close(ours, expected)

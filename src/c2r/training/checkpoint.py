@@ -1,9 +1,9 @@
 """Checkpoints of a training as safetensors with JSON headers: no pickle, and whole or not there.
 
-    checkpoint-40/
-      trainer_state.json        transformers' own: the step, and the log so far
-      shared.safetensors        trained weights and their optimizer state, which all processes share
-      process-0.safetensors     random state, and experts that only this process holds
+checkpoint-40/
+  trainer_state.json        transformers' own: the step, and the log so far
+  shared.safetensors        trained weights and their optimizer state, which all processes share
+  process-0.safetensors     random state, and experts that only this process holds
 """
 
 import json
@@ -54,9 +54,7 @@ def process_file(index: int) -> str:
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     found = [(_FOLDER.fullmatch(path.name), path) for path in out.glob("checkpoint-*")]
-    return [
-        path for _, path in sorted((int(match[1]), path) for match, path in found if match)
-    ]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -110,7 +108,7 @@ def pack_random_state() -> Part:
     tensors = {"random/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
-    algorithm, keys, *rest = np.random.get_state()  # noqa: NPY002
+    algorithm, keys, *rest = np.random.get_state()
     return Part(
         tensors=tensors,
         facts={"python": random.getstate(), "numpy": [algorithm, np.asarray(keys).tolist(), *rest]},

@@ -1,13 +1,12 @@
 """transformers' Trainer under a routing policy: its losses, its schedule, its log."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
@@ -17,13 +16,12 @@ from c2r.errors import RoutingError, TrainingError
 from c2r.planning import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
+from c2r.training.data import Example, collate
 from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
 from c2r.training.metrics import routing_metrics, without_padding
 from c2r.training.resuming import ResumableTrainer
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher
-
-Example = Mapping[str, Tensor]
 
 
 class ShuffledExamples(Dataset[Example]):
@@ -50,21 +48,12 @@ class ShuffledExamples(Dataset[Example]):
         return self._examples[int(self._order[index])]
 
 
-def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
+def batch_of(examples: Sequence[Example]) -> Example:
     """A batch `[examples, longest]`, and an `attention_mask` that tells its padding."""
-    width = max(len(example["input_ids"]) for example in examples)
-
-    def padded(name: str, filler: int) -> Tensor:
-        rows = [example[name] for example in examples]
-        return torch.stack([F.pad(row, (0, width - len(row)), value=filler) for row in rows])
-
+    batch = collate(examples, pad_id=0)
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-    return {
-        "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", -100),
-        "position_ids": padded("position_ids", 0),
-        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
-    }
+    positions = torch.arange(batch["input_ids"].shape[1])
+    return {**batch, "attention_mask": (positions < lengths[:, None]).long()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -17,14 +17,14 @@ from c2r.adapters.huggingface import apply, prepare
 from c2r.errors import InputError
 from c2r.evaluation import unconstrained
 from c2r.planning import Plan
+from c2r.training.data import Example
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher, router_parameters, training_only
 from c2r.training.trainer import (
     ConstrainedTrainer,
     Constraint,
-    Example,
     ShuffledExamples,
-    collate,
+    batch_of,
 )
 
 
@@ -85,7 +85,7 @@ def finetune(
             model=trained,
             args=_arguments(settings, len(examples), folder),
             train_dataset=ShuffledExamples(examples, settings),
-            data_collator=collate,
+            data_collator=batch_of,
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
