@@ -36,7 +36,7 @@ def test_dropped_experts_and_gates_of_any_size():
 def test_unlike_layers_are_refused():
     ids = torch.tensor([[0, 1]])
     trace = RoutingTrace(layers=(layer(ids, torch.ones(1, 3)), layer(ids, torch.ones(1, 4))))
-    with pytest.raises(ModelError, match="layers of 3, 4 experts.*aux_weight"):
+    with pytest.raises(ModelError, match=r"layers of 3, 4 experts.*aux_weight"):
         balance_loss(trace, torch.tensor([True]))
 
 

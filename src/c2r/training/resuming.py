@@ -1,22 +1,25 @@
 """transformers' Trainer with checkpoints of ours, from which a training goes on exactly."""
 
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from c2r.adapters.huggingface import expert_parameters
 from c2r.errors import InputError
 from c2r.training.checkpoint import (
     SHARED,
     Part,
-    checkpoints,
     forget_older,
+    newest_checkpoint,
     pack_random_state,
     pack_weights,
     process_file,
@@ -35,6 +38,21 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self.parts: dict[str, Tensor] = {}
         """Parts of the loss, added up since the last entry of the log."""
         self._log_state: dict[str, Any] | None = None
+        self._stopping = Stopping()
+        self.add_callback(_StopAfterStep(self))
+
+    def run(self, out: Path | None) -> None:
+        """Trains to the end, from the newest checkpoint where `out` has one.
+
+        Raises:
+            KeyboardInterrupt: at the first Ctrl-C after a checkpoint, at the second at once;
+                without `out` at the first.
+        """
+        newest = None if out is None else newest_checkpoint(out)
+        with self._stopping.watching(out is not None):
+            self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        if self.state.global_step < self.state.max_steps:
+            raise KeyboardInterrupt
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         out, step = Path(self.args.output_dir), self.state.global_step
@@ -61,22 +79,26 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 failure = error
         failed = torch.tensor(float(failure is not None), device=self.args.device)
         if self.accelerator.reduce(failed, "sum"):
-            kept = checkpoints(Path(self.args.output_dir))
-            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
             raise InputError(
-                f"cannot write {self.args.output_dir} after step {self.state.global_step}: "
-                f"{failure or 'another process failed'}; {last}; make room, then run again"
+                f"cannot write to {self.args.output_dir} after step {self.state.global_step} "
+                f"({failure or 'another process failed'}); {self.last_checkpoint()}; make room, "
+                "then run the same again"
             ) from failure
+
+    def last_checkpoint(self) -> str:
+        """Which checkpoint there is, in words."""
+        newest = newest_checkpoint(Path(self.args.output_dir))
+        return "there is no checkpoint" if newest is None else f"the last checkpoint is {newest}"
 
     def _write(self, folder: Path) -> None:
         own_parameters = expert_parameters(self.model)
         shared: dict[str, Tensor] = {}
-        own = dict(pack_random_state().tensors)
+        random_state = pack_random_state()
+        own = dict(random_state.tensors)
         for parameter, tensors in pack_weights(self.model, self._inner_optimizer()).items():
             (own if parameter in own_parameters else shared).update(tensors)
-        Part(tensors=own, facts=pack_random_state().facts | self._pack_log()).write(
-            folder / process_file(self.args.process_index)
-        )
+        facts = {**random_state.facts, **self._pack_log()}
+        Part(tensors=own, facts=facts).write(folder / process_file(self.args.process_index))
         if self.is_world_process_zero():
             facts = {"scheduler": self.lr_scheduler.state_dict()}
             Part(tensors=shared, facts=facts).write(folder / SHARED)
@@ -89,10 +111,16 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Sums that the next entry of the log is made of."""
         return {
             "loss": self._tr_loss.item(),
-            "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "parts": {name: float(total) for name, total in self.parts.items()},
         }
+
+    def wants_to_stop(self) -> bool:
+        """Whether any process was interrupted; the same on all."""
+        if self.args.world_size == 1:
+            return self._stopping.is_asked
+        asked = torch.tensor(float(self._stopping.is_asked), device=self.args.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing yet: weights come with the optimizer, when both exist."""
@@ -122,13 +150,46 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """After a resumption, goes on with the sums of the entry that was begun."""
         if self._log_state is not None:
             self._tr_loss += self._log_state["loss"]
-            self._total_loss_scalar = self._log_state["total_loss"]
+            self._total_loss_scalar -= self._log_state["loss"]  # the mean of this run's own steps
             self._globalstep_last_logged = self._log_state["last_logged"]
             self.parts = {
                 name: torch.tensor(total, device=self.args.device)
                 for name, total in self._log_state["parts"].items()
             }
             self._log_state = None
+
+
+class Stopping:
+    """Holds back Ctrl-C until a step has ended."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    @contextmanager
+    def watching(self, is_wanted: bool) -> Iterator[None]:
+        """Notes the first Ctrl-C inside the block; only the main thread can."""
+        if not is_wanted or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _ask(self, *_: Any) -> None:
+        self.is_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _StopAfterStep(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self._trainer.wants_to_stop():
+            control.should_save = control.should_training_stop = True
+        return control
 
 
 def _make_anew(folder: Path) -> None:

@@ -176,7 +176,10 @@ class ConstrainedTrainer(ResumableTrainer):
 
     def _failure(self, what: str) -> str:
         step = self.state.global_step + 1
-        return f"{what} at step {step}; lower the learning rate, or check the data and the weights"
+        return (
+            f"{what} at step {step}; {self.last_checkpoint()}; lower the learning rate, or check "
+            "the data and the weights"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss and the routing of the last batch."""

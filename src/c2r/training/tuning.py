@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from c2r.adapters.huggingface import apply, prepare
 from c2r.errors import InputError
 from c2r.evaluation import unconstrained
 from c2r.planning import Plan
 from c2r.training.data import Example
+from c2r.training.folder import claim, make_request, publish
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher, router_parameters, training_only
 from c2r.training.trainer import (
@@ -55,6 +56,10 @@ def finetune(
 ) -> FinetuneResult:
     """Trains `model` in place under the routing of `plan`, which stays applied.
 
+    With `out`, the tuned model comes to stand there, constrained, and can be loaded with
+    `c2r.from_pretrained`. An interrupted run goes on from its newest checkpoint when it is called
+    again with the same arguments, to the same weights.
+
     Args:
         model: a transformers causal language model.
         examples: dicts of `input_ids`, `labels` (-100: no loss) and `position_ids` (from 0 in each
@@ -65,31 +70,38 @@ def finetune(
         callbacks: of transformers' Trainer.
 
     Raises:
-        InputError: no examples, a setting that does not fit, or accelerate is not installed.
+        InputError: no examples, a setting that does not fit, accelerate is not installed, or `out`
+            is another run's or cannot be written.
         PlanMismatchError: the plan was made for another model.
         TrainingError: the loss is not finite; the model holds the last weights that were.
+        KeyboardInterrupt: after a checkpoint, where there is `out`.
     """
     _check(model, examples)
     plan = unconstrained(plan) if settings.control else plan
     apply(model, plan, strict=False)
     start = time.perf_counter()
-    with (
-        _kept(model),
-        _folder(out) as folder,
-        training_only(model, settings.mode, settings.lora_rank) as trained,
-    ):
-        num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-        trainer = ConstrainedTrainer(
-            _constraint(model, trained, plan, settings),
-            settings,
-            model=trained,
-            args=_arguments(settings, len(examples), folder),
-            train_dataset=ShuffledExamples(examples, settings),
-            data_collator=batch_of,
-            callbacks=list(callbacks),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    with _kept(model), _folder(out) as folder:
+        arguments = _arguments(settings, len(examples), folder)
+        if out is not None:
+            request = make_request(model, examples, plan, settings)
+            with arguments.main_process_first(local=False):
+                claim(out, request)
+        set_seed(settings.seed)  # adapters begin at random
+        with training_only(model, settings.mode, settings.lora_rank) as trained:
+            num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+            trainer = ConstrainedTrainer(
+                _constraint(model, trained, plan, settings),
+                settings,
+                model=trained,
+                args=arguments,
+                train_dataset=ShuffledExamples(examples, settings),
+                data_collator=batch_of,
+                callbacks=list(callbacks),
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.run(out)
+        if out is not None:
+            trainer.on_all(lambda: publish(model, out, trainer.state), only_first=True)
     return FinetuneResult(
         num_steps=trainer.state.global_step,
         num_trainable=num_trainable,
