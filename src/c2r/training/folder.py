@@ -26,7 +26,11 @@ Request = dict[str, Any]
 
 
 def make_request(
-    model: Any, examples: Sequence[Example], plan: Plan, settings: FinetuneSettings
+    model: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    settings: FinetuneSettings,
+    num_processes: int,
 ) -> Request:
     """What decides the outcome of a training, as JSON data."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
@@ -34,7 +38,7 @@ def make_request(
         "model": describe_model(model)["model_fingerprint"],
         "plan": plan.fingerprint,
         "data": _digest(examples),
-        "settings": chosen,
+        "settings": {**chosen, "num_processes": num_processes},
     }
 
 

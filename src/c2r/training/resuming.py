@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Trainer, TrainerCallback
 
-from c2r.adapters.huggingface import expert_parameters
+from c2r.adapters.huggingface import expert_parameters, is_parallel, reduce_gradients
 from c2r.errors import InputError
 from c2r.training.checkpoint import (
     SHARED,
@@ -31,10 +32,17 @@ _STATE = "trainer_state.json"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose checkpoints hold what trains, and the state of all that draws or counts."""
+    """A Trainer whose checkpoints hold what trains, and the state of all that draws or counts.
 
-    def __init__(self, **options: Any) -> None:
+    `base` is the transformers model, inside the `model` that trains. Where its experts are spread
+    over processes, each keeps its own in its file of a checkpoint, and gradients are completed by
+    `reduce_gradients` instead of DDP.
+    """
+
+    def __init__(self, base: Any, **options: Any) -> None:
         super().__init__(**options)
+        self.base = base
+        self.is_distributed_loading_by_transformers = is_parallel(base)
         self.parts: dict[str, Tensor] = {}
         """Parts of the loss, added up since the last entry of the log."""
         self._log_state: dict[str, Any] | None = None
@@ -91,7 +99,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return "there is no checkpoint" if newest is None else f"the last checkpoint is {newest}"
 
     def _write(self, folder: Path) -> None:
-        own_parameters = expert_parameters(self.model)
+        own_parameters = expert_parameters(self.base)
         shared: dict[str, Tensor] = {}
         random_state = pack_random_state()
         own = dict(random_state.tensors)
@@ -121,6 +129,24 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             return self._stopping.is_asked
         asked = torch.tensor(float(self._stopping.is_asked), device=self.args.device)
         return bool(self.accelerator.reduce(asked, "sum"))
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: `_clip_grad_norm` does, once a step."""
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The norm of all gradients, those of other processes' experts included, then clipped."""
+        if not is_parallel(self.base):
+            return super()._clip_grad_norm(model)
+        reduce_gradients(self.base, average=True)
+        experts = expert_parameters(self.base)
+        trained = {p: p.grad for p in model.parameters() if p.grad is not None}
+        own, shared = (
+            get_total_norm([grad for p, grad in trained.items() if (p in experts) is is_own])
+            for is_own in (True, False)
+        )
+        norm = (self.accelerator.reduce(own.square(), "sum") + shared.square()).sqrt()
+        clip_grads_with_norm_(trained, self.args.max_grad_norm, norm)
+        return norm
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing yet: weights come with the optimizer, when both exist."""

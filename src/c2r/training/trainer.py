@@ -61,13 +61,11 @@ class Constraint:
     """What a trained model is held to.
 
     Attributes:
-        model: the transformers model, inside whatever wraps it.
-        plan: applied to it at the end of the annealing, or from the start.
+        plan: in force from the end of the annealing, or from the start.
         aux_weight: weight of the balance loss.
         teacher: None where there is no KL loss.
     """
 
-    model: nn.Module
     plan: Plan
     aux_weight: float
     teacher: Teacher | None
@@ -94,8 +92,8 @@ class ConstrainedTrainer(ResumableTrainer):
         """Applies the plan of a step, counted from 0, where it differs from the one in force."""
         plan = annealed(self.constraint.plan, step, self.settings.anneal_steps)
         if self._prepared is None or plan.fingerprint != self._prepared.plan.fingerprint:
-            self._prepared = prepare(self.constraint.model, plan, strict=False)
-            enforce(self.constraint.model, self._prepared)
+            self._prepared = prepare(self.base, plan, strict=False)
+            enforce(self.base, self._prepared)
 
     def compute_loss(
         self,
@@ -112,7 +110,7 @@ class ConstrainedTrainer(ResumableTrainer):
         targets = targets[is_predicted]
         scale = self.accelerator.num_processes / num_items_in_batch
         wants_trace = self.constraint.aux_weight > 0 or self._logs_next()
-        recording = capture(self.constraint.model, attached=True) if wants_trace else nullcontext()
+        recording = capture(self.base, attached=True) if wants_trace else nullcontext()
         reference = self._teacher_logits(inputs, is_predicted)
         try:
             with recording as recorder:
@@ -151,7 +149,7 @@ class ConstrainedTrainer(ResumableTrainer):
 
     def _quiet(self) -> dict[str, Any]:
         """Keeps the model from adding a balance loss of its own, and from a cache."""
-        has_loss = getattr(self.constraint.model.config, "output_router_logits", False)
+        has_loss = getattr(self.base.config, "output_router_logits", False)
         return {"use_cache": False} | ({"output_router_logits": False} if has_loss else {})
 
     def _logs_next(self) -> bool:

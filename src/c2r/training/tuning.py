@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from c2r.adapters.huggingface import apply, prepare
+from c2r.adapters.huggingface import (
+    apply,
+    gather_state_dict,
+    is_parallel,
+    parallelize,
+    prepare,
+)
 from c2r.errors import InputError
 from c2r.evaluation import unconstrained
 from c2r.planning import Plan
@@ -82,8 +88,10 @@ def finetune(
     start = time.perf_counter()
     with _kept(model), _folder(out) as folder:
         arguments = _arguments(settings, len(examples), folder)
+        if settings.expert_parallel and not is_parallel(model):
+            parallelize(model, plan)
         if out is not None:
-            request = make_request(model, examples, plan, settings)
+            request = make_request(model, examples, plan, settings, arguments.world_size)
             with arguments.main_process_first(local=False):
                 claim(out, request)
         set_seed(settings.seed)  # adapters begin at random
@@ -92,6 +100,7 @@ def finetune(
             trainer = ConstrainedTrainer(
                 _constraint(model, trained, plan, settings),
                 settings,
+                base=model,
                 model=trained,
                 args=arguments,
                 train_dataset=ShuffledExamples(examples, settings),
@@ -101,7 +110,8 @@ def finetune(
             trainer.remove_callback(PrinterCallback)
             trainer.run(out)
         if out is not None:
-            trainer.on_all(lambda: publish(model, out, trainer.state), only_first=True)
+            whole = gather_state_dict(model) if is_parallel(model) else None
+            trainer.on_all(lambda: publish(model, out, trainer.state, whole), only_first=True)
     return FinetuneResult(
         num_steps=trainer.state.global_step,
         num_trainable=num_trainable,
@@ -146,7 +156,7 @@ def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings
             adapted=trained if settings.mode == "lora" else None,
             originals={parameter: parameter.detach().clone() for parameter in routers},
         )
-    return Constraint(model=model, plan=plan, aux_weight=weight, teacher=teacher)
+    return Constraint(plan=plan, aux_weight=weight, teacher=teacher)
 
 
 def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> TrainingArguments:
