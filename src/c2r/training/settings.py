@@ -1,7 +1,7 @@
 """What a fine-tuning does, as one value that a checkpoint can be compared with."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from c2r.errors import InputError
@@ -26,6 +26,16 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "0 or more",
     ),
 )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper-qwen": {"batch_size": 64, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
+    "paper-llama": {"batch_size": 128, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
+}
+"""What Zhang et al. (NAACL 2025) tuned Qwen1.5-MoE on LIMA with, and LLaMA-MoE on deita-6k.
+
+All parameters, windows of 2,048 tokens, learning rate falling as a cosine.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +103,26 @@ class FinetuneSettings:
                 if value is not None and not is_good(value):
                     raise InputError(f"{name} is {value}; give {wanted}")
 
+    @classmethod
+    def choose(cls, preset: str | None, given: Mapping[str, Any]) -> "FinetuneSettings":
+        """What is given (None: nothing), for the rest the preset, for the rest the defaults.
+
+        Raises:
+            InputError: the preset is unknown, or a setting cannot be meant.
+        """
+        if preset is not None and preset not in PRESETS:
+            raise InputError(f"preset {preset!r} is unknown; choose {', '.join(PRESETS)}")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return cls(**{**PRESETS.get(preset or "", {}), **chosen})
+
+    def with_passes_of(self, num_examples: int, num_processes: int) -> "FinetuneSettings":
+        """Accumulates passes of at most so many examples a process, as even as they come."""
+        per_process = self.batch_size // num_processes or 1
+        passes = next(n for n in range(1, per_process + 1) if per_process <= n * num_examples)
+        while per_process % passes:
+            passes += 1
+        return replace(self, accumulation=passes)
+
     def steps(self, num_examples: int) -> int:
         """Optimizer steps for so many examples."""
         return self.num_steps or -(-num_examples * self.num_epochs // self.batch_size)
@@ -110,7 +140,3 @@ class FinetuneSettings:
                 f"{num_processes} processes; choose a multiple of {parts}"
             )
         return self.batch_size // parts
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON data."""
-        return {**asdict(self), "report_to": list(self.report_to)}

@@ -4,14 +4,17 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import PreparedPlan, enforce, find_sites
+from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, find_sites
 from c2r.adapters.huggingface.sites import evaluating
 from c2r.errors import InputError
+from c2r.planning import Plan
 from c2r.training.settings import Mode
 
 
@@ -69,6 +72,26 @@ def _with_adapters(model: nn.Module, rank: int) -> Any:
     with warnings.catch_warnings():  # PEFT asks transformers by a name that v6 will drop
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
+
+
+def save_adapter(adapted: Any, model: nn.Module, plan: Plan, folder: Path) -> None:
+    """Writes the adapters as PEFT loads them, the trained routers among them, and the plan.
+
+    `PeftModel.from_pretrained(model, folder)` gives the tuned model, which `merge_and_unload`
+    makes an ordinary one; `c2r.apply` constrains it by the plan in the folder.
+    """
+    from peft import get_peft_model_state_dict
+
+    routers = router_parameters(model)
+    weights = get_peft_model_state_dict(adapted)
+    weights |= {f"base_model.model.{name}": value.detach() for name, value in routers.items()}
+    names = [site.name for site in find_sites(model)]
+    config = replace(adapted.peft_config["default"], modules_to_save=names, inference_mode=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    plan.save(folder / PLAN_FILE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

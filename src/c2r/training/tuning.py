@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,8 +26,9 @@ from c2r.evaluation import unconstrained
 from c2r.planning import Plan
 from c2r.training.data import Example
 from c2r.training.folder import claim, make_request, publish
+from c2r.training.progress import boards
 from c2r.training.settings import FinetuneSettings
-from c2r.training.trainable import Teacher, router_parameters, training_only
+from c2r.training.trainable import Teacher, router_parameters, save_adapter, training_only
 from c2r.training.trainer import (
     ConstrainedTrainer,
     Constraint,
@@ -105,10 +107,13 @@ def finetune(
                 args=arguments,
                 train_dataset=ShuffledExamples(examples, settings),
                 data_collator=batch_of,
-                callbacks=list(callbacks),
+                callbacks=[*boards(settings.report_to, out, arguments.should_log), *callbacks],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.run(out)
+            if out is not None and settings.mode == "lora":
+                save = partial(save_adapter, trained, model, plan, out / "adapter")
+                trainer.on_all(save, only_first=True)
         if out is not None:
             whole = gather_state_dict(model) if is_parallel(model) else None
             trainer.on_all(lambda: publish(model, out, trainer.state, whole), only_first=True)
@@ -177,7 +182,7 @@ def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> T
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=list(settings.report_to),
+        report_to=[name for name in settings.report_to if name != "tensorboard"],
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
         save_total_limit=2,
