@@ -253,19 +253,3 @@ def test_what_does_not_fit_is_refused():
     smaller = Plan(layers=plan.layers[:3], topology=plan.topology)
     with pytest.raises(PlanMismatchError, match="the plan is for 3 layers"):
         finetune(model, examples(4), smaller, SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("mode", "half", "choose full, router, lora"),
-        ("num_steps", 0, "num_steps is 0; give a whole number from 1"),
-        ("learning_rate", 0.0, "learning_rate is 0.0; give a positive number"),
-        ("learning_rate", float("nan"), "give a positive number"),
-        ("kl_weight", -1.0, "kl_weight is -1.0; give 0 or more"),
-        ("warmup", 1.0, "warmup is 1.0; give a share"),
-    ],
-)
-def test_settings_that_cannot_be_meant(name, value, message):
-    with pytest.raises(InputError, match=message):
-        FinetuneSettings(**{name: value})

@@ -116,12 +116,11 @@ class FinetuneSettings:
         return cls(**{**PRESETS.get(preset or "", {}), **chosen})
 
     def with_passes_of(self, num_examples: int, num_processes: int) -> "FinetuneSettings":
-        """Accumulates passes of at most so many examples a process, as even as they come."""
+        """Accumulates even passes of at most so many examples a process; 1 or more."""
         per_process = self.batch_size // num_processes or 1
-        passes = next(n for n in range(1, per_process + 1) if per_process <= n * num_examples)
-        while per_process % passes:
-            passes += 1
-        return replace(self, accumulation=passes)
+        sizes = range(min(num_examples, per_process), 0, -1)
+        size = next(size for size in sizes if per_process % size == 0)
+        return replace(self, accumulation=per_process // size)
 
     def steps(self, num_examples: int) -> int:
         """Optimizer steps for so many examples."""
