@@ -90,6 +90,10 @@ def finetune(
     start = time.perf_counter()
     with _kept(model), _folder(out) as folder:
         arguments = _arguments(settings, len(examples), folder)
+        if settings.loss == "local" and arguments.world_size > 1:
+            raise InputError(
+                f"loss local runs in one process, not in {arguments.world_size}; choose the loss lm"
+            )
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan)
         if out is not None:
@@ -153,7 +157,7 @@ def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings
         is_used = getattr(model.config, "output_router_logits", False)
         weight = getattr(model.config, "router_aux_loss_coef", 0.0) if is_used else 0.0
     teacher = None
-    if settings.kl_weight:
+    if settings.kl_weight or settings.loss == "local":
         routers = router_parameters(model).values() if settings.mode != "full" else ()
         teacher = Teacher(
             model=model,
