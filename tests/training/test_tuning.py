@@ -227,6 +227,13 @@ def test_strength_is_annealed_step_by_step():
     assert strengths == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4])
 
 
+def test_the_plan_is_in_force_at_the_end_however_long_the_annealing():
+    model = tiny()
+    plan = plan_of(model)
+    finetune(model, examples(8), plan, replace(SETTINGS, anneal_steps=100))
+    assert applied_plan(model).fingerprint == plan.fingerprint
+
+
 def test_every_example_comes_once_before_any_comes_again():
     data = [{"input_ids": torch.tensor([index])} for index in range(5)]
     shuffled = ShuffledExamples(data, FinetuneSettings(num_epochs=2, batch_size=5, seed=3))

@@ -17,6 +17,9 @@ from c2r.adapters.huggingface import RouterSite, find_sites
 from c2r.adapters.huggingface.sites import output_entries
 from c2r.errors import ModelError
 
+_STRIDE = 4
+"""One token in so many is compared: another one gives the routers little that is new."""
+
 Routing = tuple[Tensor, Tensor]
 """Expert ids and their weights, `[tokens, k]` each."""
 
@@ -67,7 +70,7 @@ class _Layer:
         self.original: Routing | None = None
 
     def install(self, mask: Tensor, losses: list[Tensor]) -> None:
-        self.mask, self.losses = mask, losses
+        self.tokens, self.losses = mask.nonzero()[::_STRIDE, 0], losses
         self.handle = self.router.register_forward_pre_hook(self._ask_original, with_kwargs=True)
         self.experts.forward = self._compare
 
@@ -112,19 +115,38 @@ class _Layer:
         """The experts' sum, detached, with its error against the original's noted."""
         assert self.original is not None, "the router runs before its experts"
         (wanted, target), self.original = self.original, None
-        is_same = expert_ids[:, :, None] == wanted[:, None, :]
-        is_new = ~is_same.any(1)
-        every = torch.arange(len(hidden), device=hidden.device)
-        tokens = torch.cat([every.repeat_interleave(expert_ids.shape[1]), is_new.nonzero()[:, 0]])
-        ids = torch.cat([expert_ids.flatten(), wanted[is_new]])
         with torch.no_grad():
-            rows = self.run(hidden[tokens], ids[:, None], hidden.new_ones(len(ids), 1))
-        ours = torch.cat([weights.flatten(), weights.new_zeros(int(is_new.sum()))])
-        theirs = torch.cat([(is_same * target[:, None, :]).sum(-1).flatten(), target[is_new]])
-        error, sum_of_theirs = (
-            torch.zeros_like(hidden).index_add(0, tokens, rows * factor[:, None])
-            for factor in (ours - theirs, theirs)
+            output = self.run(hidden, expert_ids, weights)
+        part = self.tokens
+        self.losses.append(
+            self._error(
+                hidden[part], (expert_ids[part], weights[part]), (wanted[part], target[part])
+            )
         )
-        scale = sum_of_theirs[self.mask].square().mean()
-        self.losses.append(error[self.mask].square().mean() / scale)
-        return (error + sum_of_theirs).detach()
+        return output
+
+    def _error(self, hidden: Tensor, ours: Routing, theirs: Routing) -> Tensor:
+        """Mean squared error of our sum over the mean square of theirs, each expert run once."""
+        (chosen, weights), (wanted, target) = ours, theirs
+        is_same = chosen[:, :, None] == wanted[:, None, :]
+        is_other = ~is_same.any(1)
+        rows, other_rows = self._outputs(hidden, chosen, wanted, is_other)
+        shared = (is_same * target[:, None, :]).sum(-1)
+        factors = torch.stack([weights - shared, shared], dim=1).to(rows.dtype)
+        error, original = (factors @ rows).unbind(1)
+        others = torch.zeros_like(hidden).index_add(
+            0, is_other.nonzero()[:, 0], other_rows * target[is_other][:, None]
+        )
+        return (error - others).square().mean() / (original + others).square().mean()
+
+    @torch.no_grad()
+    def _outputs(
+        self, hidden: Tensor, chosen: Tensor, wanted: Tensor, is_other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of the chosen experts `[tokens, k, h]` and of others `[rows, h]`, unweighted."""
+        num_tokens, top_k = chosen.shape
+        every = torch.arange(num_tokens, device=hidden.device).repeat_interleave(top_k)
+        tokens = torch.cat([every, is_other.nonzero()[:, 0]])
+        ids = torch.cat([chosen.flatten(), wanted[is_other]])
+        rows = self.run(hidden[tokens], ids[:, None], hidden.new_ones(len(ids), 1))
+        return rows[: len(every)].view(num_tokens, top_k, -1), rows[len(every) :]

@@ -90,10 +90,6 @@ def finetune(
     start = time.perf_counter()
     with _kept(model), _folder(out) as folder:
         arguments = _arguments(settings, len(examples), folder)
-        if settings.loss == "local" and arguments.world_size > 1:
-            raise InputError(
-                f"loss local runs in one process, not in {arguments.world_size}; choose the loss lm"
-            )
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan)
         if out is not None:
@@ -115,6 +111,7 @@ def finetune(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.run(out)
+            trainer.enforce_at(settings.anneal_steps)
             if out is not None and settings.mode == "lora":
                 save = partial(save_adapter, trained, model, plan, out / "adapter")
                 trainer.on_all(save, only_first=True)
@@ -194,6 +191,10 @@ def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> T
         train_sampling_strategy="sequential",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if settings.loss == "local" and arguments.world_size > 1:
+        raise InputError(
+            f"loss local runs in one process, not in {arguments.world_size}; choose the loss lm"
+        )
     arguments.per_device_train_batch_size = settings.batch_per_pass(arguments.world_size)
     return arguments
 
