@@ -76,6 +76,6 @@ def test_mistakes(capsys, folder, arguments):
     assert_refused(capsys, ["name a model", "--compare"], "eval")
     assert_refused(capsys, ["no task is named", "--tasks"], "eval", "tiny")
     assert_refused(capsys, ["no such", "check the path"], *arguments[:-1], folder / "no such")
-    assert_refused(capsys, ["limit 0"], *arguments, "--limit", 0)
+    assert_refused(capsys, ["limit is 0"], *arguments, "--limit", 0)
     plan = folder / "plan.safetensors"
     assert_refused(capsys, ["no result of `c2r eval`"], "eval", "--compare", plan, plan)

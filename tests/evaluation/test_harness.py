@@ -120,12 +120,16 @@ def test_shots_are_other_items(model, tokenizer, folder):
     assert not set(none.tasks[0].ids) & set(first.tasks[0].ids)
 
 
-def test_long_prompts_are_counted(model, tokenizer, folder):
-    items = [{**ITEMS[0], "goal": "Boil. " * 200}, ITEMS[1]]
+def test_what_exceeds_the_window_is_counted(model, tokenizer, folder):
+    items = [{**ITEMS[0], "sol2": "bag " * 256}, {**ITEMS[1], "goal": "Say it. " * 200}, ITEMS[2]]
     (folder / "piqa-valid.jsonl").write_text("\n".join(map(json.dumps, items)))
-    (folder / "piqa-valid-labels.lst").write_text("0\n1\n")
-    found = evaluate_tasks(model, tokenizer, load_tasks(request(folder)), free_plan(model))
-    assert found.tasks[0].num_truncated == 2
+    whole = evaluate_tasks(model, tokenizer, load_tasks(request(folder)), free_plan(model))
+    (task,) = whole.tasks
+    assert (len(task.ids), task.num_left_out, task.num_truncated) == (2, 1, 2)
+    last = evaluate_tasks(model, tokenizer, load_tasks(request(folder, limit=2)), free_plan(model))
+    assert last.tasks[0].ids == task.ids[:1] and last.tasks[0].num_left_out == 1
+    with pytest.raises(InputError, match="no choice of task piqa fits the model's window of 1024"):
+        evaluate_tasks(model, tokenizer, load_tasks(request(folder, limit=1)), free_plan(model))
 
 
 MINI = """\
@@ -179,7 +183,7 @@ def test_task_files(model, tokenizer, tmp_path):
 def test_requests_that_cannot_be_met(model, tokenizer, plan, folder, monkeypatch):
     with pytest.raises(InputError, match="no task is named"):
         load_tasks(TaskRequest())
-    with pytest.raises(InputError, match="limit 0 must be positive"):
+    with pytest.raises(InputError, match="limit is 0; it must be at least 1"):
         load_tasks(request(folder, limit=0))
     with pytest.raises(InputError, match="there is no task file"):
         load_tasks(TaskRequest(task_files=(folder / "none.yaml",)))
@@ -194,7 +198,7 @@ def test_requests_that_cannot_be_met(model, tokenizer, plan, folder, monkeypatch
 def test_tasks_of_the_hub_without_a_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="arc_easy is on the Hugging Face hub, which cannot be"):
+    with pytest.raises(InputError, match="arc_easy needs the Hugging Face hub, which cannot be"):
         load_tasks(TaskRequest(tasks=("paper",)))
     with pytest.raises(InputError, match=r"there is no task pica; near are .*piqa"):
         load_tasks(TaskRequest(tasks=("pica",)))

@@ -12,6 +12,7 @@ def task(correct, name="piqa", ids=None):
         metric="acc",
         num_shots=0,
         version="1",
+        num_left_out=0,
         num_truncated=0,
         ids=tuple(ids or map(str, range(len(correct)))),
         correct=tuple(map(bool, correct)),

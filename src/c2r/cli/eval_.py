@@ -142,8 +142,11 @@ class _Side:
 
 def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:
     for task in found[0].tasks:
-        if task.num_truncated:
-            note(f"{task.name}: {task.num_truncated} requests lost their beginning to the window")
+        if task.num_left_out or task.num_truncated:
+            note(
+                f"{task.name}: {task.num_left_out} items left out, their choices exceed the model's "
+                f"window; {task.num_truncated} requests lost their beginning to it"
+            )
     if comparison:
         columns = ["task", "items", "right", "reference", "difference (95 %)", "McNemar p"]
         columns += ["least shown", "verdict"]

@@ -6,7 +6,6 @@ from c2r.evaluation.harness import (
     PAPER_TASKS,
     LoadedTasks,
     TaskRequest,
-    check_harness,
     evaluate_tasks,
     load_tasks,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "TaskRequest",
     "TaskResult",
     "Workload",
-    "check_harness",
     "compare_accuracy",
     "compare_evaluations",
     "default_points",

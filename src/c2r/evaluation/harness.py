@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ PAPER_TASKS = {
     "winogrande": 0,
     "mmlu": 5,
 }
-"""The ten tasks of `paper` and their shots, which are those usual for LLaMA-MoE."""
+"""The ten tasks of `paper` and their shots: our choice, as is usual for each task."""
 
 _METRICS = ("acc", "exact_match")
 
@@ -83,11 +84,7 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
         InputError: the harness is not installed, a task is unknown or cannot be read, or it is on
             the Hugging Face hub and that cannot be reached.
     """
-    check_harness()
-    if min(request.batch_size, 1 if request.limit is None else request.limit) < 1:
-        raise InputError(
-            f"batch size {request.batch_size} and limit {request.limit} must be positive"
-        )
+    _check(request)
     specifications = _specifications(request)
     shots = PAPER_TASKS if "paper" in request.tasks else {}
     members: dict[str, list[Any]] = {}
@@ -99,15 +96,6 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
             for task in members[name]:
                 _set_shots(task, request.num_shots, shots.get(name))
     return LoadedTasks(request=request, members=members)
-
-
-def check_harness() -> None:
-    """Raises `InputError` if lm-evaluation-harness is not installed."""
-    if find_spec("lm_eval") is None:
-        raise InputError(
-            "tasks need lm-evaluation-harness, which is not installed; "
-            "`pip install 'c2r-moe[eval]'`"
-        )
 
 
 def evaluate_tasks(
@@ -126,7 +114,7 @@ def evaluate_tasks(
         strict: also require that the router weights are those that were profiled.
 
     Raises:
-        InputError: a task does not tell which items are right.
+        InputError: a task does not tell which items are right, or none fits the model's window.
         PlanMismatchError: the plan was made for another model.
         ModelError, RoutingError: as `c2r.capture`.
     """
@@ -148,12 +136,11 @@ def evaluate_tasks(
         found = evaluate(
             lm,
             {"tasks": {task.task_name: task for task in flat}},
-            limit=request.limit,
+            samples={task.task_name: _fitting(task, lm, request.limit) for task in flat},
             bootstrap_iters=0,
         )
-    results = [
-        _result(name, members, found["samples"], lm) for name, members in tasks.members.items()
-    ]
+    answers = found["samples"]
+    results = [_result(*entry, answers, lm, request.limit) for entry in tasks.members.items()]
     return TaskEvaluation(
         tasks=tuple(results),
         routing=_routing(tallies),
@@ -180,6 +167,19 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(before)
+
+
+def _check(request: TaskRequest) -> None:
+    if find_spec("lm_eval") is None:
+        raise InputError(
+            "tasks need lm-evaluation-harness, which is not installed; "
+            "`pip install 'c2r-moe[eval]'`"
+        )
+    least = {"batch_size": 1, "limit": 1, "num_shots": 0}
+    for name, bound in least.items():
+        value = getattr(request, name)
+        if value is not None and value < bound:
+            raise InputError(f"{name} is {value}; it must be at least {bound}")
 
 
 def _specifications(request: TaskRequest) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _load(manager: Any, specification: Any) -> list[Any]:
         ) from None
     except ConnectionError as error:
         raise InputError(
-            f"task {specification} is on the Hugging Face hub, which cannot be reached ({error}); "
+            f"task {specification} needs the Hugging Face hub, which cannot be reached ({error}); "
             "go online once, or use --tasks-dir or --task-file"
         ) from error
     except (OSError, ValueError, TypeError, YAMLError, TemplateError, DatasetsError) as error:
@@ -295,13 +295,36 @@ def _without_padding(trace: RoutingTrace, input_ids: Tensor) -> RoutingTrace:
     return RoutingTrace(layers=tuple(layers))
 
 
+def _fitting(task: Any, lm: Any, limit: int | None) -> list[int]:
+    """The first items, without those that have a choice longer than the model's window."""
+
+    def fits(doc: dict[str, Any]) -> bool:
+        texts = [f"{task.config.target_delimiter}{choice}" for choice in task.doc_to_choice(doc)]
+        lengths = (len(lm.tok_encode(text, add_special_tokens=False)) for text in texts)
+        return all(length <= lm.max_length for length in lengths)
+
+    items = list(itertools.islice(enumerate(task.eval_docs), limit))
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return [index for index, _ in items]
+    fitting = [index for index, doc in items if fits(doc)]
+    if not fitting:
+        raise InputError(
+            f"no choice of task {task.task_name} fits the model's window of {lm.max_length} "
+            "tokens; choose another task or model"
+        )
+    return fitting
+
+
 def _routing(tallies: Sequence[RoutingTally]) -> dict[str, float]:
     (tally,) = tallies
     return {**tally.means(), "num_tokens": float(tally.num_tokens[0])}
 
 
-def _result(name: str, members: Sequence[Any], samples: dict[str, Any], lm: Any) -> TaskResult:
-    rows = [_first_filter(samples[task.task_name]) for task in members]
+def _result(
+    name: str, members: Sequence[Any], answers: dict[str, Any], lm: Any, limit: int | None
+) -> TaskResult:
+    rows = [_first_filter(answers[task.task_name]) for task in members]
+    num_asked = sum(len(range(len(task.eval_docs))[:limit]) for task in members)
     metric = next((m for m in _METRICS if all(m in row for part in rows for row in part)), None)
     if metric is None:
         raise InputError(
@@ -314,6 +337,7 @@ def _result(name: str, members: Sequence[Any], samples: dict[str, Any], lm: Any)
         metric=metric,
         num_shots=members[0].get_config("num_fewshot"),
         version=str(members[0].VERSION),
+        num_left_out=num_asked - len(items),
         num_truncated=sum(_num_truncated(row, lm) for row in items),
         ids=tuple(_item_id(row) for row in items),
         correct=tuple(bool(row[metric]) for row in items),

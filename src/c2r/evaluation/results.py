@@ -24,7 +24,8 @@ class TaskResult:
         metric: what tells an item right or wrong, `acc` or `exact_match`.
         num_shots: solved items in each prompt.
         version: of the task's definition, as its author counts.
-        num_truncated: requests that lost their beginning to the model's longest window.
+        num_left_out: items without an answer: a choice is longer than the model's window.
+        num_truncated: requests that lost their beginning to the model's window.
         ids: digests of item and prompt.
         correct: whether the item is right.
         loglikelihoods: of each choice, in nats; empty where the answer is generated.
@@ -34,6 +35,7 @@ class TaskResult:
     metric: str
     num_shots: int
     version: str
+    num_left_out: int
     num_truncated: int
     ids: tuple[str, ...]
     correct: tuple[bool, ...]
