@@ -15,7 +15,6 @@ from c2r.evaluation import (
     TaskRequest,
     evaluate_tasks,
     free_plan,
-    harness,
     load_tasks,
     unconstrained,
 )
@@ -185,12 +184,14 @@ def test_requests_that_cannot_be_met(model, tokenizer, plan, folder, monkeypatch
         load_tasks(TaskRequest())
     with pytest.raises(InputError, match="limit is 0; it must be at least 1"):
         load_tasks(request(folder, limit=0))
+    with pytest.raises(InputError, match="piqa has 3 items, too few for 3 shots"):
+        load_tasks(request(folder, num_shots=3))
     with pytest.raises(InputError, match="there is no task file"):
         load_tasks(TaskRequest(task_files=(folder / "none.yaml",)))
     other = replace(plan, layers=plan.layers[1:])
     with pytest.raises(PlanMismatchError):
         evaluate_tasks(model, tokenizer, load_tasks(request(folder)), other)
-    monkeypatch.setattr(harness, "find_spec", lambda _: None)
+    monkeypatch.setattr("c2r.evaluation.tasks.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'c2r-moe\[eval\]'"):
         load_tasks(request(folder))
 

@@ -144,8 +144,8 @@ def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") ->
     for task in found[0].tasks:
         if task.num_left_out or task.num_truncated:
             note(
-                f"{task.name}: {task.num_left_out} items left out, their choices exceed the model's "
-                f"window; {task.num_truncated} requests lost their beginning to it"
+                f"{task.name}: {task.num_left_out} items, with choices beyond the model's window, "
+                f"are left out; {task.num_truncated} requests lost their beginning to it"
             )
     if comparison:
         columns = ["task", "items", "right", "reference", "difference (95 %)", "McNemar p"]

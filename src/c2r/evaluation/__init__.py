@@ -2,13 +2,7 @@
 
 from c2r.evaluation.compare import Comparison, compare_accuracy
 from c2r.evaluation.grid import DEFAULT_POLICIES, default_points
-from c2r.evaluation.harness import (
-    PAPER_TASKS,
-    LoadedTasks,
-    TaskRequest,
-    evaluate_tasks,
-    load_tasks,
-)
+from c2r.evaluation.harness import evaluate_tasks
 from c2r.evaluation.loss import Evaluation, evaluate, token_losses
 from c2r.evaluation.measure import free_plan, measure_plan, measure_plans, unconstrained
 from c2r.evaluation.parallel import ParallelEvaluation, evaluate_parallel
@@ -18,6 +12,7 @@ from c2r.evaluation.study import Study, SweepRequest
 from c2r.evaluation.sweep import Sweep, SweepPoint
 from c2r.evaluation.tally import Figures, RoutingTally, Tally
 from c2r.evaluation.target import Target, plan_from_sweep, read_partial, read_sweep, write_sweep
+from c2r.evaluation.tasks import PAPER_TASKS, LoadedTasks, TaskRequest, load_tasks
 from c2r.evaluation.workload import RecordedRouting, Workload, record_workload
 
 __all__ = [
