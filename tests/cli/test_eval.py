@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from c2r.adapters.questions import LOCAL_TASKS
+from c2r.evaluation import PAPER_TASKS
 from tests.cli.test_cli import assert_refused, call, call_json
 
 GOALS = ["Boil an egg.", "Open a jar.", "Cut bread.", "Light a fire.", "Dry a shirt.", "Sharpen."]
@@ -79,3 +81,10 @@ def test_mistakes(capsys, folder, arguments):
     assert_refused(capsys, ["limit is 0"], *arguments, "--limit", 0)
     plan = folder / "plan.safetensors"
     assert_refused(capsys, ["no result of `c2r eval`"], "eval", "--compare", plan, plan)
+
+
+def test_the_help_states_the_shots(capsys):
+    shown = " ".join(call(capsys, "eval", "--help")[1].split())
+    for name, shots in PAPER_TASKS.items():
+        assert name in shown and f"({shots}" in shown
+    assert set(LOCAL_TASKS) <= set(shown.replace(",", "").split())
