@@ -17,7 +17,7 @@ from c2r.adapters.huggingface import RouterSite, find_sites
 from c2r.adapters.huggingface.sites import output_entries
 from c2r.errors import ModelError
 
-_STRIDE = 4
+_STRIDE = 8
 """One token in so many is compared: another one gives the routers little that is new."""
 
 Routing = tuple[Tensor, Tensor]
@@ -64,14 +64,14 @@ class _Layer:
         if not isinstance(experts, nn.Module):
             raise ModelError(f"router {site.name} has no experts beside it; use the loss lm")
         self.site, self.router, self.experts = site, site.module, experts
-        self.originals = {p: originals[p] for p in site.module.parameters()}
+        self.originals = {p: originals[p] for p in site.module.parameters() if p in originals}
         self.run: Callable[..., Tensor] = experts.forward
         self.handle: Any = None
         self.original: Routing | None = None
 
     def install(self, mask: Tensor, losses: list[Tensor]) -> None:
         self.tokens, self.losses = mask.nonzero()[::_STRIDE, 0], losses
-        self.handle = self.router.register_forward_pre_hook(self._ask_original, with_kwargs=True)
+        self.handle = self.router.register_forward_pre_hook(self._ask_original)
         self.experts.forward = self._compare
 
     def remove(self) -> None:
@@ -79,9 +79,13 @@ class _Layer:
             self.handle.remove()
             del self.experts.forward
 
-    def _ask_original(self, router: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _ask_original(self, router: Any, args: tuple[Any, ...]) -> None:
+        """What the original router chooses for the tokens that are compared."""
         if self.original is not None:  # this is the question itself
             return
+        hidden, *others = args
+        part = hidden.flatten(0, -2)[self.tokens]
+        part = part if hidden.ndim == 2 else part[None]
         trained = {parameter: parameter.data for parameter in self.originals}
         policy, state = router.c2r_policy, router.c2r_tap.state
         self.original = (torch.empty(0), torch.empty(0))
@@ -90,7 +94,7 @@ class _Layer:
             for parameter, data in self.originals.items():
                 parameter.data = data
             with torch.no_grad():
-                self.original = self._routing(router(*args, **kwargs))
+                self.original = self._routing(router(part, *others))
         finally:
             router.c2r_policy, state.is_running = policy, True
             for parameter, data in trained.items():
@@ -114,15 +118,11 @@ class _Layer:
     def _compare(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """The experts' sum, detached, with its error against the original's noted."""
         assert self.original is not None, "the router runs before its experts"
-        (wanted, target), self.original = self.original, None
+        original, self.original = self.original, None
         with torch.no_grad():
             output = self.run(hidden, expert_ids, weights)
         part = self.tokens
-        self.losses.append(
-            self._error(
-                hidden[part], (expert_ids[part], weights[part]), (wanted[part], target[part])
-            )
-        )
+        self.losses.append(self._error(hidden[part], (expert_ids[part], weights[part]), original))
         return output
 
     def _error(self, hidden: Tensor, ours: Routing, theirs: Routing) -> Tensor:
