@@ -28,7 +28,6 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     ),
 )
 
-
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-qwen": {"batch_size": 64, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
     "paper-llama": {"batch_size": 128, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
