@@ -64,3 +64,4 @@ def test_every_command_is_described(site):
 def test_formulas_are_mathml(site):
     assert site["concepts"].count("<math") > 20
     assert "arithmatex" not in site["concepts"]
+    assert re.findall(r"<m[ion]>\\[^<]*", site["concepts"]) == []  # a command it does not know
