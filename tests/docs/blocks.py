@@ -34,6 +34,7 @@ PAGES = {
 
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->", re.DOTALL)
 _TITLE = re.compile(r'title="(.+)"')
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _CHARACTERS = 2000  # of each embedded text, for each of the two
 _PROGRAMS = {
     "python": [sys.executable],
@@ -165,12 +166,12 @@ def check_shown(shown: str, printed: str) -> None:
 
 
 def _is_like(shown: str, printed: str) -> bool:
-    ours, theirs = shown.split(), printed.split()
-    return len(ours) == len(theirs) and all(map(_is_like_word, ours, theirs))
+    ours, theirs = (" ".join(line.split()) for line in (shown, printed))
+    return _NUMBER.sub("0", ours) == _NUMBER.sub("0", theirs) and all(
+        isclose(a, b, rel_tol=0.02, abs_tol=0.002)
+        for a, b in zip(_numbers(ours), _numbers(theirs), strict=True)
+    )
 
 
-def _is_like_word(shown: str, printed: str) -> bool:
-    try:
-        return isclose(float(shown), float(printed), rel_tol=0.05, abs_tol=0.02)
-    except ValueError:
-        return shown == printed
+def _numbers(line: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in _NUMBER.findall(line)]

@@ -57,6 +57,7 @@ def test_a_wrong_page_fails(page, error, tmp_path, monkeypatch):
 
 
 def test_output_shown_may_leave_lines_out():
-    check_shown("first 1.01\nlast\n", "first   1.00\nsecond\nlast\n")
-    with pytest.raises(AssertionError):
-        check_shown("last\nfirst 1.0\n", "first 1.0\nlast\n")
+    check_shown("(first 1.01,\nlast\n", "(first   1.00,\nsecond\nlast\n")
+    for printed in ("(first 1.1,\nlast\n", "last\n(first 1.01,\n", "(first 1.01,\n"):
+        with pytest.raises(AssertionError):
+            check_shown("(first 1.01,\nlast\n", printed)
