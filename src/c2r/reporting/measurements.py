@@ -1,5 +1,7 @@
 """The sections of a report that show benchmarks and trainings."""
 
+from collections.abc import Iterator
+
 from c2r.reporting.charts import Chart, Section, Series, table_of
 from c2r.reporting.inputs import LOSSES, Document
 
@@ -17,18 +19,17 @@ def show_benchmark(index: int, document: Document) -> Section:
     rows = [_flat_case(case) for case in document["cases"]]
     chart = Chart(
         slug=f"benchmark-{index}",
-        title=f"Time of {document['benchmark']}",
+        title="Time of each case",
         x_label="case",
         y_label="milliseconds",
         series=(bars,),
         style="bars",
         table=table_of(rows, ("name",)),
     )
-    baseline = document.get("baseline")
     return Section(
         slug=f"benchmark-{index}",
-        title=f"Benchmark: {document['benchmark']}",
-        text="Less is better." + (f" Ratios are to {baseline}." if baseline else ""),
+        title=f"Benchmark: {str(document['benchmark']).replace('_', ' ')}",
+        text=" ".join(_describe(document)),
         charts=(chart,),
     )
 
@@ -51,6 +52,17 @@ def show_training(index: int, document: Document) -> Section:
         table=table_of(document["log_history"], ("step",)),
     )
     return Section(slug=chart.slug, title="Training", text="", charts=(chart,))
+
+
+def _describe(document: Document) -> Iterator[str]:
+    yield "Less is better."
+    if document.get("baseline"):
+        yield f"Ratios in the table are to {document['baseline']}."
+    known = [document.get(key) for key in ("topology", "settings")]
+    settings = [pair for part in known if isinstance(part, dict) for pair in part.items()]
+    if settings:
+        named = (f"{key.replace('_', ' ')} {value}" for key, value in settings if value is not None)
+        yield f"Measured with {', '.join(named)}."
 
 
 def _case_name(case: Document) -> str:

@@ -64,6 +64,7 @@ function inTheme(figure) {
 function draw(slug) {
   const { data, layout } = inTheme(figureOf(slug));
   const place = document.getElementById(`plot-${slug}`);
+  place.style.height = `${layout.height}px`; // else resizing shrinks the place, not the figure
   Plotly.react(place, data, layout, { displayModeBar: false, responsive: true });
 }
 
