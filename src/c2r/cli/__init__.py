@@ -14,6 +14,7 @@ from c2r.cli import (
     doctor,
     evaluate,
     export,
+    finetune,
     import_,
     inspect,
     permute,
@@ -44,6 +45,7 @@ app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
+app.command("finetune")(finetune.finetune)
 app.command("run")(run_.run)
 app.command("evaluate")(evaluate.evaluate)
 app.command("permute")(permute.permute)
