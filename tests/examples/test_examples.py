@@ -49,11 +49,22 @@ def test_route(run_example):
     assert all(float(row[-1]) < float(plain[-1]) for row in rows)
 
 
-@pytest.mark.distributed
-def test_expert_parallel(run_example, folder):
+@pytest.fixture
+def planned(run_example, folder):
+    """The folder holds a profile and a plan."""
     if not (folder / "plan.safetensors").exists():
         run_example("profile_model")
         run_example("make_plan")
+
+
+def test_finetune(planned, run_example):
+    losses = re.findall(r"loss ([\d.]+) became ([\d.]+)", run_example("finetune"))
+    assert len(losses) == 2 and losses[0][0] == losses[1][0]
+    assert all(float(after) < float(before) for before, after in losses)
+
+
+@pytest.mark.distributed
+def test_expert_parallel(planned, folder):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]
     done = subprocess.run(
         [*launcher, str(EXAMPLES / "expert_parallel.py")],

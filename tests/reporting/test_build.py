@@ -138,7 +138,8 @@ def test_the_curve_holds_the_points_of_the_sweep(report_of):
 
 
 def test_benchmarks_and_trainings(report_of):
-    state = {"log_history": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}]}
+    log = [{"step": 1, "loss": 2.0, "copies_per_token": 1.25}, {"step": 2, "eval_loss": 1.5}]
+    state = {"log_history": log}
     report = report_of(benchmark_document(), state)
     charts = charts_of(report)
     (bars,) = charts["benchmark-0"].series
@@ -149,6 +150,8 @@ def test_benchmarks_and_trainings(report_of):
     assert "ratio: median" in charts["benchmark-0"].to_table().columns
     train, held_out = charts["training-0"].series
     assert (train.x, train.y, held_out.x, held_out.y) == ((1,), (2.0,), (2,), (1.5,))
+    (copies,) = charts["training-0-copies"].series
+    assert (copies.x, copies.y) == ((1,), (1.25,))
 
 
 def test_provenance_names_every_file(report_of):
