@@ -105,7 +105,9 @@ def run_page(text: str) -> None:
 def _run(block: Block, names: dict[str, Any], before: str | None) -> str | None:
     """What the block prints; `before` is what the one before it printed."""
     if block.title is not None:
-        Path(block.title).write_text(_with_model(block.code), encoding="utf-8")
+        path = Path(block.title)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(_with_model(block.code), encoding="utf-8")
         return None
     if block.language == "bash":
         return "".join(map(_run_command, commands_of(block.code)))
