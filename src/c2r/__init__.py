@@ -30,7 +30,15 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from c2r.errors import C2RError
-    from c2r.evaluation import evaluate, measure_plan
+    from c2r.evaluation import (
+        TaskRequest,
+        compare_accuracy,
+        compare_evaluations,
+        evaluate,
+        evaluate_tasks,
+        load_tasks,
+        measure_plan,
+    )
     from c2r.measuring import predict_traffic
     from c2r.ops.constrained_topk import constrained_topk
     from c2r.planning import ClusterTopology, LayerPlan, Plan, make_plan, with_policy
@@ -46,11 +54,15 @@ _HOMES = {
     "LayerProfile": "c2r.profiling",
     "ParallelOptions": "c2r.adapters.huggingface",
     "Plan": "c2r.planning",
+    "TaskRequest": "c2r.evaluation",
     "apply": "c2r.adapters.huggingface",
     "capture": "c2r.adapters.huggingface",
+    "compare_accuracy": "c2r.evaluation",
+    "compare_evaluations": "c2r.evaluation",
     "constrained_topk": "c2r.ops.constrained_topk",
     "constraint_report": "c2r.adapters.huggingface",
     "evaluate": "c2r.evaluation",
+    "evaluate_tasks": "c2r.evaluation",
     "export_plan": "c2r.adapters.engines",
     "finetune": "c2r.training",
     "from_pretrained": "c2r.adapters.huggingface",
@@ -62,6 +74,7 @@ _HOMES = {
     "expert_parameters": "c2r.adapters.huggingface",
     "gather_state_dict": "c2r.adapters.huggingface",
     "load_parallel": "c2r.adapters.huggingface",
+    "load_tasks": "c2r.evaluation",
     "parallelize": "c2r.adapters.huggingface",
     "predict_traffic": "c2r.measuring",
     "profile": "c2r.adapters.huggingface",
@@ -82,11 +95,15 @@ __all__ = [
     "LayerProfile",
     "ParallelOptions",
     "Plan",
+    "TaskRequest",
     "apply",
     "capture",
+    "compare_accuracy",
+    "compare_evaluations",
     "constrained_topk",
     "constraint_report",
     "evaluate",
+    "evaluate_tasks",
     "expert_parameters",
     "export_plan",
     "finetune",
@@ -94,6 +111,7 @@ __all__ = [
     "gather_state_dict",
     "import_traces",
     "load_parallel",
+    "load_tasks",
     "make_plan",
     "measure_collaboration",
     "measure_plan",

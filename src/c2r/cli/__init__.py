@@ -12,6 +12,7 @@ from c2r.cli import (
     bench,
     demo,
     doctor,
+    eval_,
     evaluate,
     export,
     finetune,
@@ -48,6 +49,7 @@ app.command("apply")(apply.apply)
 app.command("finetune")(finetune.finetune)
 app.command("run")(run_.run)
 app.command("evaluate")(evaluate.evaluate)
+app.command("eval")(eval_.eval_)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)
 app.command("report")(report.report)

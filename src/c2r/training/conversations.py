@@ -4,14 +4,13 @@ Every kind of line becomes messages of one form, `{"role": ..., "content": ...}`
 message, then user and assistant in turn.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
-from c2r.adapters.text import Text
+from c2r.adapters.text import Text, json_lines
 from c2r.errors import InputError
 
 Messages = list[dict[str, str]]
@@ -43,23 +42,10 @@ def read_conversations(text: Text) -> Iterator[Conversation]:
     Raises:
         InputError: a line is not JSON, lacks its fields, or has roles out of order.
     """
-    for number, line in enumerate(text.content.split("\n"), start=1):
-        if line.strip():
-            source = f"line {number} of {text.name}"
-            messages = _messages(_parse(line, source), source)
-            _check_roles([message["role"] for message in messages], source)
-            yield Conversation(messages=messages, source=source)
-
-
-def _parse(line: str, source: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{source} is not JSON ({error}); give one JSON object per line") from None
-    if not isinstance(record, dict):
-        found = type(record).__name__
-        raise InputError(f"{source} holds a {found}; give one JSON object per line")
-    return record
+    for record, source in json_lines(text):
+        messages = _messages(record, source)
+        _check_roles([message["role"] for message in messages], source)
+        yield Conversation(messages=messages, source=source)
 
 
 def _messages(record: dict[str, Any], source: str) -> Messages:
