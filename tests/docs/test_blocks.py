@@ -26,6 +26,12 @@ def test_every_option_named_exists(page, capsys):
             assert [option for option in options if option not in known] == [], command
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", PAGES[page].read_text(encoding="utf-8"))
+    assert [target for target in targets if not (PAGES[page].parent / target).exists()] == []
+
+
 def test_blocks_are_found():
     page = (
         "Text\n\n    c2r one \\\n      two  # three\n\n"
