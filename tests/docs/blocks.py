@@ -5,7 +5,7 @@ the file of that name. `text` is what the block before it printed. A block that 
 stands under the comment `<!-- not run: REASON -->`.
 
 All blocks of a page run in order in one folder, with one Python namespace. corpus.txt and
-heldout.txt are there, and MODEL is the embedded model.
+heldout.txt are there, and MODEL (in Python "MODEL") is the embedded model.
 """
 
 import io
@@ -137,7 +137,7 @@ def _run_command(words: list[str]) -> str:
         return output.getvalue()
     result = subprocess.run(
         [*_PROGRAMS[program], *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PET_STANDALONE": "1"},  # on a free port
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

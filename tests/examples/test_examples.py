@@ -69,7 +69,7 @@ def test_expert_parallel(planned, folder):
     done = subprocess.run(
         [*launcher, str(EXAMPLES / "expert_parallel.py")],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PET_STANDALONE": "1"},  # on a free port
         capture_output=True,
         text=True,
         check=False,
