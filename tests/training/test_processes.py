@@ -25,9 +25,7 @@ SETTINGS = FinetuneSettings(
 )
 CASES = {
     "ddp": SETTINGS,
-    "ddp_router": replace(SETTINGS, mode="router"),
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
-    "expert_parallel_lora": replace(SETTINGS, expert_parallel=True, mode="lora", lora_rank=4),
 }
 
 

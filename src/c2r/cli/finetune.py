@@ -50,7 +50,8 @@ def finetune(
         int | None, typer.Option(help="Windows per step, over all processes. [16]")
     ] = None,
     batch_per_pass: Annotated[
-        int, typer.Option(help="Windows per forward pass of a process, at most; they accumulate.")
+        int,
+        typer.Option(min=1, help="Windows per forward pass of a process, at most; they add up."),
     ] = 4,
     learning_rate: Annotated[float | None, typer.Option(help="Its peak. [2e-5]")] = None,
     warmup: Annotated[

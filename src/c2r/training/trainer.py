@@ -17,6 +17,7 @@ from c2r.planning import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
 from c2r.training.data import Example, collate
+from c2r.training.local import local_objective
 from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
 from c2r.training.metrics import routing_metrics, without_padding
 from c2r.training.resuming import ResumableTrainer
@@ -63,7 +64,7 @@ class Constraint:
     Attributes:
         plan: in force from the end of the annealing, or from the start.
         aux_weight: weight of the balance loss.
-        teacher: None where there is no KL loss.
+        teacher: None where no loss asks for the unconstrained model.
     """
 
     plan: Plan
@@ -102,50 +103,67 @@ class ConstrainedTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean nats per predicted token of the whole step, KL and balance loss added."""
-        inputs = dict(inputs)
-        targets = next_token_labels(inputs.pop("labels"))
-        mask = inputs.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
-        is_predicted = targets != -100
-        targets = targets[is_predicted]
-        scale = self.accelerator.num_processes / num_items_in_batch
+        """Mean nats per predicted token of the whole step, KL and balance loss added.
+
+        Instead of nats, the local objective where the settings ask for it.
+        """
+        batch = dict(inputs)
+        targets = next_token_labels(batch.pop("labels"))
+        mask = batch.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
         wants_trace = self.constraint.aux_weight > 0 or self._logs_next()
         recording = capture(self.base, attached=True) if wants_trace else nullcontext()
-        reference = self._teacher_logits(inputs, is_predicted)
         try:
+            reference = self._teacher_logits(batch, targets)
             with recording as recorder:
-                logits = model(**inputs, **self._quiet()).logits[is_predicted]
+                if self.settings.loss == "local":
+                    parts = self._local_parts(batch, mask)
+                else:
+                    parts = self._text_parts(model, batch, targets, reference)
                 trace = None if recorder is None else recorder.take()
         except RoutingError as error:
             raise TrainingError(self._failure(str(error))) from error
-        parts = {"lm_loss": cross_entropy_sum(logits, targets) * scale}
-        loss = parts["lm_loss"]
-        if reference is not None:
-            parts["kl"] = divergence_sum(logits, reference) * scale
-            loss = loss + self.settings.kl_weight * parts["kl"]
+        if "lm_loss" in parts or "kl" in parts:
+            scale = self.accelerator.num_processes / num_items_in_batch
+            parts = {name: total * scale for name, total in parts.items()}
         if trace is not None:
-            loss = loss + self._routing_loss(trace, mask, parts)
+            parts |= self._routing_parts(trace, mask)
+        weights = {"kl": self.settings.kl_weight, "aux_loss": self.constraint.aux_weight}
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0) + part.detach()
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return sum(weights.get(name, 1.0) * part for name, part in parts.items())
 
-    def _routing_loss(self, trace: RoutingTrace, mask: Tensor, parts: dict[str, Tensor]) -> Any:
+    def _text_parts(
+        self, model: nn.Module, batch: Example, targets: Tensor, reference: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Sums over predicted tokens."""
+        logits = model(**batch, **self._quiet()).logits[targets != -100]
+        parts = {"lm_loss": cross_entropy_sum(logits, targets[targets != -100])}
+        return parts if reference is None else {**parts, "kl": divergence_sum(logits, reference)}
+
+    def _teacher_logits(self, batch: Example, targets: Tensor) -> Tensor | None:
+        teacher = self.constraint.teacher
+        if teacher is None or self.settings.loss == "local":
+            return None
+        with torch.no_grad(), teacher.in_place(self._prepared):  # type: ignore[arg-type]
+            logits: Tensor = self.model(**batch, **self._quiet()).logits[targets != -100]
+        return logits
+
+    def _local_parts(self, batch: Example, mask: Tensor) -> dict[str, Tensor]:
+        """The mean over layers; no logits are needed."""
+        originals = self.constraint.teacher.originals  # type: ignore[union-attr]
+        with local_objective(self.base, originals, mask) as losses, self.accelerator.autocast():
+            self.base.base_model(**batch, use_cache=False)
+        mean = torch.stack(losses).mean() / self.current_gradient_accumulation_steps
+        return {"local_loss": mean}
+
+    def _routing_parts(self, trace: RoutingTrace, mask: Tensor) -> dict[str, Tensor]:
         if self._logs_next():
             shown = without_padding(trace, mask)
             self._metrics = routing_metrics(shown, self._prepared.plan)  # type: ignore[union-attr]
         if not self.constraint.aux_weight:
-            return 0.0
+            return {}
         aux = balance_loss(trace, mask, self.accelerator.num_processes)
-        parts["aux_loss"] = aux / self.current_gradient_accumulation_steps
-        return self.constraint.aux_weight * parts["aux_loss"]
-
-    def _teacher_logits(self, inputs: dict[str, Tensor], is_predicted: Tensor) -> Tensor | None:
-        teacher = self.constraint.teacher
-        if teacher is None:
-            return None
-        with torch.no_grad(), teacher.in_place(self._prepared):  # type: ignore[arg-type]
-            logits: Tensor = self.model(**inputs, **self._quiet()).logits[is_predicted]
-        return logits
+        return {"aux_loss": aux / self.current_gradient_accumulation_steps}
 
     def _quiet(self) -> dict[str, Any]:
         """Keeps the model from adding a balance loss of its own, and from a cache."""
