@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from c2r.ops.constrained_topk import constrained_topk
     from c2r.planning import ClusterTopology, LayerPlan, Plan, make_plan, with_policy
     from c2r.profiling import CollaborationProfile, LayerProfile, measure_collaboration
+    from c2r.training import FinetuneSettings, finetune
 
 _HOMES = {
     "C2RError": "c2r.errors",
     "ClusterTopology": "c2r.planning",
     "CollaborationProfile": "c2r.profiling",
+    "FinetuneSettings": "c2r.training",
     "LayerPlan": "c2r.planning",
     "LayerProfile": "c2r.profiling",
     "ParallelOptions": "c2r.adapters.huggingface",
@@ -62,6 +64,7 @@ _HOMES = {
     "evaluate": "c2r.evaluation",
     "evaluate_tasks": "c2r.evaluation",
     "export_plan": "c2r.adapters.engines",
+    "finetune": "c2r.training",
     "from_pretrained": "c2r.adapters.huggingface",
     "import_traces": "c2r.adapters.engines",
     "make_plan": "c2r.planning",
@@ -87,6 +90,7 @@ __all__ = [
     "C2RError",
     "ClusterTopology",
     "CollaborationProfile",
+    "FinetuneSettings",
     "LayerPlan",
     "LayerProfile",
     "ParallelOptions",
@@ -102,6 +106,7 @@ __all__ = [
     "evaluate_tasks",
     "expert_parameters",
     "export_plan",
+    "finetune",
     "from_pretrained",
     "gather_state_dict",
     "import_traces",

@@ -15,6 +15,7 @@ from c2r.cli import (
     eval_,
     evaluate,
     export,
+    finetune,
     import_,
     inspect,
     permute,
@@ -45,6 +46,7 @@ app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
+app.command("finetune")(finetune.finetune)
 app.command("run")(run_.run)
 app.command("evaluate")(evaluate.evaluate)
 app.command("eval")(eval_.eval_)
