@@ -33,7 +33,6 @@ CASES = {
     "full, KL anchor": replace(STEP, kl_weight=1.0),
     "lora": replace(STEP, mode="lora"),
     "router": replace(STEP, mode="router"),
-    "router, local": replace(STEP, mode="router", loss="local"),
 }
 
 

@@ -91,7 +91,6 @@ def test_ctrl_c_says_how_to_go_on(capsys, folder, tmp_path, monkeypatch):
     [
         (["--preset", "paper"], "choose paper-qwen, paper-llama"),
         (["--mode", "half"], "choose full, router, lora"),
-        (["--loss", "local"], "loss local is for mode router"),
         (["--expert-parallel"], "torchrun --nproc-per-node 4"),
         (["--eval-share", "1"], "cannot be split into training and held-out"),
         (["--overlong", "keep"], "choose truncate or drop"),

@@ -37,10 +37,6 @@ def finetune(
         str | None,
         typer.Option(help="full, router (routers only) or lora (adapters and routers). [full]"),
     ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(help="lm, or local: routers against each layer's original, no backward. [lm]"),
-    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="paper-qwen or paper-llama: the paper's numbers, where none are given."),
@@ -113,7 +109,6 @@ def finetune(
     tensorboard = find_spec("tensorboard") is not None
     given = {
         "mode": mode,
-        "loss": loss,
         "control": control,
         "num_steps": steps,
         "num_epochs": epochs,

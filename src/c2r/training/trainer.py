@@ -17,7 +17,6 @@ from c2r.planning import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
 from c2r.training.data import Example, collate
-from c2r.training.local import local_objective
 from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
 from c2r.training.metrics import routing_metrics, without_padding
 from c2r.training.resuming import ResumableTrainer
@@ -64,7 +63,7 @@ class Constraint:
     Attributes:
         plan: in force from the end of the annealing, or from the start.
         aux_weight: weight of the balance loss.
-        teacher: None where no loss asks for the unconstrained model.
+        teacher: None where there is no KL loss.
     """
 
     plan: Plan
@@ -107,22 +106,16 @@ class ConstrainedTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean nats per predicted token of the whole step, KL and balance loss added.
-
-        Instead of nats, the local objective where the settings ask for it.
-        """
+        """Mean nats per predicted token of the whole step, KL and balance loss added."""
         batch = dict(inputs)
         targets = next_token_labels(batch.pop("labels"))
         mask = batch.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
+        scale = self.accelerator.num_processes / num_items_in_batch
         wants_trace = self.constraint.aux_weight > 0 or self._logs_next()
         recording = capture(self.base, attached=True) if wants_trace else nullcontext()
         try:
             with recording as recorder:
-                if self.settings.loss == "local":
-                    parts = self._local_parts(batch, mask)
-                else:
-                    scale = self.accelerator.num_processes / num_items_in_batch
-                    parts = self._text_parts(model, batch, targets, scale)
+                parts = self._text_parts(model, batch, targets, scale)
                 trace = None if recorder is None else recorder.take()
         except RoutingError as error:
             raise TrainingError(self._failure(str(error))) from error
@@ -147,16 +140,6 @@ class ConstrainedTrainer(ResumableTrainer):
         if reference is not None:
             parts["kl"] = divergence_sum(logits, reference) * scale
         return parts
-
-    def _local_parts(self, batch: Example, mask: Tensor) -> dict[str, Tensor]:
-        """The mean over layers; no logits are needed."""
-        teacher = self.constraint.teacher
-        assert teacher is not None, "the objective compares with it"
-        compared = local_objective(self.base, teacher.originals, mask)
-        with compared as losses, self.accelerator.autocast():
-            self.base.base_model(**batch, use_cache=False)
-        mean = torch.stack(losses).mean() / self.current_gradient_accumulation_steps
-        return {"local_loss": mean}
 
     def _routing_parts(self, trace: RoutingTrace, mask: Tensor) -> dict[str, Tensor]:
         if self._logs_next():

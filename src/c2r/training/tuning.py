@@ -143,7 +143,7 @@ def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings
         is_used = getattr(model.config, "output_router_logits", False)
         weight = getattr(model.config, "router_aux_loss_coef", 0.0) if is_used else 0.0
     teacher = None
-    if settings.kl_weight or settings.loss == "local":
+    if settings.kl_weight:
         routers = router_parameters(model).values() if settings.mode != "full" else ()
         teacher = Teacher(
             model=model,
@@ -179,10 +179,6 @@ def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> T
         train_sampling_strategy="sequential",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    if settings.loss == "local" and arguments.world_size > 1:
-        raise InputError(
-            f"loss local runs in one process, not in {arguments.world_size}; choose the loss lm"
-        )
     arguments.per_device_train_batch_size = settings.batch_per_pass(arguments.world_size)
     return arguments
 
