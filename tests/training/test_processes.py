@@ -35,16 +35,13 @@ def tune(out, settings, callbacks=()):
 
 
 def check(comm, settings, folder):
-    """Tunes on all ranks, interrupted after the second step on one of them, and goes on."""
+    """Tunes on all ranks; with spread experts interrupted on one of them, and goes on."""
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
     out = folder / "out"
-    try:
-        tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [])
-    except KeyboardInterrupt:
-        pass
-    else:
-        raise AssertionError("no rank was to finish")
-    assert (out / "checkpoint-2" / "process-3.safetensors").is_file()
+    if settings.expert_parallel:
+        with pytest.raises(KeyboardInterrupt):
+            tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [])
+        assert (out / "checkpoint-2" / "process-3.safetensors").is_file()
     result = tune(out, settings)
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))

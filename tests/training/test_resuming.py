@@ -40,10 +40,9 @@ def assert_same_model(one, other):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_killed_at_random_steps_it_ends_in_the_same_weights(tmp_path):
+def test_killed_at_a_random_step_it_ends_in_the_same_weights(tmp_path):
     tune(tmp_path / "whole", 0)
-    for step in sorted(random.sample(range(1, 11), 2)):
-        assert start(tmp_path / "killed", step)[0] == -signal.SIGKILL
+    assert start(tmp_path / "killed", random.randint(1, 10))[0] == -signal.SIGKILL
     status, message = start(tmp_path / "killed", 0)
     assert status == 0, message
     assert_same_model(tmp_path / "killed", tmp_path / "whole")

@@ -17,6 +17,7 @@ from c2r.planning import Plan
 from c2r.training import FinetuneSettings, finetune
 from c2r.training.trainable import Teacher, router_parameters, training_only
 from c2r.training.trainer import ShuffledExamples, batch_of
+from tests.adapters.huggingface.families import FAMILIES
 from tests.training.material import examples, plan_of, tiny
 
 SETTINGS = FinetuneSettings(num_steps=3, batch_size=4, learning_rate=1e-3, log_every=1)
@@ -185,6 +186,19 @@ def test_recomputation_and_bfloat16_give_about_the_same():
     for ours, again, coarse in zip(exact[:3], recomputed[:3], rounded[:3], strict=True):
         assert again["loss"] == pytest.approx(ours["loss"], rel=1e-5)
         assert coarse["loss"] == pytest.approx(ours["loss"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3", "phimoe", "dbrx"])
+def test_other_families(name):
+    model = next(family for family in FAMILIES if family.name == name).model()
+    data = [{key: value % 90 for key, value in row.items()} for row in examples(8)]
+    data = [{**row, "labels": row["input_ids"]} for row in data]
+    plan = plan_of(model, "c2r", 4, partners=4, num_ranks=2)
+    settings = replace(SETTINGS, mode="lora", kl_weight=0.1, gradient_checkpointing=True)
+    before = weights(model)
+    log = finetune(model, data, plan, replace(settings, aux_weight=0.01)).log
+    assert log[2]["kl"] > 0 and log[2]["aux_loss"] > 0
+    assert set(router_parameters(model)) & changed(before, model)
 
 
 def test_a_model_that_recomputes_reentrantly_is_refused():

@@ -7,6 +7,7 @@ checkpoint-40/
 """
 
 import json
+import os
 import random
 import re
 import shutil
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-_KEPT = 2
+_NUM_KEPT = 2
 SHARED = "shared.safetensors"
 
 
@@ -37,6 +38,8 @@ class Part:
         """Writes the file through to the disk. Raises `OSError` or `SafetensorError`."""
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
         save_file(tensors, path, metadata={"c2r": json.dumps(dict(self.facts))})
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
     @classmethod
     def read(cls, path: Path) -> "Part":
@@ -76,7 +79,7 @@ def _is_whole(folder: Path) -> bool:
 
 def forget_older(out: Path) -> None:
     """Removes all checkpoints but the newest."""
-    for folder in checkpoints(out)[:-_KEPT]:
+    for folder in checkpoints(out)[:-_NUM_KEPT]:
         shutil.rmtree(folder)
 
 

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 from c2r.errors import InputError
 
 Mode = Literal["full", "router", "lora"]
-Loss = Literal["lm", "local"]
 
 _COUNTS = (
     "num_steps",
@@ -28,7 +27,6 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     ),
 )
 
-
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-qwen": {"batch_size": 64, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
     "paper-llama": {"batch_size": 128, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
@@ -46,8 +44,6 @@ class FinetuneSettings:
     Attributes:
         mode: `full` trains all parameters, `router` those of the routers, `lora` adapters of the
             linear layers, and the routers.
-        loss: `lm` is that of the language model; `local`, for routers only, the distance of each
-            layer's output from that of its original router, which needs no backward pass.
         num_steps: optimizer steps; None for as many as `num_epochs` take.
         num_epochs: passes over the examples where `num_steps` is None.
         batch_size: examples per step, over all processes and accumulated batches.
@@ -73,7 +69,6 @@ class FinetuneSettings:
     """
 
     mode: Mode = "full"
-    loss: Loss = "lm"
     num_steps: int | None = None
     num_epochs: int = 1
     batch_size: int = 16
@@ -99,14 +94,6 @@ class FinetuneSettings:
         """Refuses what cannot be meant."""
         if self.mode not in get_args(Mode):
             raise InputError(f"mode {self.mode!r} is unknown; choose {', '.join(get_args(Mode))}")
-        if self.loss not in get_args(Loss):
-            raise InputError(f"loss {self.loss!r} is unknown; choose {', '.join(get_args(Loss))}")
-        with_more = self.kl_weight or self.expert_parallel or self.gradient_checkpointing
-        if self.loss == "local" and (self.mode != "router" or with_more):
-            raise InputError(
-                "loss local is for mode router, without kl_weight, gradient_checkpointing and "
-                "expert_parallel; choose the loss lm"
-            )
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a share of the steps, from 0 to 1")
         for names, is_good, wanted in _RANGES:

@@ -69,8 +69,9 @@ def _with_adapters(model: nn.Module, rank: int) -> Any:
         exclude_modules=rf"(?:{routers})(?:\..*)?",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # PEFT asks transformers by a name that v6 will drop
-        warnings.simplefilter("ignore", FutureWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that v6 will drop
+        warnings.simplefilter("ignore", RuntimeWarning)  # its ranks for experts, which stay
         return get_peft_model(model, config)
 
 

@@ -17,7 +17,6 @@ from c2r.planning import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
 from c2r.training.data import Example, collate
-from c2r.training.local import local_objective
 from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
 from c2r.training.metrics import routing_metrics, without_padding
 from c2r.training.resuming import ResumableTrainer
@@ -64,7 +63,7 @@ class Constraint:
     Attributes:
         plan: in force from the end of the annealing, or from the start.
         aux_weight: weight of the balance loss.
-        teacher: None where no loss asks for the unconstrained model.
+        teacher: None where there is no KL loss.
     """
 
     plan: Plan
@@ -96,6 +95,10 @@ class ConstrainedTrainer(ResumableTrainer):
             self._prepared = prepare(self.base, plan, strict=False)
             enforce(self.base, self._prepared)
 
+    def _in_force(self) -> PreparedPlan:
+        assert self._prepared is not None, "a step has begun"
+        return self._prepared
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -103,28 +106,19 @@ class ConstrainedTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean nats per predicted token of the whole step, KL and balance loss added.
-
-        Instead of nats, the local objective where the settings ask for it.
-        """
+        """Mean nats per predicted token of the whole step, KL and balance loss added."""
         batch = dict(inputs)
         targets = next_token_labels(batch.pop("labels"))
         mask = batch.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
+        scale = self.accelerator.num_processes / num_items_in_batch
         wants_trace = self.constraint.aux_weight > 0 or self._logs_next()
         recording = capture(self.base, attached=True) if wants_trace else nullcontext()
         try:
-            reference = self._teacher_logits(batch, targets)
             with recording as recorder:
-                if self.settings.loss == "local":
-                    parts = self._local_parts(batch, mask)
-                else:
-                    parts = self._text_parts(model, batch, targets, reference)
+                parts = self._text_parts(model, batch, targets, scale)
                 trace = None if recorder is None else recorder.take()
         except RoutingError as error:
             raise TrainingError(self._failure(str(error))) from error
-        if "lm_loss" in parts or "kl" in parts:
-            scale = self.accelerator.num_processes / num_items_in_batch
-            parts = {name: total * scale for name, total in parts.items()}
         if trace is not None:
             parts |= self._routing_parts(trace, mask)
         weights = {"kl": self.settings.kl_weight, "aux_loss": self.constraint.aux_weight}
@@ -133,33 +127,24 @@ class ConstrainedTrainer(ResumableTrainer):
         return sum(weights.get(name, 1.0) * part for name, part in parts.items())
 
     def _text_parts(
-        self, model: nn.Module, batch: Example, targets: Tensor, reference: Tensor | None
+        self, model: nn.Module, batch: Example, targets: Tensor, scale: Tensor
     ) -> dict[str, Tensor]:
-        """Sums over predicted tokens."""
-        logits = model(**batch, **self._quiet()).logits[targets != -100]
-        parts = {"lm_loss": cross_entropy_sum(logits, targets[targets != -100])}
-        return parts if reference is None else {**parts, "kl": divergence_sum(logits, reference)}
-
-    def _teacher_logits(self, batch: Example, targets: Tensor) -> Tensor | None:
-        teacher = self.constraint.teacher
-        if teacher is None or self.settings.loss == "local":
-            return None
-        with torch.no_grad(), teacher.in_place(self._prepared):  # type: ignore[arg-type]
-            logits: Tensor = self.model(**batch, **self._quiet()).logits[targets != -100]
-        return logits
-
-    def _local_parts(self, batch: Example, mask: Tensor) -> dict[str, Tensor]:
-        """The mean over layers; no logits are needed."""
-        originals = self.constraint.teacher.originals  # type: ignore[union-attr]
-        with local_objective(self.base, originals, mask) as losses, self.accelerator.autocast():
-            self.base.base_model(**batch, use_cache=False)
-        mean = torch.stack(losses).mean() / self.current_gradient_accumulation_steps
-        return {"local_loss": mean}
+        """Sums over predicted tokens, scaled; the teacher first, so that the trace is ours."""
+        is_predicted = targets != -100
+        teacher, reference = self.constraint.teacher, None
+        if teacher is not None:
+            with torch.no_grad(), teacher.in_place(self._in_force()):
+                reference = self.model(**batch, **self._quiet()).logits[is_predicted]
+        logits = model(**batch, **self._quiet()).logits[is_predicted]
+        parts = {"lm_loss": cross_entropy_sum(logits, targets[is_predicted]) * scale}
+        if reference is not None:
+            parts["kl"] = divergence_sum(logits, reference) * scale
+        return parts
 
     def _routing_parts(self, trace: RoutingTrace, mask: Tensor) -> dict[str, Tensor]:
         if self._logs_next():
             shown = without_padding(trace, mask)
-            self._metrics = routing_metrics(shown, self._prepared.plan)  # type: ignore[union-attr]
+            self._metrics = routing_metrics(shown, self._in_force().plan)
         if not self.constraint.aux_weight:
             return {}
         aux = balance_loss(trace, mask, self.accelerator.num_processes)

@@ -14,13 +14,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from c2r.adapters.huggingface import (
-    apply,
-    gather_state_dict,
-    is_parallel,
-    parallelize,
-    prepare,
-)
+from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
 from c2r.errors import InputError
 from c2r.evaluation import unconstrained
 from c2r.planning import Plan
@@ -29,12 +23,7 @@ from c2r.training.folder import claim, make_request, publish
 from c2r.training.progress import boards
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher, router_parameters, save_adapter, training_only
-from c2r.training.trainer import (
-    ConstrainedTrainer,
-    Constraint,
-    ShuffledExamples,
-    batch_of,
-)
+from c2r.training.trainer import ConstrainedTrainer, Constraint, ShuffledExamples, batch_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +32,7 @@ class FinetuneResult:
 
     Attributes:
         num_steps: optimizer steps, those before a resumption included.
-        num_trainable: parameters that trained.
+        num_trainable: parameters that trained; of spread experts those of this process.
         seconds: of this run.
         log: entries of the Trainer's log, each with its step.
     """
@@ -154,7 +143,7 @@ def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings
         is_used = getattr(model.config, "output_router_logits", False)
         weight = getattr(model.config, "router_aux_loss_coef", 0.0) if is_used else 0.0
     teacher = None
-    if settings.kl_weight or settings.loss == "local":
+    if settings.kl_weight:
         routers = router_parameters(model).values() if settings.mode != "full" else ()
         teacher = Teacher(
             model=model,
@@ -186,15 +175,10 @@ def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> T
         report_to=[name for name in settings.report_to if name != "tensorboard"],
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
-        save_total_limit=2,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    if settings.loss == "local" and arguments.world_size > 1:
-        raise InputError(
-            f"loss local runs in one process, not in {arguments.world_size}; choose the loss lm"
-        )
     arguments.per_device_train_batch_size = settings.batch_per_pass(arguments.world_size)
     return arguments
 
