@@ -104,7 +104,13 @@ def finetune(
     loaded with `c2r.from_pretrained(OUT)`.
     """
     from c2r.planning import Plan
-    from c2r.training import DataSettings, FinetuneSettings, TrainingData, read_examples
+    from c2r.training import (
+        DataSettings,
+        FinetuneSettings,
+        TrainingData,
+        check_unfinished,
+        read_examples,
+    )
 
     tensorboard = find_spec("tensorboard") is not None
     given = {
@@ -129,6 +135,7 @@ def finetune(
         "seed": seed,
     }
     settings = FinetuneSettings.choose(preset, given).with_passes_of(batch_per_pass, _processes())
+    check_unfinished(out)
     chosen = Plan.load(plan)
     loaded, tokenizer = _load(model, dtype, chosen, settings)
     windows = DataSettings(seq_len=seq_len, overlong=overlong, packing=packing, seed=seed)

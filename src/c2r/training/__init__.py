@@ -1,6 +1,7 @@
 """Fine-tuning of constrained models."""
 
 from c2r.training.data import DataSettings, TrainingData, collate, read_examples
+from c2r.training.folder import check_unfinished
 from c2r.training.heldout import HeldOut, measure_held_out, split_examples
 from c2r.training.progress import Progress
 from c2r.training.settings import FinetuneSettings
@@ -13,6 +14,7 @@ __all__ = [
     "HeldOut",
     "Progress",
     "TrainingData",
+    "check_unfinished",
     "collate",
     "finetune",
     "measure_held_out",

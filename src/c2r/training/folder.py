@@ -51,18 +51,23 @@ def _digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_unfinished(out: Path) -> None:
+    """Raises `InputError` if a model stands in the folder already."""
+    if (out / "config.json").exists():
+        raise InputError(
+            f"{out} holds a model already; load it with c2r.from_pretrained, or choose another "
+            "folder"
+        )
+
+
 def claim(out: Path, request: Request) -> None:
     """Makes the folder for a request, or finds it begun by the same one.
 
     Raises:
         InputError: the folder holds a finished model, another request's run, or something else.
     """
+    check_unfinished(out)
     path = out / REQUEST_FILE
-    if (out / "config.json").exists():
-        raise InputError(
-            f"{out} holds a model already; load it with c2r.from_pretrained, or choose another "
-            "folder"
-        )
     if path.exists():
         differing = ", ".join(_differences(_read(path), request))
         if differing:
