@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from c2r.ops.combine import sum_copies
+from c2r.ops.combine import sum_copies, sum_copies_backward
 from c2r.ops.permute import Copies, copy_rows
-
-_CPU_BLOCK = 128
 
 
 class _Copy(torch.autograd.Function):
@@ -31,34 +29,11 @@ class _Sum(torch.autograd.Function):
         return sum_copies(rows, copies, weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_rows = copy_rows(grad, ctx.copies)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         if not ctx.is_weighted:
-            return grad_rows, None, None
+            return copy_rows(grad, ctx.copies), None, None
         rows, weights = ctx.saved_tensors
-        by_row = torch.empty_like(weights).scatter_(0, ctx.copies.members, weights)
-        products = _scale_and_multiply(grad_rows, by_row, rows)
-        return grad_rows, products[ctx.copies.members].to(weights.dtype), None
-
-
-def _scale_and_multiply(grad_rows: Tensor, factors: Tensor, rows: Tensor) -> Tensor:
-    """Multiplies each of `grad_rows` `[n, h]` by its factor; gives its product with its row before.
-
-    On a CPU block by block: the wider copies that narrow types need stay in its cache.
-    """
-    precise = torch.promote_types(rows.dtype, factors.dtype)
-    size = _CPU_BLOCK if rows.device.type == "cpu" else max(1, len(rows))
-    products = [factors.new_empty(0, dtype=precise)]
-    for grads, block, scale in zip(
-        torch.split(grad_rows, size),
-        torch.split(rows, size),
-        torch.split(factors, size),
-        strict=True,
-    ):
-        wide = grads.to(precise)
-        products.append((block.to(precise) * wide).sum(1))
-        grads.copy_(wide * scale[:, None])
-    return torch.cat(products)
+        return *sum_copies_backward(grad, rows, ctx.copies, weights), None
 
 
 def copied(rows: Tensor, copies: Copies) -> Tensor:

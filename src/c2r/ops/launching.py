@@ -1,0 +1,47 @@
+"""Starting Triton kernels, and the code that several of them share."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *args: Any, **options: Any) -> None:
+    """Runs `kernel` on the device of `first`, its first argument; an empty grid runs nothing.
+
+    Products and sums are not fused: results are those of the definition, rounding by rounding.
+    """
+    if 0 in grid:
+        return
+    on_device = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+    with on_device:
+        kernel[grid](first, *args, enable_fp_fusion=False, **options)
+
+
+@triton.jit
+def sort_keys(scores, tiers, experts):
+    """int64 keys that order experts: by tier, then score (NaN highest), then lower id.
+
+    `scores` are float32. Keys are not negative, so that -1 is below all.
+    """
+    scores = tl.where(scores != scores, float("nan"), scores) + 0.0  # one NaN, one zero
+    bits = scores.to(tl.int32, bitcast=True)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
+    return (tiers.to(tl.int64) << 48) + (ordered << 16) + (0xFFFF - experts)
+
+
+@triton.jit
+def expert_of(keys):
+    """The id within a key of `sort_keys`, int64."""
+    return 0xFFFF - (keys & 0xFFFF)
+
+
+@triton.jit
+def score_of(keys):
+    """The score within a key of `sort_keys`."""
+    ordered = (((keys >> 16) & 0xFFFFFFFF) - 0x80000000).to(tl.int32)
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    return bits.to(tl.float32, bitcast=True)
