@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run without a GPU; read at their import
+
 import torch
 from hypothesis import settings
 

@@ -45,8 +45,8 @@ def sum_copies_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a weighted `sum_copies` in `rows` and in `weights`.
 
-    Products run in the wider of the two types. On a CPU block by block: the wider copies that
-    narrow types need stay in its cache.
+    Products run in float32 or wider. On a CPU block by block: the wider copies that narrow types
+    need stay in its cache.
 
     Args:
         grad: `[sources, h]`, of the sums.
@@ -59,7 +59,7 @@ def sum_copies_backward(
     """
     grad_rows = copy_rows(grad, copies)
     factors = torch.empty_like(weights).scatter_(0, copies.members, weights)
-    precise = torch.promote_types(rows.dtype, weights.dtype)
+    precise = torch.promote_types(torch.promote_types(rows.dtype, weights.dtype), torch.float32)
     size = _CPU_BLOCK if rows.device.type == "cpu" else max(1, len(rows))
     products = [weights.new_empty(0, dtype=precise)]
     for grads, block, scale in zip(

@@ -31,7 +31,7 @@ def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> T
 def sum_copies_backward(
     grad: Tensor, rows: Tensor, copies: Copies, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See the reference; products run in float32 where both types are narrower."""
+    """See the reference."""
     grad, rows, weights = grad.contiguous(), rows.contiguous(), weights.contiguous()
     num_sources, (num_copies, width) = len(copies.starts), rows.shape
     grad_rows, grad_weights = torch.empty_like(rows), torch.empty_like(weights)

@@ -65,6 +65,11 @@ class RankRule:
             return self.strength >= self.num_ranks
         return self.strength == 0
 
+    @property
+    def least_kept(self) -> float:
+        """The share of mass that a budget asks for, less what rounding may lose."""
+        return 1 - self.strength - _TOLERANCE
+
     def num_candidates(self, k: int, num_experts: int) -> int:
         """How many of the best-scored experts are looked at."""
         if self.criterion is Criterion.PRUNED:
@@ -106,13 +111,16 @@ def choose_on_ranks(
         mass = mass.square()
     options = rank_options(mass, ids, placement, rule.num_ranks, k)
     if rule.criterion is Criterion.PRUNED:
-        return _dropped_elsewhere(ids, options.fewest(rule.strength), placement)
+        return _dropped_elsewhere(ids, options.fewest(rule.least_kept), placement)
     if blocked is not None:
         options = options.filling(k, (~blocked).float() @ members.T)
     elif rule.smallest_rank < k:
         options = options.filling(k, members.sum(-1)[None])
-    choose = options.worthwhile if rule.criterion is Criterion.PRICED else options.fewest
-    return _best_on(scores, choose(rule.strength), members, k, blocked)
+    if rule.criterion is Criterion.PRICED:
+        granted = options.worthwhile(rule.strength)
+    else:
+        granted = options.fewest(rule.least_kept)
+    return _best_on(scores, granted, members, k, blocked)
 
 
 def mass_of(scores: Tensor, is_logits: bool) -> Tensor:
@@ -144,12 +152,12 @@ class RankOptions:
         held = (self.ranks * places[:, None, :-1]).sum(-1) + places[:, None, -1]
         return replace(self, kept=self.kept.masked_fill(held < k, -torch.inf))
 
-    def fewest(self, eps: float) -> Tensor:
-        """The fewest ranks that keep 1 - eps, of equally few those that keep most.
+    def fewest(self, least_kept: float) -> Tensor:
+        """The fewest ranks that keep `least_kept`, of equally few those that keep most.
 
         Gives `[tokens, ranks]` bool.
         """
-        enough = self.kept >= 1 - eps - _TOLERANCE
+        enough = self.kept >= least_kept
         return self._best((-self._num_ranks()).where(enough, -torch.inf))
 
     def worthwhile(self, price: float) -> Tensor:
