@@ -64,7 +64,7 @@ def _choose_group_limited(
     (num_tokens, num_experts), k = scores.shape, ids.shape[1]
     ranks, places = (triton.next_power_of_2(size) for size in slots.shape)
     experts = triton.next_power_of_2(num_experts)
-    tokens = max(1, _TILE // max(experts, ranks * places))
+    tokens = max(1, _TILE // 2 // max(experts, ranks * places))
     num_allowed = int(rule.strength)
     launch(
         _choose_on_best_ranks, (triton.cdiv(num_tokens, tokens),),

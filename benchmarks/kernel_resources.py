@@ -1,0 +1,160 @@
+"""Compiles every Triton kernel for a GPU that need not be there, and tells what each takes of it.
+
+    python benchmarks/kernel_resources.py --arch 90
+
+The operations run on tensors without storage (torch's meta device), with shapes of real models;
+where they would start a kernel, it is compiled with the types, sizes and alignments of its
+arguments, to machine code. Prints a table and a JSON line: registers per thread, bytes spilled to
+local memory, bytes of shared memory. What this does not tell: how fast they are.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import re
+import subprocess
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.knobs import nvidia
+from triton.runtime.jit import JITFunction, mangle_type
+
+from c2r.ops.coactivation import triton as coactivation
+from c2r.ops.combine import triton as combine
+from c2r.ops.constrained_topk import triton as constrained_topk
+from c2r.ops.dispatch_layout import triton as dispatch_layout
+from c2r.ops.permute import Copies
+from c2r.ops.permute import triton as permute
+from c2r.ops.rank_choice import Criterion, RankRule
+from c2r.ops.rank_choice import triton as rank_choice
+
+MODELS = {  # experts, k, ranks, hidden size
+    "Qwen1.5-MoE": (60, 4, 4, 2048),
+    "Qwen3-30B": (128, 8, 16, 2048),
+    "DeepSeek-V3": (256, 8, 32, 7168),
+    "512 experts": (512, 16, 64, 4096),
+}
+TOKENS = 16_384
+
+
+class Compiler:
+    """Stands where kernels are started; `of` is the model whose shapes are used."""
+
+    def __init__(self, arch):
+        self.target = GPUTarget("cuda", arch, 32)
+        self.found = {}
+        self.of = ""
+
+    def compile(self, kernel, *args, **options):
+        constants = {p.name: options.pop(p.name) for p in kernel.params if p.name in options}
+        signature, aligned = {}, {}
+        for index, parameter in enumerate(kernel.params):
+            if parameter.name in constants:
+                signature[parameter.name] = "constexpr"
+                continue
+            value = args[index]
+            signature[parameter.name] = mangle_type(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+        compiled = triton.compile(source, target=self.target, options=options)
+        name = f"{kernel.__module__.split('.')[-2]}.{kernel.__name__}"
+        usage = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
+        usage["rounds_to_bfloat16"] = "cvt.rn.bf16" in compiled.asm["ptx"]
+        usage["has_float_atomics"] = bool(re.search(r"(atom|red)\.\S*\.f", compiled.asm["ptx"]))
+        self.found.setdefault(name, {}).setdefault(self.of, []).append(usage)
+
+
+def resources(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        report = subprocess.run(
+            [nvidia.cuobjdump.path, "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    registers, stack, local = (
+        int(re.search(rf"{what}:(\d+)", report)[1]) for what in ("REG", "STACK", "LOCAL")
+    )
+    return {"registers": registers, "spilled": stack + local}
+
+
+def use_all(num_experts, k, num_ranks, width):
+    """Calls every operation with the shapes of one model."""
+
+    def empty(*shape, dtype=torch.bfloat16, **options):
+        return torch.empty(*shape, dtype=dtype, device="meta", **options)
+
+    def integers(*shape):
+        return empty(*shape, dtype=torch.int64)
+
+    pairs = TOKENS * k
+    copies = Copies(source=integers(pairs), members=integers(pairs), starts=integers(TOKENS))
+    rows, weights = empty(pairs, width), empty(pairs, dtype=torch.float32)
+    permute.copy_rows(empty(TOKENS, width), copies)
+    combine.sum_copies(rows, copies)
+    combine.sum_copies(rows, copies, weights)
+    combine.sum_copies_backward(empty(TOKENS, width), rows, copies, weights)
+    coactivation.count_pairs(integers(TOKENS, k), num_experts)
+    coactivation.count_pairs(integers(TOKENS, k), num_experts, empty(TOKENS, k, dtype=torch.bool))
+    dispatch_layout.sort_by_expert(integers(pairs), integers(pairs), TOKENS, num_experts)
+    dispatch_layout.one_row_per_destination(integers(pairs), integers(pairs), num_ranks)
+    logits = empty(TOKENS, num_experts, requires_grad=True)
+    allowed = empty(num_experts, num_experts, dtype=torch.bool)
+    mask = empty(TOKENS, num_experts, dtype=torch.bool)
+    constrained_topk.choose_constrained(logits, allowed, k)
+    constrained_topk.choose_constrained(logits, allowed, k, mask)
+    constrained_topk.choose_among(logits, mask, k)
+    for function in ("softmax", "sigmoid"):
+        for normalized in (False, True):
+            _, chosen = constrained_topk.route_constrained(logits, allowed, k, function, normalized)
+            chosen.backward(torch.empty_like(chosen))
+    slots = integers(num_ranks, -(-num_experts // num_ranks))
+    for criterion in Criterion:
+        rule = RankRule(
+            criterion=criterion,
+            strength=4 if criterion is Criterion.GROUP_LIMITED else 0.1,
+            num_ranks=num_ranks,
+            smallest_rank=num_experts // num_ranks,
+            is_logits=True,
+        )
+        scores = empty(TOKENS, num_experts, dtype=torch.float32)
+        rank_choice.choose_on_ranks(scores, integers(num_experts), slots, k, rule)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, default=90, help="compute capability, 90 for 9.0")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    args = parser.parse_args()
+    compiler = Compiler(args.arch)
+    JITFunction.__getitem__ = lambda kernel, _grid: partial(compiler.compile, kernel)
+    for model in args.models:
+        compiler.of = model
+        use_all(*MODELS[model])
+    print(f"{'kernel':40} {'shapes':14} {'registers':>10} {'spilled':>8} {'shared':>8}")
+    for name, models in compiler.found.items():
+        for model, usages in models.items():
+            most = {key: max(usage[key] for usage in usages) for key in usages[0]}
+            print(
+                f"{name:40} {model:14} {most['registers']:10} {most['spilled']:8} "
+                f"{most['shared']:8}"
+            )
+    result = {
+        "benchmark": "kernel_resources",
+        "arch": args.arch,
+        "tokens": TOKENS,
+        "kernels": compiler.found,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
