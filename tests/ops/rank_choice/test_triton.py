@@ -115,3 +115,21 @@ def test_no_tokens_equal_scores_and_narrow_types(criterion):
             narrow.gather(-1, choose(layer, narrow, 4)).double() for choose in (chosen, expected)
         ]
         torch.testing.assert_close(*masses)
+
+
+@pytest.mark.parametrize("criterion", ["budgeted", "pruned", "priced"])
+def test_many_tokens_on_many_ranks(criterion):
+    """Where experts just beyond the best decide which rank comes first, too."""
+    layer = some_layer(40, 8, criterion, STRENGTHS[criterion][0], is_logits=False)
+    scores = some_scores(400, 40, is_logits=False)
+    assert torch.equal(chosen(layer, scores, 5), expected(layer, scores, 5))
+
+
+@pytest.mark.parametrize("criterion", Criterion)
+def test_gates_that_a_bias_made_negative_weigh_nothing(criterion):
+    layer = some_layer(24, 6, criterion, 3.0 if criterion == "group_limited" else 0.1, False)
+    scores = torch.randn(100, 24, generator=seeded(5)).to(DEVICE) - 1.5
+    found, reached = chosen(layer, scores, 4), expected(layer, scores, 4)
+    has_mass = (scores > 0).sum(-1) >= 4  # else sets of ranks tie at the mass that there is
+    assert torch.equal(found[has_mass], reached[has_mass])
+    assert has_mass.any() and not has_mass.all()
