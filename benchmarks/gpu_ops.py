@@ -18,6 +18,7 @@ from c2r.ops.coactivation import count_pairs
 from c2r.ops.combine import sum_copies, sum_copies_backward
 from c2r.ops.constrained_topk import allowed_experts, choose_constrained, route_constrained
 from c2r.ops.dispatch_layout import one_row_per_destination, sort_by_expert
+from c2r.ops.gated_activation import silu_gated
 from c2r.ops.permute import copy_rows
 from c2r.ops.rank_choice import Criterion, RankRule, choose_on_ranks
 
@@ -44,6 +45,7 @@ def row_operations(args, ids, device):
             lambda: sum_copies_backward(hidden, output, copies, weights),
             one + 2 * all_copies + index + 2 * weights.nbytes,
         ),
+        "silu_gated": (lambda: silu_gated(output), all_copies + all_copies // 2),
     }
 
 

@@ -28,6 +28,7 @@ from c2r.ops.coactivation import triton as coactivation
 from c2r.ops.combine import triton as combine
 from c2r.ops.constrained_topk import triton as constrained_topk
 from c2r.ops.dispatch_layout import triton as dispatch_layout
+from c2r.ops.gated_activation import triton as gated_activation
 from c2r.ops.permute import Copies
 from c2r.ops.permute import triton as permute
 from c2r.ops.rank_choice import Criterion, RankRule
@@ -101,6 +102,8 @@ def use_all(num_experts, k, num_ranks, width):
     combine.sum_copies(rows, copies)
     combine.sum_copies(rows, copies, weights)
     combine.sum_copies_backward(empty(TOKENS, width), rows, copies, weights)
+    activated = gated_activation.silu_gated(empty(pairs, width, requires_grad=True))
+    activated.backward(torch.empty_like(activated))
     coactivation.count_pairs(integers(TOKENS, k), num_experts)
     coactivation.count_pairs(integers(TOKENS, k), num_experts, empty(TOKENS, k, dtype=torch.bool))
     dispatch_layout.sort_by_expert(integers(pairs), integers(pairs), TOKENS, num_experts)

@@ -22,6 +22,7 @@ OPS_WITH_KERNELS = (
     "combine",
     "constrained_topk",
     "dispatch_layout",
+    "gated_activation",
     "permute",
     "rank_choice",
 )

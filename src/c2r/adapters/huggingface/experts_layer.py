@@ -4,9 +4,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
+from c2r.ops.gated_activation import silu_gated
 from c2r.ops.grouped_linear import grouped_linear
 from c2r.ops.local_moe import local_moe
 
@@ -34,11 +35,22 @@ def _run_experts(module: Any, rows: Tensor, counts: Tensor) -> Tensor:
     rows = _linear(module, "gate_up_proj" if module.has_gate else "up_proj", rows, counts)
     if is_none is not None:
         rows = rows.masked_fill(is_none, 0)
-    rows = module._apply_gate(rows) if module.has_gate else module.act_fn(rows)
+    rows = _activate(module, rows)
     rows = _linear(module, "down_proj", rows, counts)
     if is_none is not None:
         rows = rows.masked_fill(is_none, 0)
     return module.post_expert_norm(rows) if module.has_post_expert_norm else rows
+
+
+def _activate(module: Any, rows: Tensor) -> Tensor:
+    if not module.has_gate:
+        activated: Tensor = module.act_fn(rows)
+        return activated
+    is_plain = type(module)._apply_gate is _default_apply_gate
+    if is_plain and isinstance(module.act_fn, nn.SiLU):
+        return silu_gated(rows)
+    gated: Tensor = module._apply_gate(rows)
+    return gated
 
 
 def _linear(module: Any, name: str, rows: Tensor, counts: Tensor) -> Tensor:
