@@ -7,7 +7,7 @@ import c2r.ops
 from c2r.errors import InputError
 from c2r.ops import backend
 from c2r.ops.backend import OPS_WITH_KERNELS, VARIABLE, Backend, choose_backend
-from c2r.ops.coactivation import count_pairs
+from c2r.ops.coactivation import count_pairs, reference
 from tests.ops.kernels import require_triton
 
 CPU = torch.device("cpu")
@@ -84,3 +84,11 @@ def test_kernels_are_the_default_on_gpus_that_can_run_them(monkeypatch, capabili
         if chosen == "triton"
         else "the GPU has compute capability 7.5, kernels need 8.0"
     )
+
+
+def test_compiled_graphs_hold_the_reference(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "triton")
+    ids = torch.tensor([[0, 1], [2, 1]])
+    torch._dynamo.reset()
+    compiled = torch.compile(count_pairs, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids, 3), reference.count_pairs(ids, 3))

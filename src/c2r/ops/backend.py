@@ -51,11 +51,13 @@ def by_device(reference: Callable[_P, _R]) -> Callable[_P, _R]:
     """The operation whose plain torch form is `reference`, computed where its first argument is.
 
     The kernel has the same name in the module `triton` beside the reference's. The choice is that
-    of `choose_backend`.
+    of `choose_backend`; `torch.compile` always traces the reference, to fuse it itself.
     """
 
     @functools.wraps(reference)
     def operation(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            return reference(*args, **kwargs)
         first: Any = args[0]
         if choose_backend(first.device).backend is Backend.TRITON:
             kernel: Callable[_P, _R] = _kernel(reference.__module__, reference.__name__)
