@@ -12,6 +12,13 @@ def require_triton():
     pytest.importorskip("triton", reason="triton is not installed")
 
 
+def require_interpreter():
+    """For kernels on CPU tensors."""
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("kernels are not interpreted: TRITON_INTERPRET=1 is not set")
+
+
 @contextmanager
 def garbage_in_new_tensors():
     """Whatever a kernel forgets to write is NaN or the largest integer."""

@@ -8,7 +8,7 @@ from c2r.errors import InputError
 from c2r.ops import backend
 from c2r.ops.backend import OPS_WITH_KERNELS, VARIABLE, Backend, choose_backend
 from c2r.ops.coactivation import count_pairs, reference
-from tests.ops.kernels import require_triton
+from tests.ops.kernels import require_interpreter, require_triton
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def test_tensors_on_the_cpu_go_to_the_reference(monkeypatch):
 
 
 def test_a_named_backend_is_used(monkeypatch):
-    require_triton()
+    require_interpreter()
     called = []
     kernel = backend._kernel("c2r.ops.coactivation.reference", "count_pairs")
     monkeypatch.setattr(

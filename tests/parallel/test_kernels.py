@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from c2r.parallel import DISPATCHERS
+from tests.ops.kernels import require_interpreter
 from tests.parallel.layers import make_layer
 from tests.parallel.processes import run_checks
 
@@ -28,5 +29,5 @@ def agrees_with_one_process(comm):
 
 
 def test_processes():
-    pytest.importorskip("triton", reason="triton is not installed")
+    require_interpreter()
     assert not run_checks({"agrees": agrees_with_one_process}, num_ranks=2)

@@ -45,3 +45,13 @@ def score_of(keys):
     ordered = (((keys >> 16) & 0xFFFFFFFF) - 0x80000000).to(tl.int32)
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_scores(scores, num_tokens, num_experts, TOKENS: tl.constexpr, EXPERTS: tl.constexpr):
+    """Tokens `[TOKENS, 1]`, experts `[1, EXPERTS]` and scores; tokens beyond are the last again."""
+    tokens = (tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS))[:, None]
+    experts = tl.arange(0, EXPERTS)[None, :]
+    at = tl.minimum(tokens, num_tokens - 1) * num_experts + experts
+    score = tl.load(scores + at, mask=experts < num_experts, other=-float("inf"))
+    return tokens, experts, score.to(tl.float32)

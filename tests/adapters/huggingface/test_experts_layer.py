@@ -5,6 +5,7 @@ import torch
 
 from tests.adapters.huggingface.checks import gradients, run
 from tests.adapters.huggingface.test_mechanism import some
+from tests.ops.kernels import require_interpreter
 
 
 @pytest.mark.parametrize("peer", ["eager", "grouped_mm"])
@@ -33,7 +34,7 @@ def test_checkpointing_gives_the_same_gradients(family):
 
 @some("qwen2_moe", "mixtral", "gpt_oss")
 def test_kernels_under_the_model_change_nothing(family, monkeypatch):
-    pytest.importorskip("triton")
+    require_interpreter()
     model = family.model("c2r")
     expected, expected_gradients = run(model), gradients(model)
     monkeypatch.setenv("C2R_BACKEND", "triton")

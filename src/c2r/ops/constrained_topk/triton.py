@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2r.ops.constrained_topk import reference
 from c2r.ops.constrained_topk.reference import ScoreFunction
-from c2r.ops.launching import expert_of, launch, score_of, sort_keys
+from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys
 
 _TILE = 2048
 """Scores per program."""
@@ -122,17 +122,6 @@ def _tile(num_experts: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _load_scores(scores, num_tokens, num_experts, TOKENS: tl.constexpr, EXPERTS: tl.constexpr):
-    """Tokens `[TOKENS, 1]`, experts `[1, EXPERTS]`, whether both exist, and scores."""
-    tokens = (tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS))[:, None]
-    experts = tl.arange(0, EXPERTS)[None, :]
-    at = tl.minimum(tokens, num_tokens - 1) * num_experts + experts
-    score = tl.load(scores + at, mask=experts < num_experts, other=-float("inf"))
-    inside = (tokens < num_tokens) & (experts < num_experts)
-    return tokens, experts, inside, score.to(tl.float32)
-
-
-@triton.jit
 def _beside_best(score, allowed, experts, inside, num_experts):
     """Keys of the experts allowed beside the best-scored one, which comes first."""
     keys = tl.where(inside, sort_keys(score, tl.zeros_like(experts), experts), -1)
@@ -149,7 +138,8 @@ def _choose_k(
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """Tiers: the first, allowed, not allowed; blocked ones of both below."""
-    tokens, experts, inside, score = _load_scores(scores, num_tokens, num_experts, TOKENS, EXPERTS)
+    tokens, experts, score = load_scores(scores, num_tokens, num_experts, TOKENS, EXPERTS)
+    inside = (tokens < num_tokens) & (experts < num_experts)
     at = tokens * num_experts + experts
     if IS_TABLE:
         keys = _beside_best(score, allowed, experts, inside, num_experts)
@@ -175,7 +165,8 @@ def _route(
     K: tl.constexpr, PLACES: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMALIZED: tl.constexpr,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
-    tokens, experts, inside, score = _load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
+    tokens, experts, score = load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
+    inside = (tokens < num_tokens) & (experts < num_experts)
     keys = _beside_best(score, allowed, experts, inside, num_experts)
     places = tl.arange(0, PLACES)[None, :]
     chosen = tl.zeros([TOKENS, PLACES], tl.float32)
@@ -203,7 +194,8 @@ def _route_backward(
     K: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMALIZED: tl.constexpr,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
-    tokens, experts, inside, score = _load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
+    tokens, experts, score = load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
+    inside = (tokens < num_tokens) & (experts < num_experts)
     is_token = tokens < num_tokens
     grads = tl.zeros([TOKENS, EXPERTS], tl.float32)  # of the chosen experts' weights
     weight = tl.zeros([TOKENS, EXPERTS], tl.float32)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from c2r.ops.launching import expert_of, launch, score_of, sort_keys
+from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys
 from c2r.ops.rank_choice import reference
 from c2r.ops.rank_choice.reference import MAX_RANKS_TRIED_IN_FULL, Criterion, RankRule, members_of
 
@@ -73,16 +73,6 @@ def _choose_group_limited(
         IS_LOGITS=rule.is_logits, TOKENS=tokens, EXPERTS=experts, RANKS=ranks, SLOTS=places,
         num_warps=4,
     )  # fmt: skip
-
-
-@triton.jit
-def _load_scores(scores, num_tokens, num_experts, TOKENS: tl.constexpr, EXPERTS: tl.constexpr):
-    """Tokens `[TOKENS, 1]`, experts `[1, EXPERTS]` and scores; tokens beyond are the last again."""
-    tokens = (tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS))[:, None]
-    experts = tl.arange(0, EXPERTS)[None, :]
-    at = tl.minimum(tokens, num_tokens - 1) * num_experts + experts
-    score = tl.load(scores + at, mask=experts < num_experts, other=-float("inf"))
-    return tokens, experts, score.to(tl.float32)
 
 
 @triton.jit
@@ -215,7 +205,7 @@ def _choose_on_ranks(
     IS_LOGITS: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """`bound` is the price of a rank, or the least share to keep."""
-    tokens, experts, score = _load_scores(scores, num_tokens, num_experts, TOKENS, EXPERTS)
+    tokens, experts, score = load_scores(scores, num_tokens, num_experts, TOKENS, EXPERTS)
     top, mass = _candidates(
         score, experts, num_experts, IS_LOGITS, IS_PRICED, NUM_CANDIDATES, CANDIDATES, TOKENS
     )  # fmt: skip
@@ -246,7 +236,7 @@ def _choose_on_best_ranks(
     RANKS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Sums each rank's best masses, read a second time rank by rank, and takes the best ranks."""
-    tokens, experts, score = _load_scores(scores, num_tokens, num_experts, TOKENS, EXPERTS)
+    tokens, experts, score = load_scores(scores, num_tokens, num_experts, TOKENS, EXPERTS)
     every_rank = tl.arange(0, RANKS)[None, :]
     rank, slot = tl.arange(0, RANKS)[:, None], tl.arange(0, SLOTS)[None, :]
     is_slot = (rank < NUM_RANKS) & (slot < num_slots)
