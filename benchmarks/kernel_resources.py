@@ -34,13 +34,13 @@ from c2r.ops.permute import triton as permute
 from c2r.ops.rank_choice import Criterion, RankRule
 from c2r.ops.rank_choice import triton as rank_choice
 
-MODELS = {  # experts, k, ranks, hidden size
-    "Qwen1.5-MoE": (60, 4, 4, 2048),
-    "Qwen3-30B": (128, 8, 16, 2048),
-    "DeepSeek-V3": (256, 8, 32, 7168),
-    "512 experts": (512, 16, 64, 4096),
+MODELS = {  # tokens, experts, k, ranks, hidden size
+    "Qwen1.5-MoE": (16_384, 60, 4, 4, 2048),
+    "Qwen3-30B": (16_384, 128, 8, 16, 2048),
+    "DeepSeek-V3": (16_384, 256, 8, 32, 7168),
+    "512 experts": (16_384, 512, 16, 64, 4096),
+    "one of each": (1, 1, 1, 1, 1),
 }
-TOKENS = 16_384
 
 
 class Compiler:
@@ -59,6 +59,10 @@ class Compiler:
                 signature[parameter.name] = "constexpr"
                 continue
             value = args[index]
+            may_specialise = not parameter.do_not_specialize
+            if may_specialise and isinstance(value, int) and value == 1:  # as when it is started
+                constants[parameter.name], signature[parameter.name] = 1, "constexpr"
+                continue
             signature[parameter.name] = mangle_type(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 aligned[(index,)] = [["tt.divisibility", 16]]
@@ -86,34 +90,44 @@ def resources(cubin):
     return {"registers": registers, "spilled": stack + local}
 
 
-def use_all(num_experts, k, num_ranks, width):
-    """Calls every operation with the shapes of one model."""
+def empty(*shape, dtype=torch.bfloat16, **options):
+    return torch.empty(*shape, dtype=dtype, device="meta", **options)
 
-    def empty(*shape, dtype=torch.bfloat16, **options):
-        return torch.empty(*shape, dtype=dtype, device="meta", **options)
 
-    def integers(*shape):
-        return empty(*shape, dtype=torch.int64)
+def integers(*shape):
+    return empty(*shape, dtype=torch.int64)
 
-    pairs = TOKENS * k
-    copies = Copies(source=integers(pairs), members=integers(pairs), starts=integers(TOKENS))
-    rows, weights = empty(pairs, width), empty(pairs, dtype=torch.float32)
-    permute.copy_rows(empty(TOKENS, width), copies)
-    combine.sum_copies(rows, copies)
-    combine.sum_copies(rows, copies, weights)
-    combine.sum_copies_backward(empty(TOKENS, width), rows, copies, weights)
-    activated = gated_activation.silu_gated(empty(pairs, width, requires_grad=True))
-    activated.backward(torch.empty_like(activated))
-    coactivation.count_pairs(integers(TOKENS, k), num_experts)
-    coactivation.count_pairs(integers(TOKENS, k), num_experts, empty(TOKENS, k, dtype=torch.bool))
-    dispatch_layout.sort_by_expert(integers(pairs), integers(pairs), TOKENS, num_experts)
+
+def move_rows(num_tokens, k, width):
+    pairs = num_tokens * k
+    copies = Copies(source=integers(pairs), members=integers(pairs), starts=integers(num_tokens))
+    weights = empty(pairs, dtype=torch.float32)
+    for dtype in (torch.bfloat16, torch.float64):
+        hidden, rows = empty(num_tokens, width, dtype=dtype), empty(pairs, width, dtype=dtype)
+        permute.copy_rows(hidden, copies)
+        combine.sum_copies(rows, copies)
+        combine.sum_copies(rows, copies, weights)
+        combine.sum_copies_backward(hidden, rows, copies, weights)
+        gated = empty(pairs, 2 * width, dtype=dtype, requires_grad=True)
+        activated = gated_activation.silu_gated(gated)
+        activated.backward(torch.empty_like(activated))
+
+
+def choose_experts(num_tokens, num_experts, k, num_ranks):
+    pairs = num_tokens * k
+    coactivation.count_pairs(integers(num_tokens, k), num_experts)
+    coactivation.count_pairs(
+        integers(num_tokens, k), num_experts, empty(num_tokens, k, dtype=torch.bool)
+    )
+    dispatch_layout.sort_by_expert(integers(pairs), integers(pairs), num_tokens, num_experts)
     dispatch_layout.one_row_per_destination(integers(pairs), integers(pairs), num_ranks)
-    logits = empty(TOKENS, num_experts, requires_grad=True)
+    logits = empty(num_tokens, num_experts, requires_grad=True)
     allowed = empty(num_experts, num_experts, dtype=torch.bool)
-    mask = empty(TOKENS, num_experts, dtype=torch.bool)
+    mask = empty(num_tokens, num_experts, dtype=torch.bool)
     constrained_topk.choose_constrained(logits, allowed, k)
     constrained_topk.choose_constrained(logits, allowed, k, mask)
     constrained_topk.choose_among(logits, mask, k)
+    constrained_topk.choose_among(logits, mask, k, mask, integers(num_tokens, 1))
     for function in ("softmax", "sigmoid"):
         for normalized in (False, True):
             _, chosen = constrained_topk.route_constrained(logits, allowed, k, function, normalized)
@@ -125,9 +139,9 @@ def use_all(num_experts, k, num_ranks, width):
             strength=4 if criterion is Criterion.GROUP_LIMITED else 0.1,
             num_ranks=num_ranks,
             smallest_rank=num_experts // num_ranks,
-            is_logits=True,
+            is_logits=criterion in (Criterion.BUDGETED, Criterion.GROUP_LIMITED),
         )
-        scores = empty(TOKENS, num_experts, dtype=torch.float32)
+        scores = empty(num_tokens, num_experts, dtype=torch.float32)
         rank_choice.choose_on_ranks(scores, integers(num_experts), slots, k, rule)
 
 
@@ -140,7 +154,9 @@ def main():
     JITFunction.__getitem__ = lambda kernel, _grid: partial(compiler.compile, kernel)
     for model in args.models:
         compiler.of = model
-        use_all(*MODELS[model])
+        num_tokens, num_experts, k, num_ranks, width = MODELS[model]
+        move_rows(num_tokens, k, width)
+        choose_experts(num_tokens, num_experts, k, num_ranks)
     print(f"{'kernel':40} {'shapes':14} {'registers':>10} {'spilled':>8} {'shared':>8}")
     for name, models in compiler.found.items():
         for model, usages in models.items():
@@ -152,7 +168,6 @@ def main():
     result = {
         "benchmark": "kernel_resources",
         "arch": args.arch,
-        "tokens": TOKENS,
         "kernels": compiler.found,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
     }

@@ -55,3 +55,12 @@ def load_scores(scores, num_tokens, num_experts, TOKENS: tl.constexpr, EXPERTS: 
     at = tl.minimum(tokens, num_tokens - 1) * num_experts + experts
     score = tl.load(scores + at, mask=experts < num_experts, other=-float("inf"))
     return tokens, experts, score.to(tl.float32)
+
+
+@triton.jit
+def span(starts, source, num_sources, num_copies):
+    """Where the copies of a source begin and end within the members; counts not specialised."""
+    end = num_copies.to(tl.int64)
+    if source + 1 < num_sources:
+        end = tl.load(starts + source + 1)
+    return tl.load(starts + source), end

@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from c2r.ops.launching import launch
+from c2r.ops.launching import launch, span
 from c2r.ops.permute import Copies
 
-_MAX_COLUMNS = 2048
+_MAX_BYTES = 4096
+"""Of a row, per program."""
 
 
 def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> Tensor:
@@ -17,7 +18,7 @@ def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> T
     num_sources, (num_copies, width) = len(copies.starts), rows.shape
     sums = rows.new_empty(num_sources, width)
     if sums.numel():
-        columns = min(triton.next_power_of_2(width), _MAX_COLUMNS)
+        columns = min(triton.next_power_of_2(width), _MAX_BYTES // rows.itemsize)
         grid = (num_sources, triton.cdiv(width, columns))
         launch(
             _sum, grid, rows, copies.members, copies.starts, _contiguous(weights, rows), sums,
@@ -35,7 +36,7 @@ def sum_copies_backward(
     grad, rows, weights = grad.contiguous(), rows.contiguous(), weights.contiguous()
     num_sources, (num_copies, width) = len(copies.starts), rows.shape
     grad_rows, grad_weights = torch.empty_like(rows), torch.empty_like(weights)
-    columns = min(triton.next_power_of_2(max(width, 1)), _MAX_COLUMNS)
+    columns = min(triton.next_power_of_2(max(width, 1)), _MAX_BYTES // rows.itemsize)
     launch(
         _sum_backward, (num_sources if num_copies else 0,),
         grad, rows, copies.members, copies.starts, weights, grad_rows, grad_weights,
@@ -49,16 +50,7 @@ def _contiguous(weights: Tensor | None, unused: Tensor) -> Tensor:
     return unused if weights is None else weights.contiguous()
 
 
-@triton.jit
-def _span(starts, source, num_sources, num_copies):
-    """Where the copies of a source begin and end within the members."""
-    end = num_copies.to(tl.int64)
-    if source + 1 < num_sources:
-        end = tl.load(starts + source + 1)
-    return tl.load(starts + source), end
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["num_sources", "num_copies"])
 def _sum(
     rows, members, starts, weights, sums, num_sources, num_copies, width,
     IS_WEIGHTED: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
@@ -66,7 +58,7 @@ def _sum(
     """A program per source and block of columns."""
     source = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    begin, end = _span(starts, source, num_sources, num_copies)
+    begin, end = span(starts, source, num_sources, num_copies)
     precise: tl.constexpr = tl.float64 if WIDE else tl.float32
     total = tl.zeros([COLUMNS], precise)
     for place in range(begin, end):
@@ -78,14 +70,14 @@ def _sum(
     tl.store(sums + source * width + columns, total.to(sums.dtype.element_ty), mask=columns < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sources", "num_copies"])
 def _sum_backward(
     grad, rows, members, starts, weights, grad_rows, grad_weights,
     num_sources, num_copies, width, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A program per source; it reads every copy once, and its own gradient from the cache."""
     source = tl.program_id(0).to(tl.int64)
-    begin, end = _span(starts, source, num_sources, num_copies)
+    begin, end = span(starts, source, num_sources, num_copies)
     precise: tl.constexpr = tl.float64 if WIDE else tl.float32
     for place in range(begin, end):
         copy = tl.load(members + place)

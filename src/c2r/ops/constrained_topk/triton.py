@@ -165,6 +165,7 @@ def _route(
     K: tl.constexpr, PLACES: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMALIZED: tl.constexpr,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
+    """Ids and weights of a block of tokens; only the chosen scores become weights."""
     tokens, experts, score = load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
     inside = (tokens < num_tokens) & (experts < num_experts)
     keys = _beside_best(score, allowed, experts, inside, num_experts)
@@ -194,6 +195,7 @@ def _route_backward(
     K: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMALIZED: tl.constexpr,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of all logits, from those of the chosen weights; scores are computed again."""
     tokens, experts, score = load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
     inside = (tokens < num_tokens) & (experts < num_experts)
     is_token = tokens < num_tokens

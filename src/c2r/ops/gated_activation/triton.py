@@ -9,7 +9,8 @@ from torch import Tensor
 
 from c2r.ops.launching import launch
 
-_MAX_COLUMNS = 1024
+_MAX_BYTES = 2048
+"""Of a row, per program."""
 
 
 def silu_gated(rows: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class _SiLUGated(torch.autograd.Function):
 
 def _launch(kernel: Any, rows: Tensor, *others: Tensor) -> None:
     width = rows.shape[1] // 2
-    columns = min(triton.next_power_of_2(max(width, 1)), _MAX_COLUMNS)
+    columns = min(triton.next_power_of_2(max(width, 1)), _MAX_BYTES // rows.itemsize)
     launch(
         kernel, (len(rows), triton.cdiv(width, columns)), rows, *others, width,
         WIDE=rows.dtype == torch.float64, COLUMNS=columns, num_warps=4,

@@ -4,10 +4,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from c2r.ops.launching import launch
+from c2r.ops.launching import launch, span
 from c2r.ops.permute.reference import Copies
 
-_MAX_COLUMNS = 2048
+_MAX_BYTES = 4096
+"""Of a row, per program."""
 
 
 def copy_rows(rows: Tensor, copies: Copies) -> Tensor:
@@ -16,7 +17,7 @@ def copy_rows(rows: Tensor, copies: Copies) -> Tensor:
     num_copies, (num_sources, width) = len(copies.source), rows.shape
     result = rows.new_empty(num_copies, width)
     if result.numel():
-        columns = min(triton.next_power_of_2(width), _MAX_COLUMNS)
+        columns = min(triton.next_power_of_2(width), _MAX_BYTES // rows.itemsize)
         grid = (num_sources, triton.cdiv(width, columns))
         launch(
             _copy, grid, rows, copies.members, copies.starts, result,
@@ -25,15 +26,12 @@ def copy_rows(rows: Tensor, copies: Copies) -> Tensor:
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sources", "num_copies"])
 def _copy(rows, members, starts, result, num_sources, num_copies, width, COLUMNS: tl.constexpr):
     """A program per source and block of columns."""
     source = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    begin = tl.load(starts + source)
-    end = num_copies.to(tl.int64)
-    if source + 1 < num_sources:
-        end = tl.load(starts + source + 1)
+    begin, end = span(starts, source, num_sources, num_copies)
     values = tl.load(rows + source * width + columns, mask=columns < width)
     for place in range(begin, end):
         copy = tl.load(members + place)
