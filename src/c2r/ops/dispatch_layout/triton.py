@@ -1,4 +1,4 @@
-"""The dispatch layout by counting sorts: stable, without atomics or reading back to the host.
+"""The dispatch layout by counting sorts: stable, and nothing is read back to the host.
 
 Blocks of pairs count their keys, a running sum over keys, then blocks, says where each block's
 pairs of each key begin, and every pair finds its place among those before it in its block. More
@@ -85,7 +85,7 @@ def _sort(keys: Tensor, num_keys: int) -> _Sorted:
     num_pairs = len(keys)
     num_blocks = triton.cdiv(num_pairs, _PAIRS)
     counts = keys.new_empty(num_keys + 1, num_blocks, dtype=torch.int32)
-    bins = max(16, triton.next_power_of_2(num_keys + 1))
+    bins = max(16, triton.next_power_of_2(num_keys + 2))  # one for no pair
     launch(
         _count_keys, (num_blocks,), keys, counts, num_pairs, num_keys, num_blocks,
         PAIRS=_PAIRS, BINS=bins, num_warps=4,
@@ -106,10 +106,9 @@ def _count_keys(
     """A program per block of pairs: how many have each key."""
     block = tl.program_id(0)
     pairs = block.to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    inside = pairs < num_pairs
-    key = tl.load(keys + pairs, mask=inside, other=0).to(tl.int32)
+    key = tl.load(keys + pairs, mask=pairs < num_pairs, other=BINS - 1).to(tl.int32)
     bins = tl.arange(0, BINS)
-    found = tl.histogram(key, BINS, mask=inside)
+    found = tl.histogram(key, BINS)
     tl.store(counts + bins.to(tl.int64) * num_blocks + block, found, mask=bins <= num_keys)
 
 
@@ -123,8 +122,7 @@ def _place(keys, counts, so_far, order, place, num_pairs, num_blocks, PAIRS: tl.
     key = tl.load(keys + pairs, mask=inside, other=-1)
     at = key * num_blocks + block
     begin = tl.load(so_far + at, mask=inside, other=0) - tl.load(counts + at, mask=inside, other=0)
-    other = tl.load(keys + block.to(tl.int64) * PAIRS + lanes, mask=inside, other=-1)
-    is_before = (key[:, None] == other[None, :]) & (lanes[:, None] > lanes[None, :])
+    is_before = (key[:, None] == key[None, :]) & (lanes[:, None] > lanes[None, :])
     found = begin + tl.sum(is_before.to(tl.int32), axis=1)
     tl.store(order + found, pairs, mask=inside)
     tl.store(place + pairs, found, mask=inside)
