@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check docs setup clean
 
 demo: $(VENV)/.installed
 	$(RUN)/c2r demo
@@ -12,6 +12,9 @@ test: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	scripts/check
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 setup: $(VENV)/.installed
 

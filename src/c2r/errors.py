@@ -7,6 +7,7 @@
     ├── PlanError           a plan that cannot be made as asked
     │   └── PlanMismatchError   a plan that was made for another model
     ├── RoutingError        a router that misbehaves while the model runs
+    ├── TrainingError       a training that cannot go on
     └── CommunicationError  ranks that do not agree, or that stopped answering
 
 Every message says what is wrong, with the numbers, and what to do. The command line prints it as
@@ -40,6 +41,10 @@ class PlanMismatchError(PlanError):
 
 class RoutingError(C2RError):
     """A router misbehaves while the model runs."""
+
+
+class TrainingError(C2RError):
+    """A training cannot go on."""
 
 
 class CommunicationError(C2RError):

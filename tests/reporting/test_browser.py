@@ -83,6 +83,11 @@ def show(browser, page):
     draw_all(browser)
 
 
+def figure_width(browser):
+    code = "return document.querySelector('#plot-copies svg').getBoundingClientRect().width"
+    return browser.execute_script(code)
+
+
 _SCROLL_WIDTH = "return document.documentElement.scrollWidth"
 
 
@@ -209,6 +214,25 @@ def test_nothing_is_wider_than_the_screen(browser, shown, width):
     # Figures follow the width of the window some moments later.
     wait_for(lambda: browser.execute_script(_SCROLL_WIDTH) <= width)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_figures_keep_their_place_when_the_window_changes(browser, shown):
+    """plotly follows the window's width; what stands below a figure must not come under it."""
+
+    def heights():
+        code = (
+            "return [...document.querySelectorAll('.plot')].map((place) => "
+            "[place.clientHeight, place.querySelector('svg').getBoundingClientRect().height])"
+        )
+        return browser.execute_script(code)
+
+    draw_all(browser)
+    before, width = heights(), figure_width(browser)
+    browser.set_window_size(1000, 700)
+    wait_for(lambda: figure_width(browser) != width)
+    assert heights() == before
+    assert all(place >= figure for place, figure in before)
+    browser.set_window_size(1280, 900)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -107,7 +107,7 @@ def test_the_point_of_the_plan_is_chosen(report_of):
     _, traffic, saving = report_of(profile, plan, sweep).answers
     assert traffic.number == "2.40" and "held-out" in traffic.text
     assert saving.number == "\N{MINUS SIGN}29 %" and "+10.00 % loss" in saving.unit
-    assert saving.text.startswith("c2r 8 (the plan given): 1.70 copies of each token instead of")
+    assert saving.text.startswith("Policy c2r 8 (the plan given): 1.70 copies of each token")
     sweep["points"][1]["plan_fingerprint"] = plan.fingerprint  # says more than policy and strength
     sweep["points"][0]["plan_fingerprint"] = "another"
     assert choose_point(sweep, plan).point["strength"] == 4
@@ -138,14 +138,20 @@ def test_the_curve_holds_the_points_of_the_sweep(report_of):
 
 
 def test_benchmarks_and_trainings(report_of):
-    state = {"log_history": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}]}
-    charts = charts_of(report_of(benchmark_document(), state))
+    log = [{"step": 1, "loss": 2.0, "copies_per_token": 1.25}, {"step": 2, "eval_loss": 1.5}]
+    state = {"log_history": log}
+    report = report_of(benchmark_document(), state)
+    charts = charts_of(report)
     (bars,) = charts["benchmark-0"].series
     assert bars.x[:2] == ("k_fold", "zero_redundancy") and bars.y == pytest.approx((600, 500, 400))
     assert bars.upper == pytest.approx((620, 520, 420))
+    text = next(section.text for section in report.sections if section.slug == "benchmark-0")
+    assert "Ratios in the table are to k_fold" in text and "model tiny, rounds 7" in text
     assert "ratio: median" in charts["benchmark-0"].to_table().columns
     train, held_out = charts["training-0"].series
     assert (train.x, train.y, held_out.x, held_out.y) == ((1,), (2.0,), (2,), (1.5,))
+    (copies,) = charts["training-0-copies"].series
+    assert (copies.x, copies.y) == ((1,), (1.25,))
 
 
 def test_provenance_names_every_file(report_of):

@@ -105,6 +105,7 @@ def test_an_empty_profile(write):
         ({"benchmark": "b", "cases": 3}, ["has no cases"]),
         ({"benchmark": "b", "cases": [{"name": "n"}]}, ["lacks median, lower, upper"]),
         ({"log_history": [{"step": 1}]}, ["logs no loss and no eval_loss"]),
+        ({"log_history": [{"step": 1, "loss": "low"}]}, ["logs a loss that is no number"]),
         ({"log_history": [{"loss": 1.0}]}, ["lacks step in log_history 0"]),
     ],
 )

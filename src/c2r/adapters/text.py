@@ -5,6 +5,7 @@ that a sample of few tokens still speaks of all of every text.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,31 @@ def _read_text(path: Path) -> Text:
     if not content.strip():
         raise InputError(f"{path} is empty; give a file with text")
     return Text(name=path.name, content=content)
+
+
+def json_lines(text: Text) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each JSON object of a text that holds one per line, and the words for its line in errors.
+
+    Blank lines are passed over.
+
+    Raises:
+        InputError: a line is not a JSON object.
+    """
+    for number, line in enumerate(text.content.split("\n"), start=1):
+        if line.strip():
+            source = f"line {number} of {text.name}"
+            yield _json_object(line, source), source
+
+
+def _json_object(line: str, source: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{source} is not JSON ({error}); give one JSON object per line") from None
+    if not isinstance(record, dict):
+        found = type(record).__name__
+        raise InputError(f"{source} holds a {found}; give one JSON object per line")
+    return record
 
 
 def split_texts(texts: Sequence[Text]) -> tuple[tuple[Text, ...], tuple[Text, ...]]:

@@ -12,8 +12,10 @@ from c2r.cli import (
     bench,
     demo,
     doctor,
+    eval_,
     evaluate,
     export,
+    finetune,
     import_,
     inspect,
     permute,
@@ -44,8 +46,10 @@ app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
+app.command("finetune")(finetune.finetune)
 app.command("run")(run_.run)
 app.command("evaluate")(evaluate.evaluate)
+app.command("eval")(eval_.eval_)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)
 app.command("report")(report.report)

@@ -141,6 +141,6 @@ class Advance:
         self._progress = progress
         self._task = task
 
-    def __call__(self, amount: int = 1) -> None:
-        """Advances the bar by `amount`."""
-        self._progress.advance(self._task, amount)
+    def __call__(self, amount: int = 1, total: int | None = None) -> None:
+        """Advances the bar by `amount`, of `total` where that is known only now."""
+        self._progress.update(self._task, advance=amount, total=total)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json
+from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.cli.models import resolve_model
 from c2r.errors import InputError
 
@@ -72,14 +72,17 @@ def import_(
     else:
         from c2r.adapters.engines import import_traces
 
-        read = import_traces(
-            format_.value,
-            files,
-            num_experts if model is None else _model_layers(model),
-            is_skipping_bad=skip_bad,
-            is_ordered=ordered,
-            num_workers=os.cpu_count() or 1,
-        )
+        layers = num_experts if model is None else _model_layers(model)
+        with progress_bar("importing, files", None) as advance:
+            read = import_traces(
+                format_.value,
+                files,
+                layers,
+                is_skipping_bad=skip_bad,
+                is_ordered=ordered,
+                num_workers=os.cpu_count() or 1,
+                on_files=advance,
+            )
         profile, num_bad = read.profile, read.num_bad
         if num_bad:
             note(f"left out {num_bad} bad records; the first: {read.first_bad}")

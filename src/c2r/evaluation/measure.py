@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -72,24 +73,35 @@ def measure_plans(
         ModelError: the loss is not finite.
         RoutingError: a router gives NaN scores.
     """
+    with (
+        keeping_plan(model),
+        evaluating(model),
+        torch.no_grad(),
+        capture(model) as recorder,
+    ):
+        for batch in batches:
+            reference: Tensor | None = None
+            for prepared, tally in zip(plans, tallies, strict=True):
+                enforce(model, prepared)
+                logits = _logits(model, batch)
+                reference = logits if reference is None else reference
+                tally.add_routing(RoutingTally.count(recorder.take(), prepared.plan))
+                _add_windows(tally, logits, reference, batch)
+            yield
+
+
+@contextmanager
+def keeping_plan(model: Any) -> Iterator[None]:
+    """Puts the plan that is applied to `model`, or none, back after the block."""
     before = applied_plan(model)
-    before_prepared = None if before is None else prepare(model, before, strict=False)
+    prepared = None if before is None else prepare(model, before, strict=False)
     try:
-        with evaluating(model), torch.no_grad(), capture(model) as recorder:
-            for batch in batches:
-                reference: Tensor | None = None
-                for prepared, tally in zip(plans, tallies, strict=True):
-                    enforce(model, prepared)
-                    logits = _logits(model, batch)
-                    reference = logits if reference is None else reference
-                    tally.add_routing(RoutingTally.count(recorder.take(), prepared.plan))
-                    _add_windows(tally, logits, reference, batch)
-                yield
+        yield
     finally:
-        if before_prepared is None:
+        if prepared is None:
             remove(model)
         else:
-            enforce(model, before_prepared)
+            enforce(model, prepared)
 
 
 def measure_plan(

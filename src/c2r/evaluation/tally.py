@@ -74,6 +74,16 @@ class RoutingTally:
         for entry in fields(self):
             setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
+    def means(self) -> dict[str, float]:
+        """Copies per token, planned and contiguous, and rank load; means over layers."""
+        return {
+            "copies": float((self.copies / self.num_tokens).mean()),
+            "copies_contiguous": float((self.copies_contiguous / self.num_tokens).mean()),
+            "rank_load_max_over_mean": float(
+                np.mean([load_max_over_mean(rows) for rows in self.rank_rows])
+            ),
+        }
+
 
 def _count_layer(trace: LayerTrace, layer: LayerPlan, plan: Plan) -> dict[str, Any]:
     ids, num_ranks = trace.expert_ids, plan.topology.num_ranks
@@ -141,22 +151,18 @@ class Tally:
         """The figures so far; at least one token must have been predicted."""
         assert self.routing is not None, "no batch was counted"
         routing, total = self.routing, sum(self.num_predicted)
-        copies = float((routing.copies / routing.num_tokens).mean())
+        means = routing.means()
         loss = sum(self.losses) / total
         return Figures(
             loss=loss,
             perplexity=math.exp(loss),
             kl=self.kl / total,
             top1_agreement=self.num_agreeing / total,
-            copies=copies,
-            copies_contiguous=float((routing.copies_contiguous / routing.num_tokens).mean()),
-            remote_copies=copies * (1 - 1 / plan.topology.num_ranks),
+            remote_copies=means["copies"] * (1 - 1 / plan.topology.num_ranks),
             node_copies=float((routing.node_copies / routing.num_tokens).mean()),
-            rank_load_max_over_mean=float(
-                np.mean([load_max_over_mean(rows) for rows in routing.rank_rows])
-            ),
             active_experts_per_rank=float(routing.active_experts.mean() / self.num_batches),
             num_tokens=total,
+            **means,
         )
 
     def loss_increase(self, reference: "Tally") -> tuple[float, tuple[float, float]]:

@@ -31,17 +31,17 @@ def answer_collaboration(inputs: Inputs, metrics: Sequence[CollaborationMetrics]
         question=_COLLABORATION,
         number=f"{mean.effective_collaborators:.1f} of {others}",
         unit="other experts share an expert's tokens, in effect",
-        text=f"1 would be one fixed partner, {others} everyone alike. By layer it goes from "
-        f"{min(each):.1f} to {max(each):.1f}. The closest partner takes "
-        f"{100 * mean.top_partner_share:.0f} % of what an expert shares; the busiest expert gets "
-        f"{mean.load_max_over_mean:.1f} times the mean load.",
+        text=f"1 would be one fixed partner, {others} everyone alike: the fewer, the more can be "
+        f"placed together. By layer it goes from {min(each):.1f} to {max(each):.1f}. The closest "
+        f"partner takes {100 * mean.top_partner_share:.0f} % of what an expert shares; the busiest "
+        f"expert gets {mean.load_max_over_mean:.1f} times the mean load.",
     )
 
 
 def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     """Copies per token of plain routing with the experts in order; held-out ones if measured."""
     top_k = _top_k(inputs)
-    k_fold = "" if top_k is None else f" A copy for each of its experts would make {top_k}."
+    k_fold = "" if top_k is None else f" A row for each of its experts (k-fold) would make {top_k}."
     if inputs.sweep is not None:
         number = f"{contiguous_copies(inputs.sweep):.2f}"
         text = f"{_visits(inputs)}; measured on held-out text.{k_fold}"
@@ -97,9 +97,10 @@ def _answer_from_sweep(inputs: Inputs) -> Answer:
         question=_SAVING,
         number=_change(point["copies"], before),
         unit=f"copies, at {100 * loss_increase(sweep, point):+.2f} % loss on held-out text",
-        text=f"{name_of(point)} ({chosen.reason}): {point['copies']:.2f} copies of each token "
-        f"instead of {before:.2f}, loss {point['loss']:.4f} instead of {baseline['loss']:.4f}. "
-        f"Placement alone gives {baseline['copies']:.2f} at the same output.{busiest}",
+        text=f"Policy {name_of(point)} ({chosen.reason}): {point['copies']:.2f} copies of each "
+        f"token instead of {before:.2f}, loss {point['loss']:.4f} instead of "
+        f"{baseline['loss']:.4f}. Placement alone gives {baseline['copies']:.2f} at the same "
+        f"output.{busiest}",
     )
 
 

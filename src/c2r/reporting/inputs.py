@@ -15,6 +15,7 @@ from c2r.profiling import CollaborationProfile
 Document = dict[str, Any]
 
 LOSSES = ("loss", "eval_loss")  # as a Trainer logs them
+COPIES = "copies_per_token"  # as `c2r finetune` does
 
 _SWEPT = ("loss", "copies")
 _SWEPT_IF_KNOWN = ("copies_contiguous", "loss_increase", "rank_load_max_over_mean")
@@ -188,9 +189,13 @@ def _check_benchmark(path: Path, document: Document) -> None:
 
 def _check_training(path: Path, document: Document) -> None:
     _check_rows(path, document, "log_history", ("step",))
-    losses = [row[name] for row in document["log_history"] for name in LOSSES if name in row]
-    if not losses or not all(map(_is_number, losses)):
+    log = document["log_history"]
+    losses = [row[name] for row in log for name in LOSSES if name in row]
+    if not losses:
         raise InputError(f"{path} logs no {' and no '.join(LOSSES)}; give another file")
+    for name in (*LOSSES, COPIES):
+        if not all(_is_number(row[name]) for row in log if name in row):
+            raise InputError(f"{path} logs a {name} that is no number; give another file")
 
 
 _JSON_KINDS = {

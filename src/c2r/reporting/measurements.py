@@ -1,7 +1,9 @@
 """The sections of a report that show benchmarks and trainings."""
 
+from collections.abc import Iterator, Sequence
+
 from c2r.reporting.charts import Chart, Section, Series, table_of
-from c2r.reporting.inputs import LOSSES, Document
+from c2r.reporting.inputs import COPIES, LOSSES, Document
 
 
 def show_benchmark(index: int, document: Document) -> Section:
@@ -17,40 +19,60 @@ def show_benchmark(index: int, document: Document) -> Section:
     rows = [_flat_case(case) for case in document["cases"]]
     chart = Chart(
         slug=f"benchmark-{index}",
-        title=f"Time of {document['benchmark']}",
+        title="Time of each case",
         x_label="case",
         y_label="milliseconds",
         series=(bars,),
         style="bars",
         table=table_of(rows, ("name",)),
     )
-    baseline = document.get("baseline")
     return Section(
         slug=f"benchmark-{index}",
-        title=f"Benchmark: {document['benchmark']}",
-        text="Less is better." + (f" Ratios are to {baseline}." if baseline else ""),
+        title=f"Benchmark: {str(document['benchmark']).replace('_', ' ')}",
+        text=" ".join(_describe(document)),
         charts=(chart,),
     )
 
 
 def show_training(index: int, document: Document) -> Section:
-    """Losses over steps, as a Trainer logs them."""
-    series = []
-    for name in LOSSES:
-        logged = [entry for entry in document["log_history"] if name in entry]
-        if logged:
-            steps = tuple(entry["step"] for entry in logged)
-            losses = tuple(entry[name] for entry in logged)
-            series.append(Series(name=name.replace("_", " "), x=steps, y=losses))
-    chart = Chart(
-        slug=f"training-{index}",
+    """Losses over steps as a Trainer logs them, and the copies that `c2r finetune` adds."""
+    slug, log = f"training-{index}", document["log_history"]
+    losses = Chart(
+        slug=slug,
         title="Loss in training",
         x_label="step",
         y_label="loss",
-        series=tuple(series),
-        table=table_of(document["log_history"], ("step",)),
+        series=tuple(_logged(log, LOSSES)),
+        table=table_of(log, ("step",)),
     )
-    return Section(slug=chart.slug, title="Training", text="", charts=(chart,))
+    copies = Chart(
+        slug=f"{slug}-copies",
+        title="Copies per token in training",
+        x_label="step",
+        y_label="copies per token",
+        series=tuple(_logged(log, (COPIES,))),
+    )
+    charts = (losses, copies) if copies.series else (losses,)
+    return Section(slug=slug, title="Training", text="", charts=charts)
+
+
+def _logged(log: Sequence[Document], names: Sequence[str]) -> Iterator[Series]:
+    for name in names:
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            steps, values = zip(*points, strict=True)
+            yield Series(name=name.replace("_", " "), x=steps, y=values)
+
+
+def _describe(document: Document) -> Iterator[str]:
+    yield "Less is better."
+    if document.get("baseline"):
+        yield f"Ratios in the table are to {document['baseline']}."
+    known = [document.get(key) for key in ("topology", "settings")]
+    settings = [pair for part in known if isinstance(part, dict) for pair in part.items()]
+    if settings:
+        named = (f"{key.replace('_', ' ')} {value}" for key, value in settings if value is not None)
+        yield f"Measured with {', '.join(named)}."
 
 
 def _case_name(case: Document) -> str:

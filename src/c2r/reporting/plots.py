@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from c2r.reporting.charts import Chart, HeatMap, Matrix, Series
+from c2r.reporting.charts import Cell, Chart, HeatMap, Matrix, Series
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,7 +35,7 @@ def _plot_chart(chart: Chart) -> "go.Figure":
         layout = {
             "xaxis": {"title": {"text": axes["y"]}, "rangemode": "tozero"},
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
-            "height": 140 + 44 * max(len(series.x) for series in chart.series),
+            "height": 140 + max(map(_height_of_bars, chart.series)),
         }
     else:
         traces = list(_lines(chart))
@@ -80,11 +80,20 @@ def _bars(series: Series) -> Any:
     return go.Bar(
         name=_label(series.name),
         x=series.y,
-        y=[_label(str(name)).replace(", ", ",<br>") for name in series.x],
+        y=[",<br>".join(_label(line) for line in _name_lines(name)) for name in series.x],
         orientation="h",
         error_x=_error_bars(series),
         hovertemplate="%{y}: %{x:.6~g}<extra></extra>",
     )
+
+
+def _height_of_bars(series: Series) -> int:
+    """Pixels, so that names do not touch."""
+    return max(44, 12 + 17 * max(len(_name_lines(name)) for name in series.x)) * len(series.x)
+
+
+def _name_lines(name: Cell) -> list[str]:
+    return str(name).split(", ")
 
 
 def _error_bars(series: Series) -> dict[str, Any] | None:

@@ -336,9 +336,19 @@ def test_two_workers_count_what_one_counts(
     np.savez(tmp_path / "a.npz", **{f"{n}": ids[n][:500] for n in range(4)})
     np.savez(tmp_path / "b.npz", **{f"{n}": ids[n][500:] for n in range(2)})
     np.savez(tmp_path / "c.npz", **{f"{n}": ids[n][500:] for n in range(2, 4)}, x=ids[0])
-    read = import_traces(ImportFormat.NPZ, [tmp_path], model, is_skipping_bad=True, num_workers=2)
-    assert_same(read.profile, expected)
-    assert read.num_bad == 1 and "c.npz, x" in read.first_bad
+    for num_workers in (1, 2):
+        told: list[tuple[int, int]] = []
+        read = import_traces(
+            ImportFormat.NPZ,
+            [tmp_path],
+            model,
+            is_skipping_bad=True,
+            num_workers=num_workers,
+            on_files=lambda *files, told=told: told.append(files),
+        )
+        assert_same(read.profile, expected)
+        assert read.num_bad == 1 and "c.npz, x" in read.first_bad
+        assert told == [(1, 3), (1, 3), (1, 3)]
 
 
 def test_files_of_different_models(tmp_path: Path) -> None:

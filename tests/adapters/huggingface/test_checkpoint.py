@@ -20,6 +20,7 @@ from c2r.adapters.huggingface import (
     remove,
     save_pretrained,
 )
+from c2r.assets import tiny_folder
 from c2r.errors import ArtifactError, InputError, ModelError, PlanError, PlanMismatchError
 from c2r.planning import Plan
 from tests.adapters.huggingface.checks import random_plan, run, small_plan
@@ -183,6 +184,14 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ) as caught:
             load("no-such-owner/no-such-model")
         assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    """transformers would make an empty one for the embedded model's family."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_folder() / name).read_bytes())
+    with pytest.raises(InputError, match="put the tokenizer's files beside the model"):
+        load_tokenizer(tmp_path)
 
 
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:

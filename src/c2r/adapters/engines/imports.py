@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from c2r.adapters.engines.records import BadRecords, Record, expert_ids
 from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError
 from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
+
+T = TypeVar("T")
 
 
 class ImportFormat(StrEnum):
@@ -33,6 +36,7 @@ _READ: dict[ImportFormat, Callable[[Path, BadRecords], Iterator[Record]]] = {
     ImportFormat.TENSORRT_LLM_RAW: tensorrt_llm.read_raw,
     ImportFormat.NPZ: arrays.read_layer_arrays,
 }
+_SHARES_PER_WORKER = 4  # with more, progress would be told finer and counts merged more often
 _PATTERNS = {
     ImportFormat.SGLANG_PER_TOKEN: "expert_distribution_recorder_*.pt",
     ImportFormat.VLLM_ROUTED: "*.np[yz]",
@@ -51,7 +55,7 @@ class Import:
     first_bad: str
 
 
-def import_traces(
+def import_traces(  # noqa: PLR0913 - the public door: every choice that a user may leave out
     format_: str,
     paths: Sequence[str | Path],
     model: ModelLayers | int | None = None,
@@ -59,6 +63,7 @@ def import_traces(
     is_skipping_bad: bool = False,
     is_ordered: bool = False,
     num_workers: int = 1,
+    on_files: Callable[[int, int], None] | None = None,
 ) -> Import:
     """The profile of all tokens in the files of an engine, read in constant memory.
 
@@ -75,6 +80,7 @@ def import_traces(
         is_ordered: the first id of every token is its top-1, you know it; gives top-1 counts.
         num_workers: processes that share the files; a script that asks for more than one must
             guard its entry with `if __name__ == "__main__"`.
+        on_files: called with the number of files read since the last call, and of all files.
 
     Raises:
         InputError: a file cannot be read, is of another mode or model, or holds a bad record.
@@ -85,12 +91,14 @@ def import_traces(
     files = _files(format_, [Path(path) for path in paths])
     job = _Job(format_, model, is_skipping_bad, is_ordered)
     num_workers = max(min(num_workers, len(files)), 1)
-    shares = [files[first::num_workers] for first in range(num_workers)]
     if num_workers == 1:
-        total = job.count(files)
+        total = job.count(_telling(files, [1] * len(files), on_files))
     else:
+        num_shares = min(_SHARES_PER_WORKER * num_workers, len(files))
+        shares = [files[first::num_shares] for first in range(num_shares)]
         with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-            total = _total(pool.map(job.count, shares))
+            counts = pool.map(job.count, shares)
+            total = _total(_telling(counts, list(map(len, shares)), on_files))
     layers = total.layers
     if not layers:
         raise InputError(
@@ -127,7 +135,7 @@ class _Job:
     is_skipping_bad: bool
     is_ordered: bool
 
-    def count(self, files: Sequence[Path]) -> _Counts:
+    def count(self, files: Iterable[Path]) -> _Counts:
         bad = BadRecords(is_skipping=self.is_skipping_bad)
         builder: IdProfileBuilder | None = None
         model = self.model if isinstance(self.model, ModelLayers) else None
@@ -146,6 +154,16 @@ class _Job:
         profile = builder.build(names)
         layers = dict(zip(builder.layers, profile.layers, strict=True))
         return _Counts(layers, bad.count, bad.first)
+
+
+def _telling(
+    items: Iterable[T], num_files: Sequence[int], on_files: Callable[[int, int], None] | None
+) -> Iterator[T]:
+    """The items, each of so many files; tells when one has been taken in."""
+    for item, number in zip(items, num_files, strict=True):
+        yield item
+        if on_files is not None:
+            on_files(number, sum(num_files))
 
 
 def _total(shares: Iterable[_Counts]) -> _Counts:

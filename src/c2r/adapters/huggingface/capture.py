@@ -59,11 +59,12 @@ class Recorder:
 
 
 @contextmanager
-def capture(model: nn.Module) -> Iterator[Recorder]:
+def capture(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
     """Records what the routers decide in every forward pass of `model` inside the block.
 
-    Padding is told by the `attention_mask` `[batch, tokens]` given to the model. Scores and
-    weights come detached. Only the last forward pass is held.
+    Padding is told by the `attention_mask` `[batch, tokens]` given to the model. Weights come
+    detached, and scores too unless `attached`: then a loss of them has a gradient. Only the last
+    forward pass is held.
 
         with capture(model) as recorder:
             model(**batch)
@@ -80,11 +81,13 @@ def capture(model: nn.Module) -> Iterator[Recorder]:
     recorder = Recorder(installation, host)
     handle = host.register_forward_pre_hook(_beginning(recorder, host), with_kwargs=True)
     installation.is_captured = installation.state.is_recording = True
+    installation.state.keeps_graph = attached
     try:
         yield recorder
     finally:
         handle.remove()
         installation.is_captured = installation.state.is_recording = False
+        installation.state.keeps_graph = False
         recorder._begin(None)
         uninstall_unused(model)
 
@@ -214,7 +217,7 @@ def _decision(choice: Choice, site: RouterSite) -> tuple[Tensor, Tensor | None, 
         return ids, weights, scores
     # Equal scores go by expert id, as argmax does; top-k has no order for them.
     ids, by_id = ids.sort(dim=-1)
-    order = scores.gather(-1, ids).argsort(dim=-1, descending=True, stable=True)
+    order = scores.detach().gather(-1, ids).argsort(dim=-1, descending=True, stable=True)
     weights = None if weights is None else weights.gather(-1, by_id.gather(-1, order))
     return ids.gather(-1, order), weights, scores
 

@@ -186,7 +186,10 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
     try:
-        return AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        if tokenizer.vocab_size < 2:  # what transformers makes for some families without files
+            raise ValueError("it has no words")
+        return tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise InputError(
             f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "

@@ -39,11 +39,12 @@ class ForwardState:
     """What the routers of one model report while it runs.
 
     Routers outside a forward pass of the model, as when a checkpointed layer is recomputed for
-    its gradient, report nothing.
+    its gradient, report nothing. With `keeps_graph`, gradients flow to the scores that they report.
     """
 
     is_running: bool = False
     is_recording: bool = False
+    keeps_graph: bool = False
     nan_flags: list[tuple[str, Tensor]] = field(default_factory=list)
 
 
@@ -213,7 +214,8 @@ def _report(router: TappedRouter, scores: Tensor, values: Tensor, ids: Tensor | 
         if tap.site.group_mark is not None and ids is not None:
             _count_filled(tap, policy, ids)
     if tap.state.is_recording:
-        tap.choices.append(Choice(scores.detach(), ids, is_constrained))
+        shown = scores if tap.state.keeps_graph else scores.detach()
+        tap.choices.append(Choice(shown, ids, is_constrained))
 
 
 def _count_filled(tap: Tap, policy: RoutingPolicy | None, ids: Tensor) -> None:

@@ -64,6 +64,8 @@ function inTheme(figure) {
 function draw(slug) {
   const { data, layout } = inTheme(figureOf(slug));
   const place = document.getElementById(`plot-${slug}`);
+  // Else the place, not the figure, would shrink when the window is resized.
+  place.style.minHeight = place.style.height = `${layout.height}px`;
   Plotly.react(place, data, layout, { displayModeBar: false, responsive: true });
 }
 

@@ -1,0 +1,49 @@
+"""What `mkdocs.yml` adds to its pages: help texts of the command line, and mathematics.
+
+Formulas become MathML when the site is built, so that a page shows them without a script or the
+network.
+"""
+
+import html
+import io
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import Any
+
+from latex2mathml.converter import convert
+from typer.main import get_command
+
+from c2r.cli import app, run
+
+_COMMANDS = "<!-- commands -->"
+_FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL
+)  # as pymdownx.arithmatex leaves it for a script
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the help of every command in the place of `<!-- commands -->`."""
+    return markdown.replace(_COMMANDS, "\n".join(_describe_commands(get_command(app))))
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Renders formulas."""
+    return _FORMULA.sub(_render, content)
+
+
+def _describe_commands(group: Any, *path: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        words = [*path, name]
+        if hasattr(command, "commands"):
+            yield from _describe_commands(command, *words)
+            continue
+        output = io.StringIO()
+        with redirect_stdout(output):
+            run([*words, "--help"])
+        yield f"## c2r {' '.join(words)}\n\n```text\n{output.getvalue().strip()}\n```\n"
+
+
+def _render(found: re.Match[str]) -> str:
+    display = "inline" if found[1] == "span" else "block"
+    return str(convert(html.unescape(found[2]), display=display))

@@ -1,0 +1,248 @@
+"""`c2r finetune`: a model adapted to its constraint."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.models import DtypeOption, ModelArgument, load_model_and_tokenizer
+from c2r.errors import InputError
+
+if TYPE_CHECKING:
+    from c2r.planning import Plan
+    from c2r.training import FinetuneSettings
+    from c2r.training.data import Example
+
+    Examples = Sequence[Example]
+
+Document = dict[str, Any]
+
+
+def finetune(
+    model: ModelArgument,
+    plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the tuned model; one that was interrupted goes on.")
+    ],
+    mode: Annotated[
+        str | None,
+        typer.Option(help="full, router (routers only) or lora (adapters and routers). [full]"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper-qwen or paper-llama: the paper's numbers, where none are given."),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option(help="Train without the constraint: the baseline to compare with.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [1]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows per step, over all processes. [16]")
+    ] = None,
+    batch_per_pass: Annotated[
+        int,
+        typer.Option(min=1, help="Windows per forward pass of a process, at most; they add up."),
+    ] = 4,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak. [2e-5]")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps to reach it. [0]")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [0]")] = None,
+    kl_weight: Annotated[
+        float | None, typer.Option(help="Weight of the KL from the unconstrained model. [0]")
+    ] = None,
+    aux_weight: Annotated[
+        float | None, typer.Option(help="Weight of the balance loss. [the model's, if it has one]")
+    ] = None,
+    anneal_steps: Annotated[
+        int | None, typer.Option(help="First steps, in which the policy tightens. [0]")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters. [16]")] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
+    overlong: Annotated[
+        str, typer.Option(help="What becomes of longer examples: truncate or drop.")
+    ] = "truncate",
+    packing: Annotated[bool, typer.Option(help="Several examples in one window.")] = True,
+    eval_data: Annotated[
+        list[Path] | None, typer.Option(help="Held-out data, as --data. [a share of --data]")
+    ] = None,
+    eval_share: Annotated[float, typer.Option(help="Share of the windows to hold out.")] = 0.02,
+    bf16: Annotated[
+        bool | None, typer.Option(help="Compute in bfloat16, weights in --dtype. [no]")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Recompute layers in backward, to hold less.")
+    ] = False,
+    expert_parallel: Annotated[
+        bool, typer.Option(help="Spread the experts over the processes of torchrun.")
+    ] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    log_every: Annotated[int, typer.Option(help="Steps between entries of the log.")] = 10,
+    wandb: Annotated[
+        bool, typer.Option(help="Report to W&B too; TensorBoard files are written if installed.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
+    dtype: DtypeOption = "float32",
+    json: JsonOption = False,
+) -> None:
+    """Fine-tune a model under the routing of its plan; report held-out loss and traffic.
+
+    The routing is constrained in training as it will be in inference. Answers of conversations
+    carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
+    goes on from the last checkpoint to the same weights. On several processes: `torchrun
+    --nproc-per-node P -m c2r.cli finetune ...`; the results are those of one. The tuned model is
+    loaded with `c2r.from_pretrained(OUT)`.
+    """
+    from c2r.planning import Plan
+    from c2r.training import DataSettings, FinetuneSettings, TrainingData, read_examples
+
+    tensorboard = find_spec("tensorboard") is not None
+    given = {
+        "mode": mode,
+        "control": control,
+        "num_steps": steps,
+        "num_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "kl_weight": kl_weight,
+        "aux_weight": aux_weight,
+        "anneal_steps": anneal_steps,
+        "lora_rank": lora_rank,
+        "bf16": bf16,
+        "gradient_checkpointing": gradient_checkpointing,
+        "expert_parallel": expert_parallel,
+        "save_every": save_every,
+        "log_every": log_every,
+        "report_to": ("tensorboard",) * tensorboard + ("wandb",) * wandb,
+        "seed": seed,
+    }
+    settings = FinetuneSettings.choose(preset, given).with_passes_of(batch_per_pass, _processes())
+    chosen = Plan.load(plan)
+    loaded, tokenizer = _load(model, dtype, chosen, settings)
+    windows = DataSettings(seq_len=seq_len, overlong=overlong, packing=packing, seed=seed)
+
+    def read(paths: list[Path]) -> TrainingData:
+        return read_examples(paths, tokenizer, windows)
+
+    found = read(data)
+    _note(
+        f"{found.num_examples} examples in {len(found.examples)} windows of up to {seq_len} "
+        f"tokens; {found.num_overlong} longer ({overlong}), {found.num_skipped} with nothing to "
+        "learn"
+    )
+    held_out = read(eval_data).examples if eval_data else None
+    document = _tune(loaded, _split(found.examples, held_out, eval_share), chosen, settings, out)
+    if _is_first():
+        tokenizer.save_pretrained(out)
+        _report(document, json)
+
+
+def _processes() -> int:
+    """How many torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _note(message: str) -> None:
+    if _is_first():
+        note(message)
+
+
+def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") -> tuple[Any, Any]:
+    import torch
+
+    from c2r.adapters.huggingface import load_parallel, remove
+
+    if settings.expert_parallel and _processes() == 1:
+        raise InputError(
+            "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
+            f"{plan.topology.num_ranks} -m c2r.cli finetune ...`"
+        )
+    load = (
+        (lambda source, chosen: load_parallel(source, plan, chosen))
+        if settings.expert_parallel
+        else None
+    )
+    loaded, tokenizer = load_model_and_tokenizer(model, dtype, load)
+    remove(loaded)  # a folder may carry a plan
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        loaded.to(f"{kind}:{os.environ.get('LOCAL_RANK', '0')}")
+    return loaded, tokenizer
+
+
+def _split(
+    found: "Examples", held_out: "Examples | None", share: float
+) -> "tuple[Examples, Examples]":
+    from c2r.training import split_examples
+
+    return split_examples(found, share) if held_out is None else (found, held_out)
+
+
+def _tune(
+    model: Any,
+    data: "tuple[Examples, Examples]",
+    plan: "Plan",
+    settings: "FinetuneSettings",
+    out: Path,
+) -> Document:
+    """Trains, and measures the held-out examples before and after."""
+    from c2r.evaluation import unconstrained
+    from c2r.training import Progress, measure_held_out
+    from c2r.training import finetune as tune
+
+    training, held_out = data
+    free = unconstrained(plan)
+    rows = {
+        "before, plain top-k": measure_held_out(model, held_out, free),
+        "before, under the plan": measure_held_out(model, held_out, plan),
+    }
+    with progress_bar("training", settings.steps(len(training))) as advance:
+        try:
+            result = tune(model, training, plan, settings, out, [Progress(advance, _note)])
+        except KeyboardInterrupt:
+            _note(f"stopped after a checkpoint in {out}; the same command goes on from it")
+            raise
+    after = "after, plain top-k" if settings.control else "after, under the plan"
+    rows[after] = measure_held_out(model, held_out, free if settings.control else plan)
+    return {
+        "out": str(out),
+        "settings": asdict(settings),
+        "num_steps": result.num_steps,
+        "num_trainable": result.num_trainable,
+        "seconds": result.seconds,
+        "num_windows": len(training),
+        "held_out": {name: asdict(figures) for name, figures in rows.items()},
+        "log": list(result.log),
+    }
+
+
+def _report(document: Document, json: bool) -> None:
+    out = document["out"]
+    if json:
+        print_json(document)
+    else:
+        rows = [
+            [name, row["loss"], row["copies"], row["rank_load_max_over_mean"]]
+            for name, row in document["held_out"].items()
+        ]
+        print_table("Held-out data", ["routing", "loss", "copies", "rank load"], rows)
+    note(
+        f"wrote {out} after {document['num_steps']} steps; measure it with `c2r evaluate {out}`, "
+        f"load it with c2r.from_pretrained({out!r})"
+    )

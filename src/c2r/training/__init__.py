@@ -1,0 +1,21 @@
+"""Fine-tuning of constrained models."""
+
+from c2r.training.data import DataSettings, TrainingData, collate, read_examples
+from c2r.training.heldout import HeldOut, measure_held_out, split_examples
+from c2r.training.progress import Progress
+from c2r.training.settings import FinetuneSettings
+from c2r.training.tuning import FinetuneResult, finetune
+
+__all__ = [
+    "DataSettings",
+    "FinetuneResult",
+    "FinetuneSettings",
+    "HeldOut",
+    "Progress",
+    "TrainingData",
+    "collate",
+    "finetune",
+    "measure_held_out",
+    "read_examples",
+    "split_examples",
+]

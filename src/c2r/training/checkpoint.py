@@ -1,0 +1,126 @@
+"""Checkpoints of a training as safetensors with JSON headers: no pickle, and whole or not there.
+
+checkpoint-40/
+  trainer_state.json        transformers' own: the step, and the log so far
+  shared.safetensors        trained weights and their optimizer state, which all processes share
+  process-0.safetensors     random state, and experts that only this process holds
+"""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+_KEPT = 2
+SHARED = "shared.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Part:
+    """What one file holds: tensors by name, and JSON data."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Writes the file through to the disk. Raises `OSError` or `SafetensorError`."""
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
+        save_file(tensors, path, metadata={"c2r": json.dumps(dict(self.facts))})
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        """Reads what `write` wrote. Raises `OSError` or `SafetensorError`."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(tensors=tensors, facts=json.loads(file.metadata()["c2r"]))
+
+
+def process_file(index: int) -> str:
+    """Name of the file of one process."""
+    return f"process-{index}.safetensors"
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [(_FOLDER.fullmatch(path.name), path) for path in out.glob("checkpoint-*")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint whose files are whole; None where there is none."""
+    return next((path for path in reversed(checkpoints(out)) if _is_whole(path)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    files = [*folder.glob("*.safetensors"), folder / SHARED, folder / process_file(0)]
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in files:
+            with safe_open(path, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
+
+
+def forget_older(out: Path) -> None:
+    """Removes all checkpoints but the newest."""
+    for folder in checkpoints(out)[:-_KEPT]:
+        shutil.rmtree(folder)
+
+
+def pack_weights(model: nn.Module, optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """The trained parameters, each with its tensors by name: itself, and its optimizer state."""
+    packed = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state = optimizer.state.get(parameter, {})
+            entries = {f"optimizer/{key}/{name}": value for key, value in state.items()}
+            packed[parameter] = {f"weights/{name}": parameter, **entries}
+    return packed
+
+
+def unpack_weights(model: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `pack_weights` gave, of the parameters that `tensors` has."""
+    keys = {name.split("/", 2)[1] for name in tensors if name.startswith("optimizer/")}
+    for name, parameter in model.named_parameters():
+        if f"weights/{name}" in tensors:
+            parameter.data.copy_(tensors[f"weights/{name}"])
+            saved = {key: tensors.get(f"optimizer/{key}/{name}") for key in keys}
+            state = {k: v.to(parameter.device) for k, v in saved.items() if v is not None}
+            if state:
+                optimizer.state[parameter] = state
+
+
+def pack_random_state() -> Part:
+    """The state of Python's, numpy's and torch's generators."""
+    tensors = {"random/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    algorithm, keys, *rest = np.random.get_state()
+    return Part(
+        tensors=tensors,
+        facts={"python": random.getstate(), "numpy": [algorithm, np.asarray(keys).tolist(), *rest]},
+    )
+
+
+def unpack_random_state(part: Part) -> None:
+    """Puts back what `pack_random_state` gave."""
+    version, internal, gauss = part.facts["python"]
+    random.setstate((version, tuple(internal), gauss))
+    algorithm, keys, *rest = part.facts["numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(part.tensors["random/cpu"])
+    if "random/cuda" in part.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(part.tensors["random/cuda"])

@@ -1,0 +1,223 @@
+"""Files of text and of instructions in, windows of token ids to train on out."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from c2r.adapters.text import Text, read_texts
+from c2r.errors import InputError
+from c2r.training.conversations import read_conversations, render
+
+NO_LOSS = -100
+"""The label of a token that is not to be learnt."""
+
+_NUM_OPEN = 1024  # windows that a piece may still join
+_FIELDS = ("input_ids", "labels", "position_ids")
+
+Example = dict[str, Tensor]
+"""`input_ids`, `labels` and `position_ids`, `[tokens]` int64 each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """How files become examples.
+
+    Attributes:
+        seq_len: the most tokens of an example.
+        overlong: what becomes of longer ones, `"truncate"` or `"drop"`; plain text is cut into
+            examples of `seq_len` tokens instead.
+        packing: whether several share one window of `seq_len` tokens.
+        seed: draws their order.
+
+    Raises:
+        InputError: an unknown `overlong`, or windows of fewer than 2 tokens.
+    """
+
+    seq_len: int = 2048
+    overlong: str = "truncate"
+    packing: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        if self.overlong not in ("truncate", "drop"):
+            raise InputError(f"overlong is {self.overlong!r}; choose truncate or drop")
+        if self.seq_len < 2:
+            raise InputError(f"seq_len {self.seq_len} leaves no token to predict; give 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingData:
+    """What a model is trained on, in the order of training.
+
+    Attributes:
+        examples: one window each. `labels` are the ids that carry loss, -100 elsewhere and at the
+            first token of every piece, which has none before it to be predicted from;
+            `position_ids` begin at 0 in every piece.
+        num_examples: pieces that the files gave and the windows hold.
+        num_overlong: conversations longer than a window, truncated or dropped as asked.
+        num_skipped: conversations, and ends of text, without a token to learn: the answer is empty
+            or lies beyond the limit.
+        digest: identifies the windows and their order.
+    """
+
+    examples: tuple[Example, ...]
+    num_examples: int
+    num_overlong: int
+    num_skipped: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One example before packing: token ids, and for each its label."""
+
+    ids: list[int]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.ids)
+
+    def is_learnable(self) -> bool:
+        """Whether any token carries loss."""
+        return any(label != NO_LOSS for label in self.labels)
+
+    def truncated(self, length: int) -> "Piece":
+        """The first `length` tokens."""
+        return Piece(self.ids[:length], self.labels[:length])
+
+
+def read_examples(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) -> TrainingData:
+    """The training data in files; equal files, tokenizer and settings give equal data.
+
+    Every token of a `.txt` file carries loss. A `.jsonl` file holds a conversation per line, as
+    `read_conversations` describes, of which the answers carry loss.
+
+    Packed pieces do not attend to each other in a transformers model that is given `position_ids`
+    and `use_cache=False`, and no `attention_mask`: where positions begin anew, its mask does too.
+    With a cache it does not, and FlashAttention sees it in batches of one row only.
+
+    Args:
+        paths: UTF-8 files.
+        tokenizer: a fast one.
+        settings: how files become examples.
+
+    Raises:
+        InputError: a file cannot be read or is neither `.txt` nor `.jsonl`, a line cannot be used,
+            or no example is left.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"{type(tokenizer).__name__} does not tell which characters a token covers; give a "
+            "model folder with a tokenizer.json"
+        )
+    found = [piece for text in read_texts(paths) for piece in _pieces(text, tokenizer, settings)]
+    is_overlong = [len(piece) > settings.seq_len for piece in found]
+    kept = [
+        piece.truncated(settings.seq_len)
+        for piece, is_long in zip(found, is_overlong, strict=True)
+        if not (is_long and settings.overlong == "drop")
+    ]
+    pieces = [piece for piece in kept if piece.is_learnable()]
+    num_overlong, num_skipped = sum(is_overlong), len(kept) - len(pieces)
+    if not pieces:
+        raise InputError(
+            f"no usable example among {len(found)}: {num_overlong} are longer than "
+            f"{settings.seq_len} tokens, {num_skipped} have nothing to learn within them; give "
+            "more data, or longer windows"
+        )
+    order = np.random.default_rng(settings.seed).permutation(len(pieces))
+    shuffled = [pieces[index] for index in order]
+    windows = pack(shuffled, settings.seq_len) if settings.packing else [[p] for p in shuffled]
+    examples = tuple(_example(window) for window in windows)
+    return TrainingData(
+        examples=examples,
+        num_examples=len(pieces),
+        num_overlong=num_overlong,
+        num_skipped=num_skipped,
+        digest=_digest(examples),
+    )
+
+
+def pack(pieces: Sequence[Piece], seq_len: int) -> list[list[Piece]]:
+    """The pieces, each whole in the first of the latest windows of `seq_len` tokens with room."""
+    windows: list[list[Piece]] = []
+    room = np.zeros(len(pieces), dtype=np.int64)
+    for piece in pieces:
+        first = max(len(windows) - _NUM_OPEN, 0)
+        fits = room[first : len(windows)] >= len(piece)
+        index = first + int(fits.argmax()) if fits.any() else len(windows)
+        if index == len(windows):
+            windows.append([])
+            room[index] = seq_len
+        windows[index].append(piece)
+        room[index] -= len(piece)
+    return windows
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Example:
+    """A batch `[examples, longest]`; its padding carries no loss, and attends to nothing before it.
+
+    There is no `attention_mask`: with one, packed pieces would attend to each other.
+    """
+    width = max(len(example["input_ids"]) for example in examples)
+
+    def padded(name: str, filler: int) -> Tensor:
+        rows = [example[name] for example in examples]
+        return torch.stack([F.pad(row, (0, width - len(row)), value=filler) for row in rows])
+
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "labels": padded("labels", NO_LOSS),
+        "position_ids": padded("position_ids", 0),
+    }
+
+
+def _pieces(text: Text, tokenizer: Any, settings: DataSettings) -> Iterator[Piece]:
+    suffix = Path(text.name).suffix
+    if suffix == ".txt":
+        ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
+        for start in range(0, len(ids), settings.seq_len):
+            block = ids[start : start + settings.seq_len]
+            yield Piece(block, [NO_LOSS, *block[1:]])
+    elif suffix == ".jsonl":
+        for conversation in read_conversations(text):
+            yield _piece(*render(conversation, tokenizer), tokenizer)
+    else:
+        raise InputError(f"{text.name} is neither .txt nor .jsonl; name it by what it holds")
+
+
+def _piece(text: str, answers: Sequence[tuple[int, int]], tokenizer: Any) -> Piece:
+    """The tokens of `text`; those that begin in an answer, given as `[start, end)`, carry loss."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, labels = encoded["input_ids"], [NO_LOSS] * len(encoded["input_ids"])
+    for index, (start, _) in enumerate(encoded["offset_mapping"]):
+        if index and any(low <= start < high for low, high in answers):
+            labels[index] = ids[index]
+    return Piece(ids, labels)
+
+
+def _example(window: Sequence[Piece]) -> Example:
+    columns = (
+        [token for piece in window for token in piece.ids],
+        [label for piece in window for label in piece.labels],
+        [position for piece in window for position in range(len(piece))],
+    )
+    return {name: torch.tensor(column) for name, column in zip(_FIELDS, columns, strict=True)}
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        for name in _FIELDS:
+            digest.update(len(example[name]).to_bytes(8, "little"))
+            digest.update(example[name].numpy().tobytes())
+    return digest.hexdigest()[:16]

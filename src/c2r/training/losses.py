@@ -1,0 +1,101 @@
+"""What is minimised besides the language-model loss: balance of the load, and a KL anchor."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2r.errors import ModelError
+from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, kept_slots, score_mass
+
+_ROWS = 1024
+"""Rows of logits that are widened to float32 at a time."""
+
+
+def next_token_labels(labels: Tensor) -> Tensor:
+    """For each position the token that follows it, `[batch, tokens]`; -100 where none counts."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def balance_loss(trace: RoutingTrace, mask: Tensor, num_processes: int = 1) -> Tensor:
+    """E * sum_i f_i * p_i of the experts that were chosen, as transformers pools it over layers.
+
+    f_i is the number of experts i per token and p_i the mean probability of expert i, both means
+    over the tokens of all layers and processes. Where nothing constrains the routing this is
+    transformers' `load_balancing_loss_func`; under a policy, that one would count experts that
+    were not used. Even load over E experts gives k.
+
+    Args:
+        trace: of one forward pass, padding included, scores attached to the graph.
+        mask: `[tokens]` bool, the tokens that count.
+        num_processes: how many share the batch. The gradient of each is then that of its own
+            tokens; the mean of the processes' gradients, as DDP takes it, is that of the loss.
+
+    Raises:
+        ModelError: the layers do not have the same experts.
+    """
+    widths = {layer.scores.shape[-1] for layer in trace.layers}
+    if len(widths) != 1:
+        raise ModelError(
+            f"layers of {', '.join(map(str, sorted(widths)))} experts have no balance loss in "
+            "common; set aux_weight to 0"
+        )
+    num_experts = widths.pop()
+    counts = torch.stack([_count(layer, mask) for layer in trace.layers]).sum(0)
+    mass = torch.stack([_probabilities(layer)[mask].sum(0) for layer in trace.layers]).sum(0)
+    totals = torch.cat([counts, (mask.sum() * len(trace.layers)).to(counts.dtype)[None]])
+    if num_processes > 1:
+        dist.all_reduce(totals)
+    frequency, num_rows = totals[:-1] / totals[-1], totals[-1]
+    return num_experts * num_processes * (frequency * mass).sum() / num_rows
+
+
+def _count(layer: LayerTrace, mask: Tensor) -> Tensor:
+    ids = layer.expert_ids[mask]
+    return torch.bincount(ids[kept_slots(ids)], minlength=layer.scores.shape[-1]).float()
+
+
+def _probabilities(layer: LayerTrace) -> Tensor:
+    mass = score_mass(layer.scores, layer.score_kind)
+    return mass / mass.sum(-1, keepdim=True) if layer.score_kind is ScoreKind.GATES else mass
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of all targets `[rows]` under logits `[rows, vocabulary]`, added up."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def divergence_sum(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL of the distributions of `reference` to those of `logits`, nats, added up over rows.
+
+    Args:
+        logits: `[rows, vocabulary]`.
+        reference: the same; no gradient flows to it.
+    """
+    total: Tensor = _Divergence.apply(logits, reference)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Divergence(torch.autograd.Function):
+    """Takes the gradient on the way forward, so that no float32 copy of all logits is held."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:
+        gradient = torch.empty_like(logits)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(logits), _ROWS):
+            part = slice(start, start + _ROWS)
+            ours = logits[part].float().log_softmax(-1)
+            theirs = reference[part].float().log_softmax(-1)
+            chance = theirs.exp()
+            total += (chance * (theirs - ours)).masked_fill_(chance == 0, 0.0).sum()
+            gradient[part] = ours.exp_().sub_(chance)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype), None

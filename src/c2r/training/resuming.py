@@ -1,0 +1,229 @@
+"""transformers' Trainer with checkpoints of ours, from which a training goes on exactly."""
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers import Trainer, TrainerCallback
+
+from c2r.adapters.huggingface import expert_parameters, is_parallel, reduce_gradients
+from c2r.errors import InputError
+from c2r.training.checkpoint import (
+    SHARED,
+    Part,
+    forget_older,
+    newest_checkpoint,
+    pack_random_state,
+    pack_weights,
+    process_file,
+    unpack_random_state,
+    unpack_weights,
+)
+
+_STATE = "trainer_state.json"
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose checkpoints hold what trains, and the state of all that draws or counts.
+
+    `base` is the transformers model, inside the `model` that trains. Where its experts are spread
+    over processes, each keeps its own in its file of a checkpoint, and gradients are completed by
+    `reduce_gradients` instead of DDP.
+    """
+
+    def __init__(self, base: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.base = base
+        self.is_distributed_loading_by_transformers = is_parallel(base)
+        self.parts: dict[str, Tensor] = {}
+        """Parts of the loss, added up since the last entry of the log."""
+        self._log_state: dict[str, Any] | None = None
+        self._stopping = Stopping()
+        self.add_callback(_StopAfterStep(self))
+
+    def run(self, out: Path | None) -> None:
+        """Trains to the end, from the newest checkpoint where `out` has one.
+
+        Raises:
+            KeyboardInterrupt: at the first Ctrl-C after a checkpoint, at the second at once;
+                without `out` at the first.
+        """
+        newest = None if out is None else newest_checkpoint(out)
+        with self._stopping.watching(out is not None):
+            self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        if self.state.global_step < self.state.max_steps:
+            raise KeyboardInterrupt
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        out, step = Path(self.args.output_dir), self.state.global_step
+        partial, final = out / f".checkpoint-{step}", out / f"checkpoint-{step}"
+        try:
+            self.on_all(lambda: _make_anew(partial), only_first=True)
+            self.on_all(lambda: self._write(partial))
+            self.on_all(lambda: _publish(partial, final), only_first=True)
+        finally:
+            if self.is_world_process_zero():
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def on_all(self, write: Callable[[], None], only_first: bool = False) -> None:
+        """Runs `write` on every process, or on the first; an error anywhere is one everywhere.
+
+        Raises:
+            InputError: it could not write.
+        """
+        failure: Exception | None = None
+        if self.is_world_process_zero() or not only_first:
+            try:
+                write()
+            except (OSError, SafetensorError) as error:
+                failure = error
+        failed = torch.tensor(float(failure is not None), device=self.args.device)
+        if self.accelerator.reduce(failed, "sum"):
+            raise InputError(
+                f"cannot write to {self.args.output_dir} after step {self.state.global_step} "
+                f"({failure or 'another process failed'}); {self.last_checkpoint()}; make room, "
+                "then run the same again"
+            ) from failure
+
+    def last_checkpoint(self) -> str:
+        """Which checkpoint there is, in words."""
+        newest = newest_checkpoint(Path(self.args.output_dir))
+        return "there is no checkpoint" if newest is None else f"the last checkpoint is {newest}"
+
+    def _write(self, folder: Path) -> None:
+        own_parameters = expert_parameters(self.base)
+        shared: dict[str, Tensor] = {}
+        random_state = pack_random_state()
+        own = dict(random_state.tensors)
+        for parameter, tensors in pack_weights(self.model, self._inner_optimizer()).items():
+            (own if parameter in own_parameters else shared).update(tensors)
+        facts = {**random_state.facts, **self._pack_log()}
+        Part(tensors=own, facts=facts).write(folder / process_file(self.args.process_index))
+        if self.is_world_process_zero():
+            facts = {"scheduler": self.lr_scheduler.state_dict()}
+            Part(tensors=shared, facts=facts).write(folder / SHARED)
+            self.state.save_to_json(str(folder / _STATE))
+
+    def _inner_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _pack_log(self) -> dict[str, Any]:
+        """Sums that the next entry of the log is made of."""
+        return {
+            "loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "parts": {name: float(total) for name, total in self.parts.items()},
+        }
+
+    def wants_to_stop(self) -> bool:
+        """Whether any process was interrupted; the same on all."""
+        if self.args.world_size == 1:
+            return self._stopping.is_asked
+        asked = torch.tensor(float(self._stopping.is_asked), device=self.args.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: `_clip_grad_norm` does, once a step."""
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The norm of all gradients, those of other processes' experts included, then clipped."""
+        if not is_parallel(self.base):
+            return super()._clip_grad_norm(model)
+        reduce_gradients(self.base, average=True)
+        experts = expert_parameters(self.base)
+        trained = {p: p.grad for p in model.parameters() if p.grad is not None}
+        own, shared = (
+            get_total_norm([grad for p, grad in trained.items() if (p in experts) is is_own])
+            for is_own in (True, False)
+        )
+        norm = (self.accelerator.reduce(own.square(), "sum") + shared.square()).sqrt()
+        clip_grads_with_norm_(trained, self.args.max_grad_norm, norm)
+        return norm
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: weights come with the optimizer, when both exist."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        shared = Part.read(Path(checkpoint) / SHARED)
+        own = self._own_part(checkpoint)
+        for part in (shared, own):
+            unpack_weights(self.model, self._inner_optimizer(), part.tensors)
+        self.lr_scheduler.load_state_dict(dict(shared.facts["scheduler"]))
+        for group, rate in zip(
+            self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        self._log_state = dict(own.facts)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            unpack_random_state(self._own_part(checkpoint))
+
+    def _own_part(self, checkpoint: str) -> Part:
+        return Part.read(Path(checkpoint) / process_file(self.args.process_index))
+
+    def unpack_log(self) -> None:
+        """After a resumption, goes on with the sums of the entry that was begun."""
+        if self._log_state is not None:
+            self._tr_loss += self._log_state["loss"]
+            self._total_loss_scalar -= self._log_state["loss"]  # the mean of this run's own steps
+            self._globalstep_last_logged = self._log_state["last_logged"]
+            self.parts = {
+                name: torch.tensor(total, device=self.args.device)
+                for name, total in self._log_state["parts"].items()
+            }
+            self._log_state = None
+
+
+class Stopping:
+    """Holds back Ctrl-C until a step has ended."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    @contextmanager
+    def watching(self, is_wanted: bool) -> Iterator[None]:
+        """Notes the first Ctrl-C inside the block; only the main thread can."""
+        if not is_wanted or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _ask(self, *_: Any) -> None:
+        self.is_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _StopAfterStep(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self._trainer.wants_to_stop():
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    forget_older(final.parent)

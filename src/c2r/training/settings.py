@@ -1,0 +1,153 @@
+"""What a fine-tuning does, as one value that a checkpoint can be compared with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from c2r.errors import InputError
+
+Mode = Literal["full", "router", "lora"]
+Loss = Literal["lm", "local"]
+
+_COUNTS = (
+    "num_steps",
+    "num_epochs",
+    "batch_size",
+    "accumulation",
+    "lora_rank",
+    "save_every",
+    "log_every",
+)
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (_COUNTS, lambda value: value >= 1, "a whole number from 1"),
+    (("learning_rate", "max_grad_norm"), lambda value: value > 0, "a positive number"),
+    (
+        ("weight_decay", "kl_weight", "aux_weight", "anneal_steps", "seed"),
+        lambda value: value >= 0,
+        "0 or more",
+    ),
+)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper-qwen": {"batch_size": 64, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
+    "paper-llama": {"batch_size": 128, "num_epochs": 2, "learning_rate": 2e-5, "bf16": True},
+}
+"""What Zhang et al. (NAACL 2025) tuned Qwen1.5-MoE on LIMA with, and LLaMA-MoE on deita-6k.
+
+All parameters, windows of 2,048 tokens, learning rate falling as a cosine.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneSettings:
+    """How a model is fine-tuned.
+
+    Attributes:
+        mode: `full` trains all parameters, `router` those of the routers, `lora` adapters of the
+            linear layers, and the routers.
+        loss: `lm` is that of the language model; `local`, for routers only, the distance of each
+            layer's output from that of its original router, which needs no backward pass.
+        num_steps: optimizer steps; None for as many as `num_epochs` take.
+        num_epochs: passes over the examples where `num_steps` is None.
+        batch_size: examples per step, over all processes and accumulated batches.
+        accumulation: forward passes per step and process, among which its examples are split.
+        learning_rate: its peak; it falls to 0 as half a cosine.
+        warmup: share of the steps in which it rises to the peak.
+        weight_decay: of AdamW, on weights but not on biases and norms.
+        max_grad_norm: to which the norm of all gradients is clipped.
+        seed: of the order of the examples, and of whatever the model draws.
+        kl_weight: weight of the KL divergence from the unconstrained model, nats per predicted
+            token; 0 asks no teacher.
+        aux_weight: weight of the balance loss; None for the model's own, where its config has
+            `output_router_logits`.
+        anneal_steps: first steps in which the policy tightens from plain top-k to the plan's.
+        control: train without the constraint, all else alike: the baseline to compare with.
+        bf16: compute in bfloat16 where torch's autocast does, with weights in their own type.
+        gradient_checkpointing: recompute layers for their gradients, to hold less.
+        expert_parallel: spread the experts over the processes as the plan places them.
+        lora_rank: of the adapters.
+        save_every: steps between checkpoints; None for none.
+        log_every: steps between entries of the log.
+        report_to: `tensorboard` and `wandb`, where they are to be written.
+    """
+
+    mode: Mode = "full"
+    loss: Loss = "lm"
+    num_steps: int | None = None
+    num_epochs: int = 1
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float = 2e-5
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    kl_weight: float = 0.0
+    aux_weight: float | None = None
+    anneal_steps: int = 0
+    control: bool = False
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    expert_parallel: bool = False
+    lora_rank: int = 16
+    save_every: int | None = None
+    log_every: int = 10
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant."""
+        if self.mode not in get_args(Mode):
+            raise InputError(f"mode {self.mode!r} is unknown; choose {', '.join(get_args(Mode))}")
+        if self.loss not in get_args(Loss):
+            raise InputError(f"loss {self.loss!r} is unknown; choose {', '.join(get_args(Loss))}")
+        with_more = self.kl_weight or self.expert_parallel or self.gradient_checkpointing
+        if self.loss == "local" and (self.mode != "router" or with_more):
+            raise InputError(
+                "loss local is for mode router, without kl_weight, gradient_checkpointing and "
+                "expert_parallel; choose the loss lm"
+            )
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}; give a share of the steps, from 0 to 1")
+        for names, is_good, wanted in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_good(value):
+                    raise InputError(f"{name} is {value}; give {wanted}")
+
+    @classmethod
+    def choose(cls, preset: str | None, given: Mapping[str, Any]) -> "FinetuneSettings":
+        """What is given (None: nothing), for the rest the preset, for the rest the defaults.
+
+        Raises:
+            InputError: the preset is unknown, or a setting cannot be meant.
+        """
+        if preset is not None and preset not in PRESETS:
+            raise InputError(f"preset {preset!r} is unknown; choose {', '.join(PRESETS)}")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return cls(**{**PRESETS.get(preset or "", {}), **chosen})
+
+    def with_passes_of(self, num_examples: int, num_processes: int) -> "FinetuneSettings":
+        """Accumulates even passes of at most so many examples a process; 1 or more."""
+        per_process = self.batch_size // num_processes or 1
+        sizes = range(min(num_examples, per_process), 0, -1)
+        size = next(size for size in sizes if per_process % size == 0)
+        return replace(self, accumulation=per_process // size)
+
+    def steps(self, num_examples: int) -> int:
+        """Optimizer steps for so many examples."""
+        return self.num_steps or -(-num_examples * self.num_epochs // self.batch_size)
+
+    def batch_per_pass(self, num_processes: int) -> int:
+        """Examples per forward pass of one process.
+
+        Raises:
+            InputError: a step's examples cannot be split evenly.
+        """
+        parts = self.accumulation * num_processes
+        if self.batch_size % parts:
+            raise InputError(
+                f"batch_size {self.batch_size} cannot be split into {self.accumulation} passes of "
+                f"{num_processes} processes; choose a multiple of {parts}"
+            )
+        return self.batch_size // parts

@@ -1,0 +1,221 @@
+"""transformers' Trainer under a routing policy: its losses, its schedule, its log."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
+from c2r.errors import RoutingError, TrainingError
+from c2r.planning import Plan
+from c2r.traces import RoutingTrace
+from c2r.training.annealing import annealed
+from c2r.training.data import Example, collate
+from c2r.training.local import local_objective
+from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
+from c2r.training.metrics import routing_metrics, without_padding
+from c2r.training.resuming import ResumableTrainer
+from c2r.training.settings import FinetuneSettings
+from c2r.training.trainable import Teacher
+
+
+class ShuffledExamples(Dataset[Example]):
+    """The examples of all steps in their order: one permutation after the other.
+
+    The order depends on the seed alone, not on the number of processes or where a run resumes.
+    """
+
+    def __init__(self, examples: Sequence[Example], settings: FinetuneSettings) -> None:
+        length = settings.steps(len(examples)) * settings.batch_size
+        orders = [
+            np.random.default_rng([settings.seed, index]).permutation(len(examples))
+            for index in range(-(-length // len(examples)))
+        ]
+        self._examples = examples
+        self._order = np.concatenate(orders)[:length]
+
+    def __len__(self) -> int:
+        """Examples of all steps."""
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example that comes at this place."""
+        return self._examples[int(self._order[index])]
+
+
+def batch_of(examples: Sequence[Example]) -> Example:
+    """A batch `[examples, longest]`, and an `attention_mask` that tells its padding."""
+    batch = collate(examples, pad_id=0)
+    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+    positions = torch.arange(batch["input_ids"].shape[1])
+    return {**batch, "attention_mask": (positions < lengths[:, None]).long()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Constraint:
+    """What a trained model is held to.
+
+    Attributes:
+        plan: in force from the end of the annealing, or from the start.
+        aux_weight: weight of the balance loss.
+        teacher: None where no loss asks for the unconstrained model.
+    """
+
+    plan: Plan
+    aux_weight: float
+    teacher: Teacher | None
+
+
+class ConstrainedTrainer(ResumableTrainer):
+    """Trains on `input_ids`, `labels`, `position_ids` and `attention_mask`, `[batch, tokens]`.
+
+    The mask says which tokens count in the balance of the load and is not shown to the model:
+    padding follows the text, so that no token looks at it.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, constraint: Constraint, settings: FinetuneSettings, **options: Any) -> None:
+        super().__init__(**options)
+        self.constraint = constraint
+        self.settings = settings
+        self._prepared: PreparedPlan | None = None
+        self._metrics: dict[str, float] = {}
+        self.add_callback(_Schedule(self))
+
+    def enforce_at(self, step: int) -> None:
+        """Applies the plan of a step, counted from 0, where it differs from the one in force."""
+        plan = annealed(self.constraint.plan, step, self.settings.anneal_steps)
+        if self._prepared is None or plan.fingerprint != self._prepared.plan.fingerprint:
+            self._prepared = prepare(self.base, plan, strict=False)
+            enforce(self.base, self._prepared)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean nats per predicted token of the whole step, KL and balance loss added.
+
+        Instead of nats, the local objective where the settings ask for it.
+        """
+        batch = dict(inputs)
+        targets = next_token_labels(batch.pop("labels"))
+        mask = batch.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
+        wants_trace = self.constraint.aux_weight > 0 or self._logs_next()
+        recording = capture(self.base, attached=True) if wants_trace else nullcontext()
+        try:
+            reference = self._teacher_logits(batch, targets)
+            with recording as recorder:
+                if self.settings.loss == "local":
+                    parts = self._local_parts(batch, mask)
+                else:
+                    parts = self._text_parts(model, batch, targets, reference)
+                trace = None if recorder is None else recorder.take()
+        except RoutingError as error:
+            raise TrainingError(self._failure(str(error))) from error
+        if "lm_loss" in parts or "kl" in parts:
+            scale = self.accelerator.num_processes / num_items_in_batch
+            parts = {name: total * scale for name, total in parts.items()}
+        if trace is not None:
+            parts |= self._routing_parts(trace, mask)
+        weights = {"kl": self.settings.kl_weight, "aux_loss": self.constraint.aux_weight}
+        for name, part in parts.items():
+            self.parts[name] = self.parts.get(name, 0) + part.detach()
+        return sum(weights.get(name, 1.0) * part for name, part in parts.items())
+
+    def _text_parts(
+        self, model: nn.Module, batch: Example, targets: Tensor, reference: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Sums over predicted tokens."""
+        logits = model(**batch, **self._quiet()).logits[targets != -100]
+        parts = {"lm_loss": cross_entropy_sum(logits, targets[targets != -100])}
+        return parts if reference is None else {**parts, "kl": divergence_sum(logits, reference)}
+
+    def _teacher_logits(self, batch: Example, targets: Tensor) -> Tensor | None:
+        teacher = self.constraint.teacher
+        if teacher is None or self.settings.loss == "local":
+            return None
+        with torch.no_grad(), teacher.in_place(self._prepared):  # type: ignore[arg-type]
+            logits: Tensor = self.model(**batch, **self._quiet()).logits[targets != -100]
+        return logits
+
+    def _local_parts(self, batch: Example, mask: Tensor) -> dict[str, Tensor]:
+        """The mean over layers; no logits are needed."""
+        originals = self.constraint.teacher.originals  # type: ignore[union-attr]
+        with local_objective(self.base, originals, mask) as losses, self.accelerator.autocast():
+            self.base.base_model(**batch, use_cache=False)
+        mean = torch.stack(losses).mean() / self.current_gradient_accumulation_steps
+        return {"local_loss": mean}
+
+    def _routing_parts(self, trace: RoutingTrace, mask: Tensor) -> dict[str, Tensor]:
+        if self._logs_next():
+            shown = without_padding(trace, mask)
+            self._metrics = routing_metrics(shown, self._prepared.plan)  # type: ignore[union-attr]
+        if not self.constraint.aux_weight:
+            return {}
+        aux = balance_loss(trace, mask, self.accelerator.num_processes)
+        return {"aux_loss": aux / self.current_gradient_accumulation_steps}
+
+    def _quiet(self) -> dict[str, Any]:
+        """Keeps the model from adding a balance loss of its own, and from a cache."""
+        has_loss = getattr(self.base.config, "output_router_logits", False)
+        return {"use_cache": False} | ({"output_router_logits": False} if has_loss else {})
+
+    def _logs_next(self) -> bool:
+        """Whether the step that is running will be logged."""
+        step: int = self.state.global_step + 1
+        return step % self.settings.log_every == 0
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+    ) -> Tensor:
+        """Predicted tokens of a step, over all accumulated batches and processes."""
+        counts = [(next_token_labels(batch["labels"]) != -100).sum() for batch in batch_samples]
+        total: Tensor = self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
+        return total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stops before the weights are touched, on all processes at the same step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(self._failure("the loss or its gradient is not finite"))
+        return norm
+
+    def _failure(self, what: str) -> str:
+        step = self.state.global_step + 1
+        return (
+            f"{what} at step {step}; {self.last_checkpoint()}; lower the learning rate, or check "
+            "the data and the weights"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss and the routing of the last batch."""
+        if "loss" in logs and self.parts:
+            entries = [entry["step"] for entry in self.state.log_history]
+            num_steps = self.state.global_step - max(entries, default=0)
+            for name, total in self.parts.items():
+                mean = self.accelerator.reduce(total, "mean") / num_steps
+                logs[name] = float(mean)
+            logs.update(self._metrics)
+            self.parts = {}
+        super().log(logs, start_time)
+
+
+class _Schedule(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, trainer: ConstrainedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.unpack_log()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.enforce_at(state.global_step)

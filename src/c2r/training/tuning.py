@@ -1,0 +1,228 @@
+"""Fine-tuning under a plan, on transformers' Trainer."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+
+from c2r.adapters.huggingface import (
+    apply,
+    gather_state_dict,
+    is_parallel,
+    parallelize,
+    prepare,
+)
+from c2r.errors import InputError
+from c2r.evaluation import unconstrained
+from c2r.planning import Plan
+from c2r.training.data import Example
+from c2r.training.folder import claim, make_request, publish
+from c2r.training.progress import boards
+from c2r.training.settings import FinetuneSettings
+from c2r.training.trainable import Teacher, router_parameters, save_adapter, training_only
+from c2r.training.trainer import (
+    ConstrainedTrainer,
+    Constraint,
+    ShuffledExamples,
+    batch_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneResult:
+    """What a fine-tuning did.
+
+    Attributes:
+        num_steps: optimizer steps, those before a resumption included.
+        num_trainable: parameters that trained.
+        seconds: of this run.
+        log: entries of the Trainer's log, each with its step.
+    """
+
+    num_steps: int
+    num_trainable: int
+    seconds: float
+    log: tuple[Mapping[str, float], ...]
+
+
+def finetune(
+    model: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    settings: FinetuneSettings,
+    out: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> FinetuneResult:
+    """Trains `model` in place under the routing of `plan`, which stays applied.
+
+    With `out`, the tuned model comes to stand there, constrained, and can be loaded with
+    `c2r.from_pretrained`. An interrupted run goes on from its newest checkpoint when it is called
+    again with the same arguments, to the same weights.
+
+    Args:
+        model: a transformers causal language model.
+        examples: dicts of `input_ids`, `labels` (-100: no loss) and `position_ids` (from 0 in each
+            packed piece), `[tokens]` int64 each.
+        plan: made for a model of this structure; with `settings.control`, of its placement only.
+        settings: what to train, how long and how fast.
+        out: folder for logs, checkpoints and the tuned model; nothing is written where absent.
+        callbacks: of transformers' Trainer.
+
+    Raises:
+        InputError: no examples, a setting that does not fit, accelerate is not installed, or `out`
+            is another run's or cannot be written.
+        PlanMismatchError: the plan was made for another model.
+        TrainingError: the loss is not finite; the model holds the last weights that were.
+        KeyboardInterrupt: after a checkpoint, where there is `out`.
+    """
+    _check(model, examples)
+    plan = unconstrained(plan) if settings.control else plan
+    apply(model, plan, strict=False)
+    start = time.perf_counter()
+    with _kept(model), _folder(out) as folder:
+        arguments = _arguments(settings, len(examples), folder)
+        if settings.expert_parallel and not is_parallel(model):
+            parallelize(model, plan)
+        if out is not None:
+            request = make_request(model, examples, plan, settings, arguments.world_size)
+            with arguments.main_process_first(local=False):
+                claim(out, request)
+        set_seed(settings.seed)  # adapters begin at random
+        with training_only(model, settings.mode, settings.lora_rank) as trained:
+            num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+            trainer = ConstrainedTrainer(
+                _constraint(model, trained, plan, settings),
+                settings,
+                base=model,
+                model=trained,
+                args=arguments,
+                train_dataset=ShuffledExamples(examples, settings),
+                data_collator=batch_of,
+                callbacks=[*boards(settings.report_to, out, arguments.should_log), *callbacks],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.run(out)
+            trainer.enforce_at(settings.anneal_steps)
+            if out is not None and settings.mode == "lora":
+                save = partial(save_adapter, trained, model, plan, out / "adapter")
+                trainer.on_all(save, only_first=True)
+        if out is not None:
+            whole = gather_state_dict(model) if is_parallel(model) else None
+            trainer.on_all(lambda: publish(model, out, trainer.state, whole), only_first=True)
+    return FinetuneResult(
+        num_steps=trainer.state.global_step,
+        num_trainable=num_trainable,
+        seconds=time.perf_counter() - start,
+        log=tuple(trainer.state.log_history),
+    )
+
+
+def _check(model: Any, examples: Sequence[Example]) -> None:
+    if find_spec("accelerate") is None:
+        raise InputError(
+            "training needs accelerate; install it with `pip install 'c2r-moe[train]'`"
+        )
+    if not len(examples):
+        raise InputError("there are no examples to train on; give at least one")
+    if any(_is_reentrant(module) for module in model.modules()):
+        raise InputError(
+            "the model recomputes its layers with use_reentrant=True, by which the balance loss "
+            "would lose its gradient; set gradient_checkpointing in the settings instead"
+        )
+
+
+def _is_reentrant(module: nn.Module) -> bool:
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    return bool(
+        getattr(module, "gradient_checkpointing", False)
+        and getattr(function, "keywords", {}).get("use_reentrant", False)
+    )
+
+
+def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings) -> Constraint:
+    weight = settings.aux_weight
+    if weight is None:
+        is_used = getattr(model.config, "output_router_logits", False)
+        weight = getattr(model.config, "router_aux_loss_coef", 0.0) if is_used else 0.0
+    teacher = None
+    if settings.kl_weight or settings.loss == "local":
+        routers = router_parameters(model).values() if settings.mode != "full" else ()
+        teacher = Teacher(
+            model=model,
+            free=prepare(model, unconstrained(plan), strict=False),
+            adapted=trained if settings.mode == "lora" else None,
+            originals={parameter: parameter.detach().clone() for parameter in routers},
+        )
+    return Constraint(plan=plan, aux_weight=weight, teacher=teacher)
+
+
+def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps(num_examples),
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[name for name in settings.report_to if name != "tensorboard"],
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 500,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    if settings.loss == "local" and arguments.world_size > 1:
+        raise InputError(
+            f"loss local runs in one process, not in {arguments.world_size}; choose the loss lm"
+        )
+    arguments.per_device_train_batch_size = settings.batch_per_pass(arguments.world_size)
+    return arguments
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The Trainer wants a folder even where it is to write nothing."""
+    if out is not None:
+        yield out
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """Puts back what training changes of a model besides its weights."""
+    was_training, use_cache = model.training, model.config.use_cache
+    forward = model.__dict__.get("forward")
+    recomputes = model.is_activation_checkpointing
+    try:
+        yield
+    finally:
+        if forward is None:
+            model.__dict__.pop("forward", None)
+        else:
+            model.forward = forward
+        if not recomputes:
+            model.activation_checkpointing_disable()
+        model.config.use_cache = use_cache
+        model.train(was_training)

@@ -1,0 +1,110 @@
+"""`c2r finetune` as a user starts it."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import c2r
+from c2r.adapters.huggingface import load_tokenizer
+from c2r.cli import run
+from c2r.training import Progress
+from tests.training.material import plan_of, text_bytes, tiny
+
+FEW = ["--steps", "3", "--batch-size", "4", "--seq-len", "64", "--learning-rate", "0.001"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune")
+    plan_of(tiny()).save(folder / "plan.safetensors")
+    (folder / "text.txt").write_bytes(text_bytes()[:4000])
+    pair = {"instruction": "Say hello.", "output": "Hello there."}
+    (folder / "chat.jsonl").write_text(json.dumps(pair) + "\n")
+    return folder
+
+
+def call(capsys, folder, out, *options, data="text.txt"):
+    capsys.readouterr()
+    arguments = ["--plan", folder / "plan.safetensors", "--data", folder / data, "--out", out]
+    status = run(["finetune", "tiny", *map(str, arguments), *FEW, *options])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_it_tells_what_it_does_and_leaves_a_constrained_model(capsys, folder, tmp_path):
+    more = ["--data", str(folder / "chat.jsonl"), "--kl-weight", "0.1", "--log-every", "1"]
+    status, out, err = call(capsys, folder, tmp_path / "out", "--json", *more)
+    assert status == 0, err
+    assert "64 examples in 64 windows of up to 64 tokens" in err
+    assert "3,656,832 of 3,656,832 parameters train for 3 steps of 4 windows" in err
+    assert f"c2r.from_pretrained('{tmp_path / 'out'}')" in err
+    found = json.loads(out)
+    plain, before, after = found["held_out"].values()
+    assert plain["copies"] > before["copies"] > 1 and after["loss"] < before["loss"]
+    assert [entry["step"] for entry in found["log"][:3]] == [1, 2, 3]
+    assert {"lm_loss", "kl", "copies_per_token"} <= found["log"][0].keys()
+    model = c2r.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert c2r.constraint_report(model)
+    assert load_tokenizer(tmp_path / "out")
+    events = (tmp_path / "out" / "tensorboard").iterdir()
+    assert any(b"copies_per_token" in path.read_bytes() for path in events)
+
+
+def test_a_table_for_people_and_a_control(capsys, folder, tmp_path):
+    status, out, err = call(capsys, folder, tmp_path / "out", "--control", "--mode", "router")
+    assert status == 0, err
+    assert "16,384 of 3,656,832 parameters train" in err
+    assert "after, plain top-k" in out and "Held-out data" in out
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # asked by PEFT
+def test_an_adapter_is_left_that_peft_loads(capsys, folder, tmp_path):
+    from peft import PeftModel
+
+    out = tmp_path / "out"
+    assert call(capsys, folder, out, "--mode", "lora", "--lora-rank", "4")[0] == 0
+    adapted = PeftModel.from_pretrained(tiny(), str(out / "adapter")).merge_and_unload()
+    merged = c2r.from_pretrained(out, dtype=torch.float32).state_dict()
+    torch.testing.assert_close(dict(adapted.state_dict()), dict(merged))
+    plan = c2r.Plan.load(out / "adapter" / "c2r_plan.safetensors")
+    c2r.apply(adapted, plan, strict=False)
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, folder, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_step_end", interrupt)
+        status, out, err = call(capsys, folder, tmp_path / "out")
+    assert (status, out) == (130, "")
+    assert f"stopped after a checkpoint in {tmp_path / 'out'}; the same command goes on" in err
+    status, _, err = call(capsys, folder, tmp_path / "out")
+    assert status == 0 and "going on from step 1" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "paper"], "choose paper-qwen, paper-llama"),
+        (["--mode", "half"], "choose full, router, lora"),
+        (["--expert-parallel"], "torchrun --nproc-per-node 4"),
+        (["--eval-share", "1"], "cannot be split into training and held-out"),
+        (["--overlong", "keep"], "choose truncate or drop"),
+        (["--batch-size", "0"], "batch_size is 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(capsys, folder, tmp_path, options, words):
+    status, out, err = call(capsys, folder, tmp_path / "out", *options)
+    lines = [line for line in err.splitlines() if line.startswith("c2r: ")]
+    assert (status, out, len(lines)) == (2, "", 1) and words in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_used(capsys, folder, tmp_path):
+    (folder / "bad.jsonl").write_text('{"instruction": "a", "output": "b"}\nnot json\n')
+    status, _, err = call(capsys, folder, tmp_path / "out", data="bad.jsonl")
+    assert status == 2 and "line 2 of bad.jsonl is not JSON" in err

@@ -1,0 +1,74 @@
+"""Fine-tuning on four gloo processes gives what one process gives."""
+
+import json
+import os
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import c2r
+from c2r.training import FinetuneSettings, finetune
+from tests.parallel.processes import run_checks
+from tests.training.material import examples, plan_of, tiny
+from tests.training.test_resuming import Interrupter
+
+SETTINGS = FinetuneSettings(
+    num_steps=3,
+    batch_size=8,
+    learning_rate=1e-3,
+    aux_weight=0.01,
+    kl_weight=0.1,
+    log_every=1,
+)
+CASES = {
+    "ddp": SETTINGS,
+    "expert_parallel": replace(SETTINGS, expert_parallel=True),
+}
+
+
+def tune(out, settings, callbacks=()):
+    model = tiny()
+    return finetune(model, examples(), plan_of(model), settings, out, callbacks)
+
+
+def check(comm, settings, folder):
+    """Tunes on all ranks, interrupted after the second step on one of them, and goes on."""
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
+    out = folder / "out"
+    try:
+        tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [])
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise AssertionError("no rank was to finish")
+    assert (out / "checkpoint-2" / "process-3.safetensors").is_file()
+    result = tune(out, settings)
+    if comm.rank == 0:
+        (folder / "log.json").write_text(json.dumps(result.log))
+
+
+@pytest.mark.distributed
+def test_four_processes_train_as_one_does(tmp_path):
+    checks = {}
+    for name, settings in CASES.items():
+        (tmp_path / name).mkdir()
+        checks[name] = partial(check, settings=settings, folder=tmp_path / name)
+    assert run_checks(checks) == {}
+    for name, settings in CASES.items():
+        alone = tune(tmp_path / f"{name}-alone", replace(settings, expert_parallel=False))
+        log = json.loads((tmp_path / name / "log.json").read_text())
+        for ours, theirs in zip(alone.log[:3], log[:3], strict=True):
+            for part in ("loss", "lm_loss", "kl", "aux_loss", "grad_norm"):
+                assert theirs[part] == pytest.approx(ours[part], rel=2e-3), (name, part)
+        assert log[0]["lm_loss"] == pytest.approx(alone.log[0]["lm_loss"], rel=1e-5)
+        one = load_file(tmp_path / f"{name}-alone" / "model.safetensors")
+        four = load_file(tmp_path / name / "out" / "model.safetensors")
+        assert one.keys() == four.keys()
+        start = tiny().state_dict()
+        for key, value in four.items():
+            moved = (one[key] - start[key]).norm() if key in start else torch.tensor(1.0)
+            assert (value - one[key]).norm() <= 0.05 * moved, (name, key)
+        assert c2r.from_pretrained(tmp_path / name / "out")
