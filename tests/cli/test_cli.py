@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from c2r.cli import app, run
+from c2r.ops.backend import OPS_WITH_KERNELS
 from c2r.profiling import CollaborationProfile
 
 
@@ -252,10 +253,14 @@ def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
     assert_refused(capsys, ["not an empty folder"], "apply", "tiny", "--plan", plan, "--out", out)
 
 
-def test_doctor(capsys):
+def test_doctor(capsys, monkeypatch):
     found = call_json(capsys, "doctor")
     assert {"versions", "devices", "backends"} <= set(found)
+    for name in OPS_WITH_KERNELS:
+        assert found["backends"][name].startswith(("reference: ", "triton: "))
     assert call(capsys, "doctor")[0] == 0
+    monkeypatch.setenv("C2R_BACKEND", "cutlass")
+    assert_refused(capsys, ["C2R_BACKEND=cutlass is no backend"], "doctor")
 
 
 def test_mistakes_with_files(capsys, folder, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import c2r
 from c2r.errors import PlanError
-from c2r.ops.constrained_topk import allowed_experts, choose_constrained
+from c2r.ops.constrained_topk import allowed_experts, choose_constrained, route_constrained
 
 PARTNERS = [[2, 3, 1], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
 
@@ -125,3 +125,21 @@ def test_ties_keep_the_top_1_first():
         for k in (1, 2, 3):
             ids = c2r.constrained_topk(scores, PARTNERS, k=k, top_t=2)[0]
             assert ids[0] == scores.argmax() and len(set(ids.tolist())) == k
+
+
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_routers_weigh_the_constrained_choice(score_function, normalized):
+    logits = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    allowed = allowed_experts(random_partners(6, 3), 3)
+    ids, weights = route_constrained(logits, allowed, 3, score_function, normalized)
+    assert torch.equal(ids, choose_constrained(logits, allowed, 3))
+    scores = logits.softmax(-1) if score_function == "softmax" else 1 / (1 + (-logits).exp())
+    expected = scores.gather(-1, ids)
+    if normalized:
+        expected = expected / expected.sum(-1, keepdim=True)
+    torch.testing.assert_close(weights, expected)
+    assert torch.autograd.gradcheck(
+        lambda x: route_constrained(x, allowed, 3, score_function, normalized)[1],
+        logits.requires_grad_(),
+    )

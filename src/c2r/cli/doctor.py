@@ -7,7 +7,16 @@ import platform
 
 from c2r.cli.console import JsonOption, print_json, print_table
 
-_PACKAGES = ("c2r-moe", "torch", "transformers", "safetensors", "numpy", "mtkahypar", "accelerate")
+_PACKAGES = (
+    "c2r-moe",
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "mtkahypar",
+    "accelerate",
+    "triton",
+)
 
 
 def doctor(json: JsonOption = False) -> None:
@@ -18,8 +27,7 @@ def doctor(json: JsonOption = False) -> None:
     versions |= {package: _version(package) for package in _PACKAGES}
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     has_partitioner = importlib.util.find_spec("mtkahypar") is not None
-    backends = {
-        "routing rule": "reference: plain torch, on CPU and GPU alike; no kernel exists yet",
+    backends = _backends_of_ops() | {
         "placement": "mt-kahypar, then refinement"
         if has_partitioner
         else "refinement only: mtkahypar is not installed (`pip install mtkahypar`)",
@@ -40,6 +48,16 @@ def doctor(json: JsonOption = False) -> None:
     rows.append(["CUDA devices", ", ".join(devices) or "none"])
     rows.append(["CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"])
     print_table("c2r doctor", ["what", "found"], rows + [[k, v] for k, v in backends.items()])
+
+
+def _backends_of_ops() -> dict[str, str]:
+    """What computes each operation that has a kernel, and why."""
+    import torch
+
+    from c2r.ops.backend import OPS_WITH_KERNELS, choose_backend
+
+    choice = choose_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu", 0))
+    return dict.fromkeys(OPS_WITH_KERNELS, f"{choice.backend}: {choice.reason}")
 
 
 def _version(package: str) -> str:

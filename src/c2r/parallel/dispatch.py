@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from c2r.errors import RoutingError
+from c2r.ops.autograd import copied, summed
 from c2r.ops.permute import Copies
-from c2r.parallel.autograd import copied, summed
 from c2r.parallel.comm import Comm, Journey
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots

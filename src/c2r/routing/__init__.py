@@ -1,22 +1,16 @@
 """Routing policies: selection scores in, chosen experts out."""
 
 from c2r.routing.policy import (
-    BudgetedPolicy,
     C2RPolicy,
-    GroupLimitedPolicy,
-    PricedPolicy,
-    PrunedPolicy,
+    RankPolicy,
     RoutingPolicy,
     TopKPolicy,
     make_policy,
 )
 
 __all__ = [
-    "BudgetedPolicy",
     "C2RPolicy",
-    "GroupLimitedPolicy",
-    "PricedPolicy",
-    "PrunedPolicy",
+    "RankPolicy",
     "RoutingPolicy",
     "TopKPolicy",
     "make_policy",

@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from c2r.ops.rank_choice import mass_of
+
 
 class ScoreKind(StrEnum):
     """What a router's selection scores are.
@@ -25,9 +27,7 @@ def score_mass(scores: Tensor, kind: ScoreKind) -> Tensor:
     Logits become their softmax; probabilities and gates stay, with whatever a bias or a group
     limit made negative or -inf counted as 0.
     """
-    if kind is ScoreKind.LOGITS:
-        return scores.float().softmax(-1)
-    return scores.float().clamp(min=0)
+    return mass_of(scores, kind is ScoreKind.LOGITS)
 
 
 def kept_slots(expert_ids: Tensor) -> Tensor:

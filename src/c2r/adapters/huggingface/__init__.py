@@ -16,6 +16,7 @@ from c2r.adapters.huggingface.expert_parallel import (
     load_parallel,
     parallelize,
 )
+from c2r.adapters.huggingface.experts_layer import experts_forward
 from c2r.adapters.huggingface.fingerprint import fingerprint
 from c2r.adapters.huggingface.install import (
     ConstraintReport,
@@ -54,6 +55,7 @@ __all__ = [
     "describe_model",
     "enforce",
     "expert_parameters",
+    "experts_forward",
     "find_sites",
     "fingerprint",
     "from_pretrained",

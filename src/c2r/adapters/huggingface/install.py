@@ -15,7 +15,7 @@ from c2r.adapters.huggingface.sites import RouterSite, SelectionRule, model_type
 from c2r.adapters.huggingface.tap import ForwardState, Tap, TappedRouter, attach, detach
 from c2r.errors import ModelError, PlanError, RoutingError
 from c2r.planning import LayerPlan, Plan
-from c2r.routing import C2RPolicy, GroupLimitedPolicy, RoutingPolicy, make_policy
+from c2r.routing import C2RPolicy, RankPolicy, RoutingPolicy, make_policy
 
 _ATTRIBUTE = "_c2r_installation"
 
@@ -267,7 +267,11 @@ def _policy(site: RouterSite, layer: LayerPlan) -> RoutingPolicy:
             f"router {site.name} draws its second expert, which only lists of partners can steer; "
             "plan with the c2r policy"
         )
-    if site.group_mark is not None and isinstance(policy, GroupLimitedPolicy):
+    if (
+        site.group_mark is not None
+        and isinstance(policy, RankPolicy)
+        and policy.rule.is_group_limited
+    ):
         raise PlanError(
             f"router {site.name} limits each token to groups of its own, beside which "
             "group_limited cannot hold to m ranks; plan with the budgeted policy"

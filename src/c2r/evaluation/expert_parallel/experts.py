@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from c2r.evaluation.expert_parallel.cases import LayerShape
+from c2r.ops.gated_activation import silu_gated
 from c2r.ops.grouped_linear import grouped_linear
 
 
@@ -34,8 +34,8 @@ class SwiGLUExperts:
 
     def __call__(self, rows: Tensor, counts: Tensor) -> Tensor:
         """`[rows, h]` for rows `[rows, h]` grouped by expert and counts `[experts]`."""
-        gate, up = grouped_linear(rows, self.up, counts).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate) * up, self.down, counts)
+        activated = silu_gated(grouped_linear(rows, self.up, counts))
+        return grouped_linear(activated, self.down, counts)
 
     def forget_gradients(self) -> None:
         """Frees the gradients of the last step."""

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2r.ops.permute import Copies
+from c2r.ops.permute.reference import copy_rows
+
+_CPU_BLOCK = 128
 
 
 def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> Tensor:
@@ -35,3 +38,37 @@ def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> T
         per_sample_weights=None if weights is None else weights.to(precise),
     )
     return sums.to(rows.dtype)
+
+
+def sum_copies_backward(
+    grad: Tensor, rows: Tensor, copies: Copies, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a weighted `sum_copies` in `rows` and in `weights`.
+
+    Products run in float32 or wider. On a CPU block by block: the wider copies that narrow types
+    need stay in its cache.
+
+    Args:
+        grad: `[sources, h]`, of the sums.
+        rows: `[copies, h]`, as they were summed.
+        copies: as they were summed.
+        weights: `[copies]`, as they were given.
+
+    Returns:
+        `[copies, h]` of the rows' type and `[copies]` of the weights'.
+    """
+    grad_rows = copy_rows(grad, copies)
+    factors = torch.empty_like(weights).scatter_(0, copies.members, weights)
+    precise = torch.promote_types(torch.promote_types(rows.dtype, weights.dtype), torch.float32)
+    size = _CPU_BLOCK if rows.device.type == "cpu" else max(1, len(rows))
+    products = [weights.new_empty(0, dtype=precise)]
+    for grads, block, scale in zip(
+        torch.split(grad_rows, size),
+        torch.split(rows, size),
+        torch.split(factors, size),
+        strict=True,
+    ):
+        wide = grads.to(precise)
+        products.append((block.to(precise) * wide).sum(1))
+        grads.copy_(wide * scale[:, None])
+    return grad_rows, torch.cat(products)[copies.members].to(weights.dtype)

@@ -1,11 +1,15 @@
 """Plain torch reference of the C2R choice (Zhang et al., NAACL 2025, arXiv 2504.01337)."""
 
+from typing import Literal
+
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from c2r.errors import PlanError
 from c2r.ops.limits import check_top_t
+
+ScoreFunction = Literal["softmax", "sigmoid"]
 
 
 def allowed_experts(partners: ArrayLike | Tensor, top_t: int) -> Tensor:
@@ -81,37 +85,42 @@ def choose_among(
     return key.topk(k, dim=-1, sorted=True).indices
 
 
-def constrained_topk(
-    scores: Tensor, partners: ArrayLike | Tensor, *, k: int, top_t: int
+def route_constrained(
+    logits: Tensor,
+    allowed: Tensor,
+    k: int,
+    score_function: ScoreFunction = "softmax",
+    normalized: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The C2R choice: the top-1 expert freely, the other k - 1 among its first T partners.
+    """The whole router behind its linear map: scores, the constrained choice, weights.
 
-    With `top_t = E - 1` this is plain top-k. Gradients reach `scores` through the second result.
+    The choice is `choose_constrained` of the logits, which their softmax and sigmoid order alike.
 
     Args:
-        scores: `[..., E]` selection scores, any float type.
-        partners: `[E, >= top_t]` integers, the closest collaborators of each expert, closest
-            first, without the expert itself.
+        logits: `[tokens, E]` floats.
+        allowed: as in `choose_constrained`.
         k: experts per token.
-        top_t: T, how many partners count; k - 1 <= T <= E - 1.
+        score_function: what the weights are, over all experts.
+        normalized: whether each token's weights are divided by their sum.
 
     Returns:
-        Expert ids `[..., k]` int64, column 0 the top-1, the others by descending score; and the
-        scores of those experts `[..., k]`.
-
-    Raises:
-        PlanError: T or the lists do not fit E and k.
+        Expert ids `[tokens, k]` int64 and weights `[tokens, k]` float32, differentiable in the
+        logits.
     """
-    num_experts = scores.shape[-1]
+    ids = choose_constrained(logits, allowed, k)
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = precise.softmax(-1) if score_function == "softmax" else precise.sigmoid()
+    weights = scores.gather(-1, ids)
+    return ids, weights / weights.sum(-1, keepdim=True) if normalized else weights
+
+
+def checked_lists(num_experts: int, partners: ArrayLike | Tensor, k: int, top_t: int) -> Tensor:
+    """`partners` as a tensor. Raises `PlanError` unless they fit E, k and T."""
     check_top_t(top_t, num_experts, k)
-    lists = torch.as_tensor(partners, device=scores.device)
+    lists = torch.as_tensor(partners)
     if lists.ndim != 2 or lists.shape[0] != num_experts or lists.shape[1] < top_t:
         raise PlanError(
             f"partner lists of shape {list(lists.shape)} do not fit {num_experts} experts and "
             f"T = {top_t}; they must be [{num_experts}, {top_t} or more]"
         )
-    if top_t == num_experts - 1:
-        ids = scores.detach().topk(k, dim=-1).indices
-    else:
-        ids = choose_constrained(scores, allowed_experts(lists, top_t), k)
-    return ids, scores.gather(-1, ids)
+    return lists

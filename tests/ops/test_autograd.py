@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from c2r.ops.autograd import summed
 from c2r.ops.permute import copies_of
-from c2r.parallel.autograd import summed
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 127, 300])

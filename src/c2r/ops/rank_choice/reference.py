@@ -1,4 +1,4 @@
-"""Which ranks a token may use, under policies that know the placement.
+"""Plain torch reference of the choice of experts on few ranks.
 
 A token keeps to few ranks and takes its experts from those. All functions are batched over tokens.
 `placement` `[E]` int64 is the rank of each expert; `num_ranks`, one beyond the last, stands for an
@@ -7,14 +7,131 @@ expert that is on every rank.
 
 import itertools
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2r.ops.constrained_topk.reference import choose_among
+
 MAX_RANKS_TRIED_IN_FULL = 4
 _TOLERANCE = 1e-6
 _BEYOND_ANY_MASS = 1e9
+
+
+class Criterion(StrEnum):
+    """By what a token's ranks are chosen.
+
+    `BUDGETED`: the fewest that keep (1 - strength) of the mass of its k best-scored experts.
+    `PRUNED`: the same, but experts elsewhere are dropped, not replaced. `PRICED`: those that keep
+    most of the squared mass once the strength is paid for each. `GROUP_LIMITED`: as many as the
+    strength says, by the sums of their top k/m masses.
+    """
+
+    BUDGETED = "budgeted"
+    PRUNED = "pruned"
+    PRICED = "priced"
+    GROUP_LIMITED = "group_limited"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankRule:
+    """How a token's ranks are chosen.
+
+    Attributes:
+        criterion: by what.
+        strength: its number.
+        num_ranks: ranks in all.
+        smallest_rank: experts of the rank that has fewest.
+        is_logits: scores are logits, to be weighed by their softmax.
+    """
+
+    criterion: Criterion
+    strength: float
+    num_ranks: int
+    smallest_rank: int
+    is_logits: bool
+
+    @property
+    def is_group_limited(self) -> bool:
+        """Whether every token gets the same number of ranks."""
+        return self.criterion is Criterion.GROUP_LIMITED
+
+    @property
+    def is_unconstrained(self) -> bool:
+        """Whether every choice is plain top-k."""
+        if self.is_group_limited:
+            return self.strength >= self.num_ranks
+        return self.strength == 0
+
+    @property
+    def least_kept(self) -> float:
+        """The share of mass that a budget asks for, less what rounding may lose."""
+        return 1 - self.strength - _TOLERANCE
+
+    def num_candidates(self, k: int, num_experts: int) -> int:
+        """How many of the best-scored experts are looked at."""
+        if self.criterion is Criterion.PRUNED:
+            return k
+        per_expert = 3 if self.num_ranks <= MAX_RANKS_TRIED_IN_FULL else 2
+        return min(per_expert * k, num_experts)
+
+
+def choose_on_ranks(
+    scores: Tensor,
+    placement: Tensor,
+    slots: Tensor,
+    k: int,
+    rule: RankRule,
+    blocked: Tensor | None = None,
+) -> Tensor:
+    """The k best-scored experts on the ranks that `rule` grants each token.
+
+    Args:
+        scores: `[tokens, E]` selection scores.
+        placement: `[E]` int64.
+        slots: `[ranks, slots]` int64, the experts of each rank, filled up with E.
+        k: experts per token.
+        rule: how ranks are chosen.
+        blocked: `[tokens, E]` bool, experts that a group limit of the model excludes: chosen only
+            where fewer than k others exist. Pruning, which only drops, does not heed it.
+
+    Returns:
+        `[tokens, k]` int64, best first. The place of a dropped expert repeats column 0.
+    """
+    members = members_of(placement, rule.num_ranks)
+    if rule.is_group_limited:
+        mass = mass_of(scores, rule.is_logits) if rule.is_logits else scores.float()
+        granted = best_ranks(mass, slots, k, int(rule.strength))
+        return _best_on(scores, granted, members, k, blocked)
+    top = scores.topk(rule.num_candidates(k, scores.shape[-1]), dim=-1)
+    mass, ids = mass_of(top.values, rule.is_logits), top.indices
+    if rule.criterion is Criterion.PRICED:
+        mass = mass.square()
+    options = rank_options(mass, ids, placement, rule.num_ranks, k)
+    if rule.criterion is Criterion.PRUNED:
+        return _dropped_elsewhere(ids, options.fewest(rule.least_kept), placement)
+    if blocked is not None:
+        options = options.filling(k, (~blocked).float() @ members.T)
+    elif rule.smallest_rank < k:
+        options = options.filling(k, members.sum(-1)[None])
+    if rule.criterion is Criterion.PRICED:
+        granted = options.worthwhile(rule.strength)
+    else:
+        granted = options.fewest(rule.least_kept)
+    return _best_on(scores, granted, members, k, blocked)
+
+
+def mass_of(scores: Tensor, is_logits: bool) -> Tensor:
+    """Non-negative float masses of scores `[..., E]`: their softmax, or what is above 0."""
+    return scores.float().softmax(-1) if is_logits else scores.float().clamp(min=0)
+
+
+def members_of(placement: Tensor, num_ranks: int) -> Tensor:
+    """Experts of each rank, and in the last row those on every rank: `[ranks + 1, E]`, 0, 1."""
+    every_rank = torch.arange(num_ranks + 1, device=placement.device)
+    return (every_rank[:, None] == placement).float()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,12 +152,12 @@ class RankOptions:
         held = (self.ranks * places[:, None, :-1]).sum(-1) + places[:, None, -1]
         return replace(self, kept=self.kept.masked_fill(held < k, -torch.inf))
 
-    def fewest(self, eps: float) -> Tensor:
-        """The fewest ranks that keep 1 - eps, of equally few those that keep most.
+    def fewest(self, least_kept: float) -> Tensor:
+        """The fewest ranks that keep `least_kept`, of equally few those that keep most.
 
         Gives `[tokens, ranks]` bool.
         """
-        enough = self.kept >= 1 - eps - _TOLERANCE
+        enough = self.kept >= least_kept
         return self._best((-self._num_ranks()).where(enough, -torch.inf))
 
     def worthwhile(self, price: float) -> Tensor:
@@ -147,3 +264,27 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
     chosen = sums.T.topk(num_allowed, dim=-1).indices
     allowed = torch.zeros(len(mass), len(slots), dtype=torch.bool, device=mass.device)
     return allowed.scatter_(-1, chosen, True)
+
+
+def _best_on(
+    scores: Tensor, granted: Tensor, members: Tensor, k: int, blocked: Tensor | None
+) -> Tensor:
+    """The k best-scored experts on the granted ranks, `[tokens, k]`.
+
+    One sum in place of a mask, which would take as long as half of the top-k.
+    """
+    if blocked is not None:
+        allowed = torch.addmm(members[-1], granted.float(), members[:-1]).bool()
+        return choose_among(scores, allowed, k, blocked)
+    lowest = torch.finfo(scores.dtype).min
+    key = scores.clamp(min=lowest / 4)
+    key.addmm_((~granted).to(key.dtype), members[:-1].to(key.dtype), alpha=lowest / 2)
+    return key.topk(k, dim=-1).indices
+
+
+def _dropped_elsewhere(ids: Tensor, granted: Tensor, placement: Tensor) -> Tensor:
+    """`ids` `[tokens, k]`, the best kept one in place of those that are not on granted ranks."""
+    reach = torch.cat([granted, granted.new_ones(len(granted), 1)], dim=-1)
+    kept = reach.gather(-1, placement[ids])
+    best = ids.gather(-1, kept.byte().argmax(-1, keepdim=True))
+    return ids.where(kept, best)
