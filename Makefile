@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(RUN)/c2r demo
 
 test: $(VENV)/.installed
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	scripts/check

@@ -179,7 +179,7 @@ def _compared(name: str, comparison: "Comparison") -> list[object]:
         _percent(comparison.reference_accuracy),
         f"{100 * comparison.difference:+.1f} ({low} to {high})",
         f"{comparison.p_value:.3f}",
-        f"{100 * comparison.detectable:.1f}",
+        f"{100 * comparison.detectable:.1f}" if comparison.detectable <= 1 else "none",
         verdict if comparison.is_shown else "no difference shown",
     ]
 
