@@ -16,6 +16,7 @@ from c2r.profiling import CollaborationProfile
 from c2r.training import FinetuneSettings, finetune
 
 _CALIBRATION_TOKENS = 65536
+_BASE_WINDOWS = 24576  # about twice the text; further passes are shuffled anew
 _CALIBRATION_SEED, _BASE_SEED = 123, 77
 
 
@@ -165,5 +166,5 @@ def train_base(folder, corpus, scale, device, callbacks):
         save_every=500,
         log_every=100,
     )
-    examples = corpus.examples(scale.base_steps * scale.batch_size, _BASE_SEED)
+    examples = corpus.examples(_BASE_WINDOWS, _BASE_SEED)
     finetune(model, examples, free_plan(model), settings, out=folder, callbacks=callbacks)
