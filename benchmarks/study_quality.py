@@ -255,17 +255,17 @@ def table(rows):
     """The rows in Markdown."""
     lines = [
         (
-            "| tuning | steps | rate | routing | loss | over its control, % (95 %) | copies | "
-            "of contiguous | load |"
+            "| tuning | steps | rate | seeds | routing | loss | over its control, % (95 %) | "
+            "copies | of contiguous | load |"
         ),
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         over = "-" if row["case"] == "control" else _percent(row["over_control"], row["interval"])
         lines.append(
-            f"| {row['mode']} | {row['steps']} | {row['learning_rate']:g} | {row['case']} | "
-            f"{row['loss']:.4f} | {over} | {row['copies']:.3f} | {row['of_contiguous']:.2f} | "
-            f"{row['rank_load_max_over_mean']:.2f} |"
+            f"| {row['mode']} | {row['steps']} | {row['learning_rate']:g} | {row['seeds']} | "
+            f"{row['case']} | {row['loss']:.4f} | {over} | {row['copies']:.3f} | "
+            f"{row['of_contiguous']:.2f} | {row['rank_load_max_over_mean']:.2f} |"
         )
     return "\n".join(lines)
 
