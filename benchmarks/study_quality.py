@@ -203,42 +203,36 @@ def summarise(entries):
     groups = defaultdict(list)
     for run, entry in entries.items():
         groups[run.setting, run.case].append((run, entry))
-    control = {
-        (run.setting, run.seed): entry["loss"]
-        for run, entry in entries.items()
-        if run.policy == CONTROL
+    controls = {
+        (run.setting, run.seed): entry for run, entry in entries.items() if run.policy == CONTROL
     }
     rows = []
     for (setting, case), members in groups.items():
-        members = [pair for pair in members if (setting, pair[0].seed) in control]
-        if not members:
+        pairs = [
+            (entry, controls[setting, run.seed])
+            for run, entry in members
+            if (setting, run.seed) in controls
+        ]
+        if not pairs:
             continue
-        ratios = [e["loss"] / control[setting, r.seed] - 1 for r, e in members]
+        ratios = [entry["loss"] / control["loss"] - 1 for entry, control in pairs]
         row = {"case": case, "mode": setting[0], "steps": setting[1], "learning_rate": setting[2]}
         for name in ("loss", "copies", "rank_load_max_over_mean"):
-            row[name] = float(np.mean([entry[name] for _, entry in members]))
-        contiguous = [control_copies(entries, setting, r.seed) for r, _ in members]
-        row["of_contiguous"] = row["copies"] / float(np.mean(contiguous))
+            row[name] = float(np.mean([entry[name] for entry, _ in pairs]))
+        contiguous = float(np.mean([control["copies_contiguous"] for _, control in pairs]))
+        row["of_contiguous"] = row["copies"] / contiguous
         row["over_control"] = float(np.mean(ratios))
-        row["interval"] = _interval(members, ratios)
-        row["seeds"] = len(members)
+        if row["mode"] == "none":
+            row["interval"] = pairs[0][0]["loss_increase_interval"]  # over windows of text
+        else:
+            row["interval"] = _interval(ratios)
+        row["seeds"] = len(pairs)
         rows.append(row)
     return rows
 
 
-def control_copies(entries, setting, seed):
-    """Copies of plain top-k with experts in the order of their ids, tuned likewise."""
-    return next(
-        entry["copies_contiguous"]
-        for run, entry in entries.items()
-        if run.policy == CONTROL and run.setting == setting and run.seed == seed
-    )
-
-
-def _interval(members, ratios):
-    """95 %: over seeds where tuned; over windows of text where not."""
-    if members[0][0].mode == "none":
-        return members[0][1]["loss_increase_interval"]
+def _interval(ratios):
+    """95 % over seeds, by Student's t; None for a number of seeds that it is not kept for."""
     if len(ratios) not in T_975:
         return None
     half = T_975[len(ratios)] * np.std(ratios, ddof=1) / math.sqrt(len(ratios))
@@ -291,9 +285,9 @@ def run_all(args, scale):
     study = None
     try:
         study = Study(args, scale, deadline)
-        runs = runs_of(args, scale)
+        runs, done = runs_of(args, scale), study.done()
         for number, run in enumerate(runs, 1):
-            if run not in study.done():
+            if run not in done:
                 if deadline.is_over():
                     raise OutOfTimeError
                 print(f"{number}/{len(runs)}: {run}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
+from c2r.cli.processes import is_first_process, num_processes
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def parallel(
         return _record(model, texts, topology, policies, (max_load, num_tokens))
 
     shared = _from_first_rank(prepare)
-    if save_workload is not None and _is_first():
+    if save_workload is not None and is_first_process():
         shared.save(save_workload)
     shape = LayerShape(
         num_tokens=tokens,
@@ -85,7 +86,7 @@ def parallel(
         dtype=chosen_dtype,
     )
     found = time_cases(shared, _cases(shared, chunks or []), shape, rounds, _note_round(rounds))
-    if not _is_first():
+    if not is_first_process():
         return
     settings = {
         "model": model,
@@ -106,22 +107,18 @@ def parallel(
 
 
 def _check_launched() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if num_processes() < 2:
         raise InputError(
             "there is one process and nothing to send; start several: "
             "`torchrun --nproc-per-node 4 --no-python c2r bench parallel`"
         )
 
 
-def _is_first() -> bool:
-    return os.environ["RANK"] == "0"
-
-
 def _topology() -> "ClusterTopology":
     """Nodes count where they hold several ranks."""
     from c2r.planning import ClusterTopology
 
-    num_ranks = int(os.environ["WORLD_SIZE"])
+    num_ranks = num_processes()
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
     return ClusterTopology(
         num_ranks=num_ranks, num_nodes=num_ranks // per_node if per_node > 1 else 1
@@ -181,7 +178,7 @@ def _from_first_rank(prepare: Any) -> "Workload":
     from c2r.evaluation import Workload
     from c2r.parallel import gather_bytes
 
-    return Workload.decode(gather_bytes(prepare().encode() if _is_first() else b"")[0])
+    return Workload.decode(gather_bytes(prepare().encode() if is_first_process() else b"")[0])
 
 
 def _cases(workload: "Workload", chunks: list[int]) -> "list[Case]":
@@ -223,7 +220,7 @@ def _cases(workload: "Workload", chunks: list[int]) -> "list[Case]":
 
 
 def _note_round(rounds: int) -> Any:
-    return lambda index: note(f"round {index + 1} of {rounds}") if _is_first() else None
+    return lambda index: note(f"round {index + 1} of {rounds}") if is_first_process() else None
 
 
 def _document(

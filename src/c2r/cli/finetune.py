@@ -11,6 +11,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.models import DtypeOption, ModelArgument, load_model_and_tokenizer
+from c2r.cli.processes import is_first_process, num_processes
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -134,7 +135,9 @@ def finetune(
         "report_to": ("tensorboard",) * tensorboard + ("wandb",) * wandb,
         "seed": seed,
     }
-    settings = FinetuneSettings.choose(preset, given).with_passes_of(batch_per_pass, _processes())
+    settings = FinetuneSettings.choose(preset, given).with_passes_of(
+        batch_per_pass, num_processes()
+    )
     check_unfinished(out)
     chosen = Plan.load(plan)
     loaded, tokenizer = _load(model, dtype, chosen, settings)
@@ -151,22 +154,13 @@ def finetune(
     )
     held_out = read(eval_data).examples if eval_data else None
     document = _tune(loaded, _split(found.examples, held_out, eval_share), chosen, settings, out)
-    if _is_first():
+    if is_first_process():
         tokenizer.save_pretrained(out)
         _report(document, json)
 
 
-def _processes() -> int:
-    """How many torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _note(message: str) -> None:
-    if _is_first():
+    if is_first_process():
         note(message)
 
 
@@ -175,7 +169,7 @@ def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") ->
 
     from c2r.adapters.huggingface import load_parallel, remove
 
-    if settings.expert_parallel and _processes() == 1:
+    if settings.expert_parallel and num_processes() == 1:
         raise InputError(
             "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
             f"{plan.topology.num_ranks} -m c2r.cli finetune ...`"

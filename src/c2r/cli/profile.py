@@ -1,7 +1,6 @@
 """`c2r profile`: which experts of a model collaborate on real text."""
 
 import itertools
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from c2r.cli.models import (
     load_model_and_tokenizer,
     resolve_texts,
 )
+from c2r.cli.processes import num_processes, process_rank
 
 if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile, ProfileBuilder
@@ -89,9 +89,7 @@ class _Share:
 
     @classmethod
     def from_environment(cls) -> "_Share":
-        return cls(
-            rank=int(os.environ.get("RANK", "0")), num_ranks=int(os.environ.get("WORLD_SIZE", "1"))
-        )
+        return cls(rank=process_rank(), num_ranks=num_processes())
 
     def path(self, out: Path) -> Path:
         if self.num_ranks == 1:

@@ -14,6 +14,7 @@ from c2r.cli.models import (
     load_model_and_tokenizer,
     resolve_texts,
 )
+from c2r.cli.processes import is_first_process
 
 if TYPE_CHECKING:
     from c2r.planning import Plan
@@ -57,7 +58,7 @@ def run(
     )
     with progress_bar("running, tokens of this rank", None) as advance:
         result = evaluate_parallel(loaded, batches, advance)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         _report({"dispatcher": dispatcher, "num_chunks": num_chunks, **result.to_json()}, json)
 
 

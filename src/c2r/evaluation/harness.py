@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from c2r.evaluation.results import TaskEvaluation, TaskResult
 from c2r.evaluation.tally import RoutingTally
 from c2r.evaluation.tasks import LoadedTasks, TaskRequest, quiet
 from c2r.planning import Plan
-from c2r.traces import RoutingTrace
 
 _METRICS = ("acc", "exact_match")
 
@@ -92,7 +91,7 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
     def count(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], __: Any) -> None:
         trace = recorder.take()
         if kwargs.get("attention_mask") is None:
-            trace = _without_padding(trace, args[0] if args else kwargs["input_ids"])
+            trace = trace.of_tokens(_is_token(args[0] if args else kwargs["input_ids"]))
         tally = RoutingTally.count(trace, plan)
         if tallies:
             tallies[0].add(tally)
@@ -107,15 +106,9 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
             handle.remove()
 
 
-def _without_padding(trace: RoutingTrace, input_ids: Tensor) -> RoutingTrace:
-    """The trace without the zeros with which the harness fills up its rows."""
-    is_token = (input_ids != 0).flip(1).cumsum(1).flip(1) > 0
-    kept = is_token.flatten()
-    layers = (
-        replace(layer, expert_ids=layer.expert_ids[kept], scores=layer.scores[kept], weights=None)
-        for layer in trace.layers
-    )
-    return RoutingTrace(layers=tuple(layers))
+def _is_token(input_ids: Tensor) -> Tensor:
+    """`[batch * tokens]` bool: false for the zeros with which the harness fills up its rows."""
+    return (input_ids != 0).flip(1).cumsum(1).flip(1).flatten() > 0
 
 
 def _fitting(task: Any, lm: Any, limit: int | None) -> list[int]:

@@ -64,3 +64,12 @@ def span(starts, source, num_sources, num_copies):
     if source + 1 < num_sources:
         end = tl.load(starts + source + 1)
     return tl.load(starts + source), end
+
+
+@triton.jit
+def store_best(ids, keys, tokens, num_tokens, K: tl.constexpr):
+    """Writes the experts of the K highest of each token's keys `[TOKENS, EXPERTS]`, best first."""
+    for place in range(K):
+        best = tl.max(keys, axis=1)[:, None]
+        tl.store(ids + tokens * K + place, expert_of(best), mask=tokens < num_tokens)
+        keys = tl.where(keys == best, -1, keys)

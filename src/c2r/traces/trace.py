@@ -1,6 +1,6 @@
 """Routing traces: per MoE layer, the experts that each token chose and the scores it chose by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from torch import Tensor
@@ -70,3 +70,16 @@ class RoutingTrace:
     """The decisions of every MoE layer, in the model's order, for one batch."""
 
     layers: tuple[LayerTrace, ...]
+
+    def of_tokens(self, kept: Tensor) -> "RoutingTrace":
+        """The tokens that `kept` `[tokens]` bool tells, scores detached, weights left out."""
+        layers = (
+            replace(
+                layer,
+                expert_ids=layer.expert_ids[kept],
+                weights=None,
+                scores=layer.scores[kept].detach(),
+            )
+            for layer in self.layers
+        )
+        return RoutingTrace(layers=tuple(layers))

@@ -78,7 +78,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def forget_older(out: Path) -> None:
-    """Removes all checkpoints but the newest."""
+    """Removes all checkpoints but the newest two."""
     for folder in checkpoints(out)[:-_NUM_KEPT]:
         shutil.rmtree(folder)
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from c2r.adapters.huggingface import capture, enforce, prepare
@@ -12,10 +11,8 @@ from c2r.adapters.huggingface.sites import evaluating
 from c2r.errors import InputError
 from c2r.evaluation import RoutingTally
 from c2r.planning import Plan
-from c2r.planning.placement import load_max_over_mean
-from c2r.training.data import Example
+from c2r.training.data import NO_LOSS, Example
 from c2r.training.losses import cross_entropy_sum, next_token_labels
-from c2r.training.metrics import without_padding
 from c2r.training.trainer import batch_of
 
 
@@ -70,21 +67,21 @@ def measure_held_out(
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             targets = next_token_labels(batch.pop("labels"))
             mask = batch.pop("attention_mask").flatten().bool()
-            is_predicted = targets != -100
+            is_predicted = targets != NO_LOSS
             logits = model(**batch, use_cache=False).logits[is_predicted]
             total += float(cross_entropy_sum(logits, targets[is_predicted]))
             num_predicted += len(logits)
-            counted = RoutingTally.count(without_padding(recorder.take(), mask), plan)
+            counted = RoutingTally.count(recorder.take().of_tokens(mask), plan)
             if tally is None:
                 tally = counted
             else:
                 tally.add(counted)
     if tally is None or not num_predicted:
         raise InputError("the held-out data has no token to predict; give more")
-    loads = [load_max_over_mean(rows) for rows in tally.rank_rows]
+    means = tally.means()
     return HeldOut(
         loss=total / num_predicted,
         num_predicted=num_predicted,
-        copies=float((tally.copies / tally.num_tokens).mean()),
-        rank_load_max_over_mean=float(np.mean(loads)),
+        copies=means["copies"],
+        rank_load_max_over_mean=means["rank_load_max_over_mean"],
     )

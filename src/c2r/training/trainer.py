@@ -16,9 +16,9 @@ from c2r.errors import RoutingError, TrainingError
 from c2r.planning import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
-from c2r.training.data import Example, collate
+from c2r.training.data import NO_LOSS, Example, collate
 from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
-from c2r.training.metrics import routing_metrics, without_padding
+from c2r.training.metrics import routing_metrics
 from c2r.training.resuming import ResumableTrainer
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher
@@ -130,7 +130,7 @@ class ConstrainedTrainer(ResumableTrainer):
         self, model: nn.Module, batch: Example, targets: Tensor, scale: Tensor
     ) -> dict[str, Tensor]:
         """Sums over predicted tokens, scaled; the teacher first, so that the trace is ours."""
-        is_predicted = targets != -100
+        is_predicted = targets != NO_LOSS
         teacher, reference = self.constraint.teacher, None
         if teacher is not None:
             with torch.no_grad(), teacher.in_place(self._in_force()):
@@ -143,7 +143,7 @@ class ConstrainedTrainer(ResumableTrainer):
 
     def _routing_parts(self, trace: RoutingTrace, mask: Tensor) -> dict[str, Tensor]:
         if self._logs_next():
-            shown = without_padding(trace, mask)
+            shown = trace.of_tokens(mask)
             self._metrics = routing_metrics(shown, self._in_force().plan)
         if not self.constraint.aux_weight:
             return {}
@@ -164,7 +164,7 @@ class ConstrainedTrainer(ResumableTrainer):
         self, batch_samples: list[dict[str, Tensor]], device: torch.device
     ) -> Tensor:
         """Predicted tokens of a step, over all accumulated batches and processes."""
-        counts = [(next_token_labels(batch["labels"]) != -100).sum() for batch in batch_samples]
+        counts = [(next_token_labels(batch["labels"]) != NO_LOSS).sum() for batch in batch_samples]
         total: Tensor = self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
         return total
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2r.ops.constrained_topk import reference
 from c2r.ops.constrained_topk.reference import ScoreFunction
-from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys
+from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys, store_best
 
 _TILE = 2048
 """Scores per program."""
@@ -153,10 +153,7 @@ def _choose_k(
         is_blocked = tl.load(blocked + at, mask=inside, other=0) != 0
         tiers = tl.where((tiers < 2) & is_blocked, tiers, tiers + 2)
     keys = tl.where(inside, sort_keys(score, tiers, experts), -1)
-    for place in range(K):
-        best = tl.max(keys, axis=1)[:, None]
-        tl.store(ids + tokens * K + place, expert_of(best), mask=tokens < num_tokens)
-        keys = tl.where(keys == best, -1, keys)
+    store_best(ids, keys, tokens, num_tokens, K)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys
+from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys, store_best
 from c2r.ops.rank_choice import reference
 from c2r.ops.rank_choice.reference import MAX_RANKS_TRIED_IN_FULL, Criterion, RankRule, members_of
 
@@ -92,10 +92,7 @@ def _store_best_on(
     rank = tl.load(placement + experts, mask=is_expert, other=0)
     tiers = _is_on(granted, rank, NUM_RANKS).to(tl.int32)
     keys = tl.where(is_expert, sort_keys(score, tiers, experts), -1)
-    for place in range(K):
-        best = tl.max(keys, axis=1)[:, None]
-        tl.store(ids + tokens * K + place, expert_of(best), mask=tokens < num_tokens)
-        keys = tl.where(keys == best, -1, keys)
+    store_best(ids, keys, tokens, num_tokens, K)
 
 
 @triton.jit
