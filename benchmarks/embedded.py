@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from c2r.adapters.huggingface import load_model, load_tokenizer, profile
-from c2r.adapters.text import read_texts, split_texts, token_batches
 from c2r.assets import heldout_files, tiny_folder
+from c2r.text import read_texts, split_texts, token_batches
 
 
 def profile_halves(num_tokens):

@@ -1,6 +1,6 @@
 """The expert-parallel layer of c2r against those of transformers and, where installed, torchtitan.
 
-    c2r bench parallel --save-workload w.safetensors  # under torchrun or the emulated cluster
+    c2r bench parallel --save-recording w.safetensors  # under torchrun or the emulated cluster
     python benchmarks/emulated_cluster.py --rate 1gbit -- \\
         python benchmarks/expert_parallel_peers.py w.safetensors
 
@@ -23,12 +23,10 @@ from transformers import Qwen2MoeConfig
 from transformers.distributed.expert_parallel import EPImplementationInterface
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
-from c2r.adapters.huggingface.expert_parallel import LocalExperts, ParallelOptions
-from c2r.evaluation import Workload
-from c2r.evaluation.expert_parallel import interleave
-from c2r.measuring import Spread, spread_of_ratios
+from c2r.adapters.huggingface.expert_parallel.spread import LocalExperts, ParallelOptions
 from c2r.parallel import ProcessGroupComm
-from c2r.planning import contiguous_placement
+from c2r.plans import contiguous_placement
+from c2r.timing import Recording, Spread, interleave, spread_of_ratios
 
 BASELINE = "transformers all_to_all"
 
@@ -114,37 +112,37 @@ class Contenders:
 
     def __init__(self, args):
         self.args = args
-        self.workload = Workload.load(args.workload)
+        self.recording = Recording.load(args.recording)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.mesh = init_device_mesh("cpu", (self.size, 1), mesh_dim_names=("ep", "tp"))
         self.own = slice(self.rank * args.tokens, (self.rank + 1) * args.tokens)
 
     def by_name(self, name, tokens, tp_mesh):
         """An implementation that transformers knows; ranks hold contiguous ids."""
-        experts = self._module(contiguous_placement(self.workload.num_experts, self.size))
+        experts = self._module(contiguous_placement(self.recording.num_experts, self.size))
         call = EPImplementationInterface()[name](experts, self.mesh["ep"], tp_mesh)
         return self._layers(call, experts, tokens)
 
     def torchtitan(self):
-        experts = self._module(contiguous_placement(self.workload.num_experts, self.size))
-        top_k = self.workload.routings["top_k"].expert_ids.shape[-1]
-        call = Torchtitan(experts, self.mesh["ep"], self.workload.num_experts, top_k)
+        experts = self._module(contiguous_placement(self.recording.num_experts, self.size))
+        top_k = self.recording.routings["top_k"].expert_ids.shape[-1]
+        call = Torchtitan(experts, self.mesh["ep"], self.recording.num_experts, top_k)
         return self._layers(call, experts, self.own)
 
     def _layers(self, call, experts, tokens):
-        calls = [call] * self.workload.num_layers
-        return Layers(calls, [experts], self.workload.routings["top_k"], tokens, self.args)
+        calls = [call] * self.recording.num_layers
+        return Layers(calls, [experts], self.recording.routings["top_k"], tokens, self.args)
 
     def placed(self, routing):
         """Our implementation, experts placed as planned."""
-        placements = self.workload.placement
+        placements = self.recording.placement
         modules = [self._module(placement) for placement in placements]
         comm, options = ProcessGroupComm(), ParallelOptions()
         calls = [
             LocalExperts(experts, "experts", comm, placement, options, 1)
             for experts, placement in zip(modules, placements, strict=True)
         ]
-        return Layers(calls, modules, self.workload.routings[routing], self.own, self.args)
+        return Layers(calls, modules, self.recording.routings[routing], self.own, self.args)
 
     def all(self):
         everything = slice(0, self.size * self.args.tokens)
@@ -155,14 +153,14 @@ class Contenders:
         }
         if importlib.util.find_spec("torchtitan"):
             layers["torchtitan all_to_all"] = self.torchtitan()
-        for routing in self.workload.routings:
+        for routing in self.recording.routings:
             name = "c2r, placed" if routing == "top_k" else f"c2r, placed, {routing}"
             layers[name] = self.placed(routing)
         return layers
 
     def _module(self, placement):
         ids = (placement == self.rank).nonzero()[0]
-        return experts_module(ids, self.workload.num_experts, self.args)
+        return experts_module(ids, self.recording.num_experts, self.args)
 
 
 def errors(layers, own):
@@ -210,7 +208,7 @@ def versions():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workload", help="file of `c2r bench parallel --save-workload`")
+    parser.add_argument("recording", help="file of `c2r bench parallel --save-recording`")
     parser.add_argument("--tokens", type=int, default=1024, help="of each rank")
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--intermediate-size", type=int, default=512)
@@ -225,14 +223,14 @@ def main():
     deviations = errors(layers, contenders.own)
     seconds = interleave({name: each.run for name, each in layers.items()}, args.rounds)
     if contenders.rank == 0:
-        workload = contenders.workload
+        recording = contenders.recording
         result = {
             "benchmark": "expert_parallel_peers",
             "baseline": BASELINE,
-            "rows": report(seconds, deviations, workload.num_layers),
-            "settings": {**vars(args), "workload": Path(args.workload).name},
+            "rows": report(seconds, deviations, recording.num_layers),
+            "settings": {**vars(args), "recording": Path(args.recording).name},
             "num_ranks": contenders.size,
-            "losses": {name: routing.loss for name, routing in workload.routings.items()},
+            "losses": {name: routing.loss for name, routing in recording.routings.items()},
             "versions": versions(),
         }
         print(json.dumps(result))

@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 
 import c2r
 from c2r.adapters.huggingface import load_model, load_tokenizer
-from c2r.adapters.text import read_texts, token_batches
 from c2r.assets import heldout_files, tiny_folder
+from c2r.text import read_texts, token_batches
 from c2r.training import DataSettings, FinetuneSettings, finetune, read_examples
 from c2r.training.trainable import router_parameters
 

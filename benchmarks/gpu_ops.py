@@ -15,12 +15,12 @@ import torch
 from gpu import add_arguments, device_of, finish, interleaved, ratios, routing_of, spread
 
 from c2r.ops.coactivation import count_pairs
-from c2r.ops.combine import sum_copies, sum_copies_backward
 from c2r.ops.constrained_topk import allowed_experts, choose_constrained, route_constrained
+from c2r.ops.copy_rows import copy_rows
 from c2r.ops.dispatch_layout import one_row_per_destination, sort_by_expert
 from c2r.ops.gated_activation import silu_gated
-from c2r.ops.permute import copy_rows
 from c2r.ops.rank_choice import Criterion, RankRule, choose_on_ranks
+from c2r.ops.sum_copies import sum_copies, sum_copies_backward
 
 
 def row_operations(args, ids, device):

@@ -25,14 +25,14 @@ from triton.knobs import nvidia
 from triton.runtime.jit import JITFunction, mangle_type
 
 from c2r.ops.coactivation import triton as coactivation
-from c2r.ops.combine import triton as combine
 from c2r.ops.constrained_topk import triton as constrained_topk
+from c2r.ops.copy_rows import Copies
+from c2r.ops.copy_rows import triton as copying
 from c2r.ops.dispatch_layout import triton as dispatch_layout
 from c2r.ops.gated_activation import triton as gated_activation
-from c2r.ops.permute import Copies
-from c2r.ops.permute import triton as permute
 from c2r.ops.rank_choice import Criterion, RankRule
 from c2r.ops.rank_choice import triton as rank_choice
+from c2r.ops.sum_copies import triton as summing
 
 MODELS = {  # tokens, experts, k, ranks, hidden size
     "Qwen1.5-MoE": (16_384, 60, 4, 4, 2048),
@@ -104,10 +104,10 @@ def move_rows(num_tokens, k, width):
     weights = empty(pairs, dtype=torch.float32)
     for dtype in (torch.bfloat16, torch.float64):
         hidden, rows = empty(num_tokens, width, dtype=dtype), empty(pairs, width, dtype=dtype)
-        permute.copy_rows(hidden, copies)
-        combine.sum_copies(rows, copies)
-        combine.sum_copies(rows, copies, weights)
-        combine.sum_copies_backward(hidden, rows, copies, weights)
+        copying.copy_rows(hidden, copies)
+        summing.sum_copies(rows, copies)
+        summing.sum_copies(rows, copies, weights)
+        summing.sum_copies_backward(hidden, rows, copies, weights)
         gated = empty(pairs, 2 * width, dtype=dtype, requires_grad=True)
         activated = gated_activation.silu_gated(gated)
         activated.backward(torch.empty_like(activated))

@@ -29,7 +29,7 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 import c2r
 from c2r.adapters.huggingface import load_model
 from c2r.assets import tiny_folder
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 
 MIB = 2**20
 

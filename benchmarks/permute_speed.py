@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 
 NUM_EXPERTS, NUM_RANKS, HIDDEN, WIDTH = 32, 8, 1024, 256
 LAYERS_PER_SHARD, NUM_SHARDS = 10, 4

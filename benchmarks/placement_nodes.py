@@ -14,7 +14,8 @@ import platform
 import numpy as np
 from embedded import mean_of, print_rows, profile_halves
 
-from c2r.planning import ClusterTopology, make_plan, mean_copies, mean_node_copies
+from c2r.planning import make_plan
+from c2r.plans import ClusterTopology, mean_copies, mean_node_copies
 
 FIGURES = ("flat", "flat_nodes", "placed", "placed_nodes", "node_cut", "heldout_node_cut")
 

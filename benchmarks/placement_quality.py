@@ -17,16 +17,16 @@ import numpy as np
 from embedded import mean_of, print_rows, profile_halves
 
 from c2r.errors import PlanError
-from c2r.planning import (
-    ClusterTopology,
-    PlacementOptions,
-    contiguous_placement,
-    mean_copies,
-    place_experts,
-)
-from c2r.planning.placement import load_max_over_mean, rank_loads
+from c2r.planning import PlacementOptions, place_experts
 from c2r.planning.placement.balance import repair_sizes
 from c2r.planning.placement.hypergraph import pair_weights, start_mtkahypar
+from c2r.plans import (
+    ClusterTopology,
+    contiguous_placement,
+    load_max_over_mean,
+    mean_copies,
+    rank_loads,
+)
 
 COLUMNS = (
     "ranks",

@@ -15,8 +15,8 @@ import time
 import numpy as np
 from embedded import mean_of, print_rows, profile_halves
 
-from c2r.measuring import predict_traffic
 from c2r.planning import make_plan
+from c2r.prediction import predict_traffic
 
 COLUMNS = ("ranks", "max_load", "layer", "copies", "replicated", "cut", "load", "replicated_load")
 

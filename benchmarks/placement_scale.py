@@ -17,8 +17,8 @@ import time
 
 import numpy as np
 
-from c2r.measuring import predict_traffic
 from c2r.planning import make_plan
+from c2r.prediction import predict_traffic
 from c2r.profiling import CollaborationProfile, LayerProfile, RoutingSets
 
 

@@ -17,8 +17,8 @@ import time
 import numpy as np
 import torch
 
-from c2r.planning import LayerPlan
-from c2r.planning.policies import rank_partners_placed
+from c2r.planning.policies import order_partners_by_rank
+from c2r.plans import LayerPlan
 from c2r.routing import make_policy
 
 
@@ -30,7 +30,7 @@ def make_policies(args):
     half = np.argsort(rng.random((args.experts, args.experts)), axis=1)[:, : args.experts // 2]
     settings = {
         "c2r": (args.experts / 2, half),
-        "c2r_placed": (4, rank_partners_placed(counts + counts.T, placement, 4)),
+        "c2r_placed": (4, order_partners_by_rank(counts + counts.T, placement, 4)),
         "group_limited": (4, none),
         "budgeted": (0.1, none),
         "pruned": (0.1, none),

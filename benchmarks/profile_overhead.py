@@ -20,7 +20,7 @@ import transformers
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from c2r.adapters.huggingface import traces
-from c2r.profiling import ProfileBuilder
+from c2r.traces import ProfileBuilder
 
 
 def make_model(hidden_size: int) -> Qwen2MoeForCausalLM:

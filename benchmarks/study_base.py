@@ -9,10 +9,10 @@ import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from c2r.adapters.huggingface import load_model, load_tokenizer, profile
-from c2r.adapters.text import read_texts, token_batches
 from c2r.assets import heldout_files, tiny_folder
-from c2r.evaluation import free_plan
+from c2r.measuring import free_plan
 from c2r.profiling import CollaborationProfile
+from c2r.text import read_texts, token_batches
 from c2r.training import FinetuneSettings, finetune
 
 _CALIBRATION_TOKENS = 65536

@@ -32,7 +32,7 @@ from study_base import SCALES, Corpus, calibrate, heldout_batches, open_base, tr
 from transformers import TrainerCallback
 
 from c2r.assets import tiny_folder
-from c2r.evaluation import measure_plan
+from c2r.measuring import measure_plan
 from c2r.planning import make_plan, with_policy
 from c2r.training import FinetuneSettings, finetune
 
@@ -122,7 +122,7 @@ def _untuned(policy, strength):
     return Run(policy=policy, strength=strength, mode="none", seed=0, steps=0, learning_rate=0.0)
 
 
-class Study:
+class ResumableSweep:
     """Runs against one base model, on one placement, kept as lines of a file."""
 
     def __init__(self, args, scale, deadline):
@@ -284,7 +284,7 @@ def run_all(args, scale):
     deadline = Deadline(args.minutes)
     study = None
     try:
-        study = Study(args, scale, deadline)
+        study = ResumableSweep(args, scale, deadline)
         runs, done = runs_of(args, scale), study.done()
         for number, run in enumerate(runs, 1):
             if run not in done:

@@ -14,7 +14,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from typer.main import get_command
 
-from c2r.cli import app, run
+from c2r.cli import app, run_command
 
 _COMMANDS = "<!-- commands -->"
 _FORMULA = re.compile(
@@ -40,7 +40,7 @@ def _describe_commands(group: Any, *path: str) -> Iterator[str]:
             continue
         output = io.StringIO()
         with redirect_stdout(output):
-            run([*words, "--help"])
+            run_command([*words, "--help"])
         yield f"## c2r {' '.join(words)}\n\n```text\n{output.getvalue().strip()}\n```\n"
 
 

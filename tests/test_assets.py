@@ -5,8 +5,8 @@ import torch
 
 import c2r
 from c2r.adapters.huggingface import load_model, load_tokenizer
-from c2r.adapters.text import read_texts, token_batches
 from c2r.assets import heldout_files, tiny_folder
+from c2r.text import read_texts, token_batches
 
 
 def test_the_embedded_model_models_text_it_was_not_trained_on():

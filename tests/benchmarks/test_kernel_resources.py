@@ -43,7 +43,7 @@ def test_nothing_is_spilled(kernels):
 
 
 def test_sums_round_to_nearest_and_need_no_atomics(kernels):
-    for name in ("combine._sum", "combine._sum_backward"):
+    for name in ("sum_copies._sum", "sum_copies._sum_backward"):
         assert any(usage["rounds_to_bfloat16"] for usage in kernels[name]["Qwen3-30B"])
     for name, models in kernels.items():
         assert not any(usage["has_float_atomics"] for usage in models["Qwen3-30B"]), name

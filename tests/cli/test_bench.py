@@ -2,7 +2,7 @@
 
 import pytest
 
-from c2r.cli import run
+from c2r.cli import run_command
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def launched(monkeypatch):
 
 def refusal(capsys, *arguments):
     capsys.readouterr()
-    assert run(["bench", "parallel", *arguments]) == 2
+    assert run_command(["bench", "parallel", *arguments]) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert captured.out == ""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from c2r.cli import app, run
+from c2r.cli import app, run_command
 from c2r.ops.backend import OPS_WITH_KERNELS
 from c2r.profiling import CollaborationProfile
 
@@ -21,14 +21,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     profile, plan = str(folder / "profile.safetensors"), str(folder / "plan.safetensors")
     arguments = ["--tokens", "6000", "--seq-len", "256"]
-    assert run(["profile", "tiny", "--out", profile, *arguments]) == 0
-    assert run(["plan", profile, "--ranks", "4", "--top-t", "8", "--out", plan]) == 0
+    assert run_command(["profile", "tiny", "--out", profile, *arguments]) == 0
+    assert run_command(["plan", profile, "--ranks", "4", "--top-t", "8", "--out", plan]) == 0
     return folder
 
 
 def call(capsys, *arguments):
     capsys.readouterr()
-    status = run([str(argument) for argument in arguments])
+    status = run_command([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -129,11 +129,11 @@ def test_profile_is_the_same_for_a_seed(capsys, folder, tmp_path):
 
 
 def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, monkeypatch):
-    import c2r.profiling
+    import c2r.traces
 
     out = tmp_path / "p.safetensors"
     command = ["profile", "tiny", "--tokens", "6000", "--seq-len", "256", "--out", out]
-    update = c2r.profiling.ProfileBuilder.update
+    update = c2r.traces.ProfileBuilder.update
     calls = []
 
     def interrupted(builder, trace):
@@ -142,7 +142,7 @@ def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, m
         calls.append(update(builder, trace))
 
     with monkeypatch.context() as patch:
-        patch.setattr(c2r.profiling.ProfileBuilder, "update", interrupted)
+        patch.setattr(c2r.traces.ProfileBuilder, "update", interrupted)
         status, _, err = call(capsys, *command)
     assert status == 130 and "run the same command to go on" in err
     partial = call_json(capsys, "inspect", out)
@@ -331,7 +331,8 @@ def test_wrong_flags(capsys):
 
 def test_help_does_not_import_torch():
     code = (
-        "import sys; from c2r.cli import run; run(['--help']); run(['plan', '--help']);"
+        "import sys; from c2r.cli import run_command as run; run(['--help']); "
+        "run(['plan', '--help']);"
         "import c2r; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

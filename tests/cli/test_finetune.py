@@ -9,7 +9,7 @@ import torch
 
 import c2r
 from c2r.adapters.huggingface import load_tokenizer
-from c2r.cli import run
+from c2r.cli import run_command
 from c2r.training import Progress
 from tests.training.material import plan_of, text_bytes, tiny
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def call(capsys, folder, out, *options, data="text.txt"):
     capsys.readouterr()
     arguments = ["--plan", folder / "plan.safetensors", "--data", folder / data, "--out", out]
-    status = run(["finetune", "tiny", *map(str, arguments), *FEW, *options])
+    status = run_command(["finetune", "tiny", *map(str, arguments), *FEW, *options])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

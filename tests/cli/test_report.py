@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from c2r.planning import Plan, make_plan
+from c2r.planning import make_plan
+from c2r.plans import Plan
 from tests.cli.test_cli import assert_refused, call, call_json
 from tests.reporting.profiles import clustered_profile, sweep_document
 

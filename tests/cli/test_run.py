@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from c2r.cli import run
+from c2r.cli import run_command
 
 ARGUMENTS = ["--tokens", "3000", "--seq-len", "256", "--json"]
 
@@ -16,8 +16,11 @@ ARGUMENTS = ["--tokens", "3000", "--seq-len", "256", "--json"]
 def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     profile, plan = str(folder / "profile.safetensors"), str(folder / "plan.safetensors")
-    assert run(["profile", "tiny", "--out", profile, "--tokens", "2000", "--seq-len", "256"]) == 0
-    assert run(["plan", profile, "--ranks", "2", "--top-t", "12", "--out", plan]) == 0
+    assert (
+        run_command(["profile", "tiny", "--out", profile, "--tokens", "2000", "--seq-len", "256"])
+        == 0
+    )
+    assert run_command(["plan", profile, "--ranks", "2", "--top-t", "12", "--out", plan]) == 0
     return plan
 
 
@@ -34,7 +37,7 @@ def torchrun(*arguments, num_ranks=2):
 
 @pytest.mark.distributed
 def test_the_loss_is_that_of_one_process(capsys, plan):
-    assert run(["run", "tiny", "--plan", plan, *ARGUMENTS]) == 0
+    assert run_command(["run", "tiny", "--plan", plan, *ARGUMENTS]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["layers"] == []
     result = torchrun("--plan", plan, "--num-chunks", "2", *ARGUMENTS)

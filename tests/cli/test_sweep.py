@@ -1,10 +1,10 @@
-"""`c2r sweep`, `c2r plan --sweep` and `c2r evaluate`, one after the other as a user runs them."""
+"""`c2r sweep`, `c2r plan --sweep` and `c2r measure`, one after the other as a user runs them."""
 
 import json
 
 import pytest
 
-import c2r.evaluation
+import c2r.measuring
 from c2r.cli import plan
 from c2r.planning import STRENGTH_NAMES
 from tests.cli.test_cli import assert_refused, call, call_json
@@ -15,11 +15,11 @@ POLICIES = ["--policy", "c2r=5", "--policy", "budgeted=0.05,0.3", "--policy", "p
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    from c2r.cli import run
+    from c2r.cli import run_command
 
     out = tmp_path_factory.mktemp("sweep") / "sweep.json"
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", out, *SMALL, *POLICIES]
-    assert run([str(part) for part in [*arguments, "--spread", "budgeted=0.05,0.3"]]) == 0
+    assert run_command([str(part) for part in [*arguments, "--spread", "budgeted=0.05,0.3"]]) == 0
     return out
 
 
@@ -48,7 +48,7 @@ def test_a_plan_by_target_and_its_confirmation(capsys, swept, tmp_path):
     made = call_json(capsys, *by_target)
     expected = made["expected"]
     assert expected["copies"] <= 1.75
-    arguments = ["evaluate", "tiny", "--plan", made_plan, "--half", *SMALL]
+    arguments = ["measure", "tiny", "--plan", made_plan, "--half", *SMALL]
     found = call_json(capsys, *arguments)
     assert {"loss", "perplexity", "kl", "copies", "num_tokens"} <= set(found)
     for name in ("loss", "kl", "copies", "rank_load_max_over_mean", "loss_increase"):
@@ -64,13 +64,13 @@ def test_a_plan_by_target_and_its_confirmation(capsys, swept, tmp_path):
 
 
 def test_evaluate_without_a_plan(capsys):
-    found = call_json(capsys, "evaluate", "tiny", *SMALL)
+    found = call_json(capsys, "measure", "tiny", *SMALL)
     assert (found["kl"], found["copies"], found["expected"]) == (0, 1, None)
 
 
 def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
     before = json.loads(swept.read_text())
-    monkeypatch.setattr(c2r.evaluation.study, "Sweep", None)
+    monkeypatch.setattr(c2r.sweeps.resumable, "Sweep", None)
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", swept, *SMALL, *POLICIES]
     found = call_json(capsys, *arguments, "--spread", "budgeted=0.05,0.3")
     assert found["points"] == before["points"] and "partial" not in found
@@ -79,7 +79,7 @@ def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
 def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch):
     out = tmp_path / "again.json"
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", out, *SMALL, *POLICIES]
-    add, calls = c2r.evaluation.Tally.add_routing, []
+    add, calls = c2r.measuring.Tally.add_routing, []
 
     def interrupted(tally, routing):
         if len(calls) == 12:  # in the third batch of five plans
@@ -87,7 +87,7 @@ def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch):
         calls.append(add(tally, routing))
 
     with monkeypatch.context() as patch:
-        patch.setattr(c2r.evaluation.Tally, "add_routing", interrupted)
+        patch.setattr(c2r.measuring.Tally, "add_routing", interrupted)
         status, _, err = call(capsys, *arguments)
     assert status == 130 and "run the same command to go on" in err
     partial = json.loads(out.read_text())

@@ -24,7 +24,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from c2r.assets import heldout_files, tiny_folder
-from c2r.cli import run
+from c2r.cli import run_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -132,7 +132,7 @@ def _run_command(words: list[str]) -> str:
     if program == "c2r":
         output = io.StringIO()
         with redirect_stdout(output), redirect_stderr(output):
-            status = run(arguments)
+            status = run_command(arguments)
         assert status == 0, output.getvalue()
         return output.getvalue()
     result = subprocess.run(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from c2r.cli import run
+from c2r.cli import run_command
 from tests.docs.blocks import PAGES, blocks_of, check_shown, commands_of, prepare, run_page
 
 
@@ -21,7 +21,7 @@ def test_every_option_named_exists(page, capsys):
     for command, rest in re.findall(r"\bc2r(?:\.cli)? ((?:bench )?[a-z]+)([^`\n]*)", text):
         options = re.findall(r"(?<!\S)--[a-z-]+", rest)
         if options:
-            run([*command.split(), "--help"])
+            run_command([*command.split(), "--help"])
             known = capsys.readouterr().out
             assert [option for option in options if option not in known] == [], command
 

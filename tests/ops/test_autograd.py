@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from c2r.ops.autograd import summed
-from c2r.ops.permute import copies_of
+from c2r.ops.copy_rows import copies_of
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 127, 300])

@@ -40,7 +40,7 @@ def pairs_as_sets(pairs):
 
 def reference_matrices(name):
     """`[32, 8, 8]` counts of the file, or a skipped test."""
-    from c2r.adapters.pickles import read_c2r_pickle
+    from c2r.adapters.engines.c2r_pickle import read_c2r_pickle
 
     path = REFERENCE / name
     if not path.is_file():

@@ -3,7 +3,7 @@ import pytest
 
 from c2r.errors import PlanError
 from c2r.planning import free_strength, make_plan, with_policy
-from c2r.planning.policies import rank_partners_placed
+from c2r.planning.policies import order_partners_by_rank
 from c2r.profiling import CollaborationProfile
 from tests.planning.profiles import random_profile
 
@@ -11,14 +11,14 @@ COUNTS = np.array([[0, 5, 1, 2], [5, 0, 3, 0], [1, 3, 0, 4], [2, 0, 4, 0]])
 
 
 def test_partners_closed_under_placement_by_hand():
-    own = rank_partners_placed(COUNTS, np.array([0, 1, 1, 0]), 1)
+    own = order_partners_by_rank(COUNTS, np.array([0, 1, 1, 0]), 1)
     assert own.tolist() == [[3], [2], [1], [0]]
-    both = rank_partners_placed(COUNTS, np.array([0, 1, 1, 0]), 2)
+    both = order_partners_by_rank(COUNTS, np.array([0, 1, 1, 0]), 2)
     assert both.tolist() == [[3, 1, 2], [2, 0, 3], [1, 3, 0], [0, 2, 1]]
 
 
 def test_a_short_row_is_filled_up_with_the_expert_itself():
-    partners = rank_partners_placed(COUNTS, np.array([0, 0, 0, 1]), 1)
+    partners = order_partners_by_rank(COUNTS, np.array([0, 0, 0, 1]), 1)
     assert partners.tolist() == [[1, 2], [0, 2], [1, 0], [3, 3]]
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from c2r.errors import ArtifactError, InputError
-from c2r.profiling import CollaborationProfile, ProfileBuilder
-from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, score_mass
+from c2r.profiling import CollaborationProfile
+from c2r.traces import LayerTrace, ProfileBuilder, RoutingTrace, ScoreKind, score_mass
 
 
 def make_trace(tokens=40, num_experts=(6, 8), k=(2, 3), seed=0):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c2r.profiling.sets import RoutingSets, count_rows
+from c2r.profiling.sets import RoutingSets, distinct_rows
 
 
 def rng(seed=0):
@@ -24,7 +24,7 @@ def test_counting_by_hand():
 @pytest.mark.parametrize(("num_experts", "k"), [(4, 2), (60, 4), (256, 8), (512, 10), (3, 1)])
 def test_rows_are_counted_whatever_their_width(num_experts, k):
     rows = np.sort(draw_ids(500, num_experts, k, 1), axis=1)
-    distinct, counts = count_rows(rows)
+    distinct, counts = distinct_rows(rows)
     expected, expected_counts = np.unique(rows, axis=0, return_counts=True)
     assert np.array_equal(distinct, expected) and np.array_equal(counts, expected_counts)
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from c2r.measuring import predict_traffic
 from c2r.planning import make_plan
+from c2r.prediction import predict_traffic
 from c2r.reporting import build_report, read_inputs, write_page
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 from tests.reporting.test_page import hostile_files

@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from c2r.measuring import predict_rank_traffic, predict_traffic
 from c2r.planning import make_plan
+from c2r.prediction import predict_rank_traffic, predict_traffic
 from c2r.profiling import mean_metrics, measure_collaboration
 from c2r.reporting import build_report, read_inputs
-from c2r.reporting.quality import choose_point, loss_increase, name_of
-from c2r.reporting.sections import collaboration_matrix
+from c2r.reporting.sections.profile import collaboration_matrix
+from c2r.reporting.sections.quality import choose_point, loss_increase, name_of
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 
 

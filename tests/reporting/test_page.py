@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from c2r.errors import InputError
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.reporting import build_report, read_inputs, render_page, write_figures
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 
@@ -70,7 +70,7 @@ def test_without_plotly_or_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(InputError, match=r"c2r-moe\[report\]"):
         render_page(report)
-    monkeypatch.setattr("c2r.reporting.figures.find_spec", lambda name: None)
+    monkeypatch.setattr("c2r.reporting.matplotlib_charts.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"c2r-moe\[plot\]"):
         write_figures(report, tmp_path)
 

@@ -7,7 +7,7 @@ import torch
 
 from c2r.adapters.huggingface import find_sites, load_model
 from c2r.assets import heldout_files, tiny_folder
-from c2r.planning import ClusterTopology, LayerPlan, Plan, contiguous_placement
+from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 
 NUM_RANKS = 4
 

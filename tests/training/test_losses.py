@@ -5,7 +5,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss
 
 from c2r.adapters.huggingface import apply, capture
 from c2r.errors import ModelError
-from c2r.evaluation import unconstrained
+from c2r.measuring import unconstrained
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind
 from c2r.training.losses import balance_loss, divergence_sum, next_token_labels
 from tests.training.material import plan_of, text_bytes, tiny

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 import c2r
 from c2r.adapters.huggingface import applied_plan, prepare
 from c2r.errors import InputError, PlanMismatchError
-from c2r.evaluation import unconstrained
-from c2r.planning import Plan
+from c2r.measuring import unconstrained
+from c2r.plans import Plan
 from c2r.training import FinetuneSettings, finetune
 from c2r.training.trainable import Teacher, router_parameters, training_only
 from c2r.training.trainer import ShuffledExamples, batch_of

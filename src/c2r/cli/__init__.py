@@ -12,17 +12,17 @@ from c2r.cli import (
     bench,
     demo,
     doctor,
-    eval_,
     evaluate,
     export,
     finetune,
     import_,
     inspect,
+    measure,
     permute,
     plan,
     profile,
     report,
-    run_,
+    run,
     sweep,
     traffic,
 )
@@ -47,9 +47,9 @@ app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
 app.command("apply")(apply.apply)
 app.command("finetune")(finetune.finetune)
-app.command("run")(run_.run)
+app.command("run")(run.run)
+app.command("measure")(measure.measure)
 app.command("evaluate")(evaluate.evaluate)
-app.command("eval")(eval_.eval_)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)
 app.command("report")(report.report)
@@ -60,10 +60,10 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Runs the command that `sys.argv` names."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_command(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def run_command(arguments: list[str]) -> int:
     """Runs one command and gives its exit status; without arguments, shows the help."""
     try:
         status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)

@@ -26,7 +26,7 @@ def apply(
     """
     from c2r.adapters.huggingface import apply as constrain
     from c2r.adapters.huggingface import load_model, load_tokenizer, save_pretrained
-    from c2r.planning import Plan
+    from c2r.plans import Plan
 
     chosen = Plan.load(plan)
     location = resolve_model(model)

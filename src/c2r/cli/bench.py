@@ -15,9 +15,8 @@ from c2r.cli.processes import is_first_process, num_processes
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.evaluation import Workload
-    from c2r.evaluation.expert_parallel import Case, CaseTimes
-    from c2r.planning import ClusterTopology
+    from c2r.plans import ClusterTopology
+    from c2r.timing import Case, CaseTimes, Recording
 
 app = typer.Typer(help="Measure on this machine or cluster.", no_args_is_help=True)
 
@@ -30,10 +29,10 @@ def parallel(
         str, typer.Argument(help="Model whose routing is recorded; `tiny` is the embedded one.")
     ] = "tiny",
     text: TextOption = None,
-    workload: Annotated[
+    recording: Annotated[
         Path | None, typer.Option(help="Routing recorded earlier, instead of model and text.")
     ] = None,
-    save_workload: Annotated[
+    save_recording: Annotated[
         Path | None, typer.Option(help="Where to keep the recorded routing.")
     ] = None,
     policy: Annotated[
@@ -60,7 +59,7 @@ def parallel(
     planned, the second recorded. Activations and expert weights are random, of any size.
     """
     from c2r.artifacts import write_text
-    from c2r.evaluation.expert_parallel import LayerShape, time_cases
+    from c2r.timing import TimedLayer, time_cases
 
     _check_launched()
     policies, chosen_dtype = _policies(policy or ["budgeted:0.1"]), _dtype(dtype)
@@ -68,18 +67,18 @@ def parallel(
     topology = _topology()
     num_tokens = tokens * topology.num_ranks
 
-    def prepare() -> "Workload":
-        from c2r.evaluation import Workload
+    def prepare() -> "Recording":
+        from c2r.timing import Recording
 
-        if workload is not None:
-            return Workload.load(workload)
+        if recording is not None:
+            return Recording.load(recording)
         note(f"recording the routing of {model} under {len(policies) + 1} policies")
         return _record(model, texts, topology, policies, (max_load, num_tokens))
 
     shared = _from_first_rank(prepare)
-    if save_workload is not None and is_first_process():
-        shared.save(save_workload)
-    shape = LayerShape(
+    if save_recording is not None and is_first_process():
+        shared.save(save_recording)
+    shape = TimedLayer(
         num_tokens=tokens,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -116,7 +115,7 @@ def _check_launched() -> None:
 
 def _topology() -> "ClusterTopology":
     """Nodes count where they hold several ranks."""
-    from c2r.planning import ClusterTopology
+    from c2r.plans import ClusterTopology
 
     num_ranks = num_processes()
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
@@ -152,9 +151,9 @@ def _record(
     topology: "ClusterTopology",
     policies: dict[str, tuple[str, float]],
     limits: tuple[float | None, int],
-) -> "Workload":
-    from c2r.adapters.text import split_texts, token_batches
-    from c2r.evaluation import record_workload
+) -> "Recording":
+    from c2r.text import split_texts, token_batches
+    from c2r.timing import record_routings
 
     max_load, num_tokens = limits
     loaded, tokenizer = load_model_and_tokenizer(model)
@@ -163,7 +162,7 @@ def _record(
     def batches(chosen: Any, count: int) -> Any:
         return token_batches(chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=count)
 
-    return record_workload(
+    return record_routings(
         loaded,
         batches(calibration, 65536),
         lambda: batches(evaluation, num_tokens),
@@ -173,16 +172,16 @@ def _record(
     )
 
 
-def _from_first_rank(prepare: Any) -> "Workload":
+def _from_first_rank(prepare: Any) -> "Recording":
     """What the first rank prepares, on all ranks."""
-    from c2r.evaluation import Workload
     from c2r.parallel import gather_bytes
+    from c2r.timing import Recording
 
-    return Workload.decode(gather_bytes(prepare().encode() if is_first_process() else b"")[0])
+    return Recording.decode(gather_bytes(prepare().encode() if is_first_process() else b"")[0])
 
 
-def _cases(workload: "Workload", chunks: list[int]) -> "list[Case]":
-    from c2r.evaluation.expert_parallel import Case
+def _cases(recording: "Recording", chunks: list[int]) -> "list[Case]":
+    from c2r.timing import Case
 
     cases = [
         Case(name="k_fold", dispatcher="k_fold"),
@@ -190,7 +189,7 @@ def _cases(workload: "Workload", chunks: list[int]) -> "list[Case]":
         Case(name="zero_redundancy", dispatcher="zero_redundancy"),
         Case(name="zero_redundancy, placed", dispatcher="zero_redundancy", is_placed=True),
     ]
-    constrained = [name for name in workload.routings if name != "top_k"]
+    constrained = [name for name in recording.routings if name != "top_k"]
     cases += [
         Case(
             name=f"zero_redundancy, placed, {name}",
@@ -201,7 +200,7 @@ def _cases(workload: "Workload", chunks: list[int]) -> "list[Case]":
         for name in constrained
     ]
     overlapped = [case for case in cases if case.is_placed or case.dispatcher == "k_fold"]
-    if workload.topology.num_nodes > 1:
+    if recording.topology.num_nodes > 1:
         cases += [
             replace(
                 case,
@@ -224,7 +223,7 @@ def _note_round(rounds: int) -> Any:
 
 
 def _document(
-    found: "list[CaseTimes]", workload: "Workload", settings: dict[str, Any]
+    found: "list[CaseTimes]", recording: "Recording", settings: dict[str, Any]
 ) -> dict[str, Any]:
     import torch
     import transformers
@@ -234,10 +233,10 @@ def _document(
         "baseline": found[0].case.name,
         "settings": settings,
         "topology": {
-            "num_ranks": workload.topology.num_ranks,
-            "num_nodes": workload.topology.num_nodes,
+            "num_ranks": recording.topology.num_ranks,
+            "num_nodes": recording.topology.num_nodes,
         },
-        "losses": {name: routing.loss for name, routing in workload.routings.items()},
+        "losses": {name: routing.loss for name, routing in recording.routings.items()},
         "cases": [times.to_json() for times in found],
         "machine": {
             "processor": platform.machine(),
@@ -252,7 +251,7 @@ def _document(
     }
 
 
-def _show(found: "list[CaseTimes]", workload: "Workload") -> None:
+def _show(found: "list[CaseTimes]", recording: "Recording") -> None:
     columns = [
         "case",
         "loss",
@@ -268,7 +267,7 @@ def _show(found: "list[CaseTimes]", workload: "Workload") -> None:
     rows = [
         [
             times.case.name,
-            workload.routings[times.case.routing].loss,
+            recording.routings[times.case.routing].loss,
             f"{times.seconds.median * 1000:.0f}",
             f"{times.ratio.median:.2f} ({times.ratio.lower:.2f}-{times.ratio.upper:.2f})",
             *(f"{seconds * 1000:.0f}" for seconds in times.parts.values()),

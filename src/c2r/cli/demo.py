@@ -56,7 +56,7 @@ class _Demo:
 
     @classmethod
     def prepare(cls, out: Path, tokens: int) -> "_Demo":
-        from c2r.adapters.text import split_texts
+        from c2r.text import split_texts
 
         note("The embedded model: byte-level Qwen2-MoE, 4 layers, 32 experts, k = 4.")
         model, tokenizer = load_model_and_tokenizer("tiny")
@@ -88,7 +88,7 @@ class _Demo:
         return rows
 
     def _batches(self, texts: Any) -> Any:
-        from c2r.adapters.text import token_batches
+        from c2r.text import token_batches
 
         return token_batches(
             texts, self.tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=self.tokens
@@ -96,7 +96,7 @@ class _Demo:
 
     def _profile(self) -> Any:
         from c2r.adapters.huggingface import describe_model, traces
-        from c2r.profiling import ProfileBuilder
+        from c2r.traces import ProfileBuilder
 
         builder = ProfileBuilder()
         with progress_bar("profiling the first halves", self.tokens) as advance:
@@ -109,8 +109,8 @@ class _Demo:
 
     def _measure(self, name: str, plan: Any) -> tuple[dict[str, Any], Any]:
         """The row of the routing in force, placed as planned; and its predicted traffic."""
-        from c2r.evaluation import evaluate
-        from c2r.measuring import predict_traffic
+        from c2r.measuring import evaluate
+        from c2r.prediction import predict_traffic
         from c2r.profiling import mean_metrics, measure_collaboration
 
         with progress_bar(f"{name}: loss and traffic", self.tokens) as advance:

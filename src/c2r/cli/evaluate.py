@@ -1,104 +1,189 @@
-"""`c2r evaluate`: what a plan costs in quality and sends, measured on text."""
+"""`c2r tasks`: which items of standard tasks a model has right, and whether a plan changed that."""
 
-from dataclasses import asdict
+import json as json_format
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
-from c2r.cli.models import (
-    DtypeOption,
-    ModelArgument,
-    TextOption,
-    load_model_and_tokenizer,
-    resolve_texts,
-)
+from c2r.cli.console import JsonOption, note, print_json, print_table
+from c2r.cli.models import DtypeOption, load_model_and_tokenizer
+from c2r.errors import InputError
+
+if TYPE_CHECKING:
+    from c2r.tasks import Comparison, LoadedTasks, TaskEvaluation
 
 
 def evaluate(
-    model: ModelArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Hugging Face folder or hub name; `tiny` is the embedded model."),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="Plan from `c2r plan`. [that of the model's folder, else plain top-k]"),
     ] = None,
-    text: TextOption = None,
-    half: Annotated[
-        bool, typer.Option(help="Only the second half of each text, which `c2r sweep` measures.")
-    ] = False,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens to measure, or all the text if less.")
-    ] = 65536,
-    seq_len: Annotated[int, typer.Option(help="Tokens per window of text.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 16,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub); paper for its "
+            "ten: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), arc_challenge "
+            "(25), boolq (32), hellaswag (10), mmlu (5)."
+        ),
+    ] = "",
+    tasks_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of published files; piqa, logiqa, gsm8k-choice are read there."),
+    ] = None,
+    task_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="YAML of a task in lm-evaluation-harness's format; repeat for several."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many items.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Solved items in each prompt. [the task's]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests per forward pass.")] = 8,
+    seed: Annotated[int, typer.Option(help="Draws the shots, and the resamples.")] = 0,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another model to compare with. [the same with plain top-k]"),
+    ] = None,
+    against_plan: Annotated[
+        Path | None, typer.Option(help="Plan of the model that is compared with.")
+    ] = None,
+    no_compare: Annotated[bool, typer.Option("--no-compare", help="Compare with nothing.")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Only compare two results that --out wrote; runs nothing."),
+    ] = None,
     dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     other_weights: Annotated[
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
     ] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON to write, with every item.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure loss, KL to the unconstrained model, copies and load under a plan.
+    """Answer standard tasks under a plan, and compare item by item with plain top-k.
 
-    The routing is that of the plan's policy while it runs. With neither a plan nor a folder that
-    holds one, all experts are on one rank.
+    Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
+    `pip install 'c2r-moe[eval]'`, but for --compare.
     """
-    from c2r.adapters.text import split_texts, token_batches
-    from c2r.evaluation import measure_plan
+    from c2r.artifacts import write_text
+    from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, load_tasks
 
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
-    texts = resolve_texts(text)
-    chosen = _plan(loaded, plan)
-    batches = token_batches(
-        split_texts(texts)[1] if half else texts,
-        tokenizer,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        num_tokens=tokens,
-        seed=seed,
-    )
-    with progress_bar("evaluating, tokens", tokens) as advance:
-        reference, tally = measure_plan(
-            loaded,
-            batches,
-            chosen,
-            strict=not other_weights,
-            on_batch=lambda: advance(seq_len * batch_size),
+    if compare is not None:
+        found = [TaskEvaluation.load(path) for path in compare]
+        document: dict[str, Any] = {"results": [str(path) for path in compare]}
+    elif model is None:
+        raise InputError("name a model, or two results with --compare")
+    else:
+        request = TaskRequest(
+            tasks=tuple(name for name in tasks.replace(" ", "").split(",") if name),
+            task_files=tuple(task_file or ()),
+            folder=tasks_dir,
+            num_shots=shots,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
         )
-    increase, interval = tally.loss_increase(reference)
-    document = {
-        **asdict(tally.figures(chosen)),
-        "loss_increase": increase,
-        "loss_increase_interval": list(interval),
-        "plan_fingerprint": chosen.fingerprint,
-        "expected": chosen.provenance.get("expected"),
-    }
+        other = against is not None or against_plan is not None
+        sides = [_Side(model, plan, dtype, not other_weights, not (other or no_compare))]
+        if other and not no_compare:
+            sides.append(_Side(against or model, against_plan, dtype, not other_weights, False))
+        loaded = load_tasks(request)
+        found = [evaluation for side in sides for evaluation in side.answer(loaded)]
+        document = found[0].to_json()
+        if len(found) > 1:
+            document["reference"] = found[1].to_json()
+    comparison = {}
+    if len(found) > 1:
+        comparison = compare_evaluations(*found, seed=seed)
+        document["comparison"] = {
+            name: {**asdict(entry), "is_shown": entry.is_shown}
+            for name, entry in comparison.items()
+        }
+    if out is not None:
+        write_text(out, json_format.dumps(document))
+        note(f"wrote {out}")
     if json:
         print_json(document)
     else:
-        _show(document)
+        _show(found, comparison)
 
 
-def _plan(model: Any, path: Path | None) -> Any:
-    from c2r.adapters.huggingface import applied_plan
-    from c2r.evaluation import free_plan
-    from c2r.planning import Plan
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A model and its plan; where it compares, plain top-k on the same placement too."""
 
-    if path is not None:
-        return Plan.load(path)
-    return applied_plan(model) or free_plan(model)
+    model: str
+    plan: Path | None
+    dtype: str
+    strict: bool
+    compares: bool
+
+    def answer(self, tasks: "LoadedTasks") -> "list[TaskEvaluation]":
+        from c2r.adapters.huggingface import applied_plan
+        from c2r.measuring import free_plan, unconstrained
+        from c2r.plans import Plan
+        from c2r.tasks import evaluate_on_tasks
+
+        model, tokenizer = load_model_and_tokenizer(self.model, self.dtype)
+        plan = applied_plan(model) or free_plan(model)
+        if self.plan is not None:
+            plan = Plan.load(self.plan)
+        plain = unconstrained(plan)
+        plans = [plan]
+        if self.compares and plain.fingerprint != plan.fingerprint:
+            plans.append(plain)
+        return [evaluate_on_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
 
 
-def _show(document: dict[str, Any]) -> None:
-    expected = document["expected"] or {}
-    rows = [
-        [name.replace("_", " "), float(value), _cell(expected.get(name))]
-        for name, value in document.items()
-        if isinstance(value, int | float)
+def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:
+    for task in found[0].tasks:
+        if task.num_left_out or task.num_truncated:
+            note(
+                f"{task.name}: {task.num_left_out} items, with choices beyond the model's window, "
+                f"are left out; {task.num_truncated} requests lost their beginning to it"
+            )
+    if comparison:
+        columns = ["task", "items", "right", "reference", "difference (95 %)", "McNemar p"]
+        columns += ["least shown", "verdict"]
+        print_table("Tasks", columns, [_compared(*entry) for entry in comparison.items()])
+    else:
+        rows = [[task.name, len(task.correct), _percent(task.accuracy)] for task in found[0].tasks]
+        print_table("Tasks", ["task", "items", "right"], rows)
+    print("shots: " + ", ".join(f"{task.name} {task.num_shots}" for task in found[0].tasks))
+    for name, evaluation in zip(("", ", reference"), found, strict=False):
+        routing = evaluation.routing
+        print(
+            f"copies per token{name}: {routing['copies']:.3f} on "
+            f"{evaluation.provenance['num_ranks']} ranks, rank load "
+            f"{routing['rank_load_max_over_mean']:.2f}"
+        )
+    if comparison:
+        print(
+            "A difference is shown where the interval is clear of 0 and p is at most 0.05; one "
+            "below `least\nshown` could not have been with these items."
+        )
+
+
+def _compared(name: str, comparison: "Comparison") -> list[object]:
+    low, high = (f"{100 * end:+.1f}" for end in comparison.interval)
+    verdict = "better" if comparison.difference > 0 else "worse"
+    return [
+        "mean of tasks" if name == "all" else name,
+        comparison.num_items,
+        _percent(comparison.accuracy),
+        _percent(comparison.reference_accuracy),
+        f"{100 * comparison.difference:+.1f} ({low} to {high})",
+        f"{comparison.p_value:.3f}",
+        f"{100 * comparison.detectable:.1f}" if comparison.detectable <= 1 else "none",
+        verdict if comparison.is_shown else "no difference shown",
     ]
-    print_table("On held-out text, under the plan", ["figure", "measured", "expected"], rows)
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

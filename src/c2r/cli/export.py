@@ -42,7 +42,7 @@ def export(
     An engine that cannot load a placement takes a permuted checkpoint: `c2r permute`.
     """
     from c2r.adapters.engines import export_plan
-    from c2r.planning import Plan
+    from c2r.plans import Plan
 
     num_layers = None
     if model is not None:

@@ -15,7 +15,7 @@ from c2r.cli.processes import is_first_process, num_processes
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.planning import Plan
+    from c2r.plans import Plan
     from c2r.training import FinetuneSettings
     from c2r.training.data import Example
 
@@ -104,7 +104,7 @@ def finetune(
     --nproc-per-node P -m c2r.cli finetune ...`; the results are those of one. The tuned model is
     loaded with `c2r.from_pretrained(OUT)`.
     """
-    from c2r.planning import Plan
+    from c2r.plans import Plan
     from c2r.training import (
         DataSettings,
         FinetuneSettings,
@@ -203,7 +203,7 @@ def _tune(
     out: Path,
 ) -> Document:
     """Trains, and measures the held-out examples before and after."""
-    from c2r.evaluation import unconstrained
+    from c2r.measuring import unconstrained
     from c2r.training import Progress, measure_held_out
     from c2r.training import finetune as tune
 
@@ -244,6 +244,6 @@ def _report(document: Document, json: bool) -> None:
         ]
         print_table("Held-out data", ["routing", "loss", "copies", "rank load"], rows)
     note(
-        f"wrote {out} after {document['num_steps']} steps; measure it with `c2r evaluate {out}`, "
+        f"wrote {out} after {document['num_steps']} steps; measure it with `c2r measure {out}`, "
         f"load it with c2r.from_pretrained({out!r})"
     )

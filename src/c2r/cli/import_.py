@@ -64,7 +64,7 @@ def import_(
     """
     num_bad = 0
     if format_ is ImportFormat.C2R_PICKLE:
-        from c2r.adapters.pickles import read_c2r_pickle
+        from c2r.adapters.engines.c2r_pickle import read_c2r_pickle
 
         if len(files) != 1 or top_k is None:
             raise InputError("c2r-pickle reads one file and wants --top-k, which it does not say")

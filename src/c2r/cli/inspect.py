@@ -105,7 +105,7 @@ def _draw_profile(profile: "CollaborationProfile", index: int) -> None:
 
 
 def _describe_plan(file: Path) -> dict[str, Any]:
-    from c2r.planning import Plan
+    from c2r.plans import Plan
 
     plan = Plan.load(file)
     return {

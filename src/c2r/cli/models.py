@@ -11,7 +11,7 @@ from c2r.cli.console import note
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.adapters.text import Text
+    from c2r.text import Text
 
 ModelArgument = Annotated[
     str,
@@ -36,8 +36,8 @@ def resolve_model(name: str) -> str:
 
 def resolve_texts(paths: Sequence[Path] | None) -> "tuple[Text, ...]":
     """The texts that a command names, or the embedded held-out ones."""
-    from c2r.adapters.text import read_texts
     from c2r.assets import heldout_files
+    from c2r.text import read_texts
 
     return read_texts(paths or heldout_files())
 

@@ -28,7 +28,7 @@ def permute(
     The model computes what it did. An interrupted run goes on when it is started again.
     """
     from c2r.adapters.checkpoints import open_checkpoint, permute_checkpoint, undo_permutation
-    from c2r.planning import Plan
+    from c2r.plans import Plan
 
     if undo and plan is not None:
         raise InputError("--undo reads the permutation in the folder; leave --plan out")

@@ -66,8 +66,9 @@ def plan(
     replicas of further ones: a token takes the replica on a rank that it visits anyway. The policy
     is the one named, or with --sweep the measured one that meets a target.
     """
-    from c2r.measuring import predict_traffic
-    from c2r.planning import ClusterTopology, make_plan
+    from c2r.planning import make_plan
+    from c2r.plans import ClusterTopology
+    from c2r.prediction import predict_traffic
     from c2r.profiling import CollaborationProfile
 
     if out is None and not json:
@@ -129,7 +130,7 @@ def _check_options(
 def _plan_by_target(
     profile: Any, sweep: Path, topology: Any, target: dict[str, float | None]
 ) -> Any:
-    from c2r.evaluation import Target, plan_from_sweep, read_sweep
+    from c2r.sweeps import Target, plan_from_sweep, read_sweep
 
     made = plan_from_sweep(read_sweep(sweep), profile, topology, Target(**target))
     expected = made.provenance["expected"]

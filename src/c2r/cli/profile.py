@@ -19,7 +19,8 @@ from c2r.cli.models import (
 from c2r.cli.processes import num_processes, process_rank
 
 if TYPE_CHECKING:
-    from c2r.profiling import CollaborationProfile, ProfileBuilder
+    from c2r.profiling import CollaborationProfile
+    from c2r.traces import ProfileBuilder
 
 _SECONDS_BETWEEN_SAVES = 60.0
 
@@ -42,7 +43,7 @@ def profile(
     profile is the merge.
     """
     from c2r.adapters.huggingface import describe_model
-    from c2r.adapters.text import token_batches
+    from c2r.text import token_batches
 
     texts = resolve_texts(text)
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
@@ -129,7 +130,7 @@ class _Run:
 
     def count(self, model: Any, batches: Any, num_tokens: int) -> "CollaborationProfile":
         from c2r.adapters.huggingface import traces
-        from c2r.profiling import ProfileBuilder
+        from c2r.traces import ProfileBuilder
 
         start = self._partial()
         done = start.provenance["batches"] if start else 0

@@ -59,8 +59,8 @@ def sweep(
     of text. An interrupted sweep goes on from --out with the same command.
     """
     from c2r.adapters.huggingface import remove
-    from c2r.evaluation import Study, SweepRequest
-    from c2r.evaluation.plot import check_matplotlib, plot_curve
+    from c2r.sweeps import ResumableSweep, SweepRequest
+    from c2r.sweeps.plot import check_matplotlib, plot_curve
 
     if plot is not None:
         check_matplotlib()
@@ -78,7 +78,7 @@ def sweep(
         batch_size=batch_size,
         seed=seed,
     )
-    study = Study(
+    study = ResumableSweep(
         request=request,
         model=loaded,
         tokenizer=tokenizer,
@@ -120,7 +120,7 @@ def _show(document: Document) -> None:
 
 
 def _show_transfer(pairs: list[Document]) -> None:
-    from c2r.evaluation import Target
+    from c2r.sweeps import Target
 
     within = Target(max_loss_increase=0.003)
     rows = [

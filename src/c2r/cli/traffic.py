@@ -23,8 +23,8 @@ def traffic(
     rank that holds any of them (de-duplicated dispatch); its own rank counts. To see a constrained
     model's traffic, profile the folder that `c2r apply` wrote.
     """
-    from c2r.measuring import bytes_per_token, predict_rank_traffic, predict_traffic
-    from c2r.planning import Plan
+    from c2r.plans import Plan
+    from c2r.prediction import bytes_per_token, predict_rank_traffic, predict_traffic
     from c2r.profiling import CollaborationProfile
 
     counted, placed = CollaborationProfile.load(profile), Plan.load(plan)

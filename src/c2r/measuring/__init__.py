@@ -1,25 +1,30 @@
-"""Traffic and load, predicted from a profile and a plan; clocks, and what their times say."""
+"""Measures a model on text: its loss and what its layers send, under one plan or several."""
 
-from c2r.measuring.matrix import RankTraffic, predict_rank_traffic
-from c2r.measuring.timing import Spread, Stopwatch, interface_bytes, spread_of_ratios
-from c2r.measuring.traffic import (
-    LayerTraffic,
-    TrafficReport,
-    bytes_per_token,
-    count_rows,
-    predict_traffic,
+from c2r.measuring.loss import Evaluation, evaluate, token_losses
+from c2r.measuring.measure import (
+    check_predicted,
+    free_plan,
+    keeping_plan,
+    measure_plan,
+    measure_plans,
+    unconstrained,
 )
+from c2r.measuring.over_ranks import ParallelEvaluation, evaluate_parallel
+from c2r.measuring.tally import Figures, RoutingTally, Tally
 
 __all__ = [
-    "LayerTraffic",
-    "RankTraffic",
-    "Spread",
-    "Stopwatch",
-    "TrafficReport",
-    "bytes_per_token",
-    "count_rows",
-    "interface_bytes",
-    "predict_rank_traffic",
-    "predict_traffic",
-    "spread_of_ratios",
+    "Evaluation",
+    "Figures",
+    "ParallelEvaluation",
+    "RoutingTally",
+    "Tally",
+    "check_predicted",
+    "evaluate",
+    "evaluate_parallel",
+    "free_plan",
+    "keeping_plan",
+    "measure_plan",
+    "measure_plans",
+    "token_losses",
+    "unconstrained",
 ]

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from c2r.ops.combine import sum_copies, sum_copies_backward
-from c2r.ops.permute import Copies, copy_rows
+from c2r.ops.copy_rows import Copies, copy_rows
+from c2r.ops.sum_copies import sum_copies, sum_copies_backward
 
 
 class _Copy(torch.autograd.Function):

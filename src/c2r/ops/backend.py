@@ -19,12 +19,12 @@ VARIABLE = "C2R_BACKEND"
 
 OPS_WITH_KERNELS = (
     "coactivation",
-    "combine",
     "constrained_topk",
+    "copy_rows",
     "dispatch_layout",
     "gated_activation",
-    "permute",
     "rank_choice",
+    "sum_copies",
 )
 _MIN_CAPABILITY = (8, 0)
 
@@ -40,7 +40,7 @@ class Backend(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class BackendChoice:
     """A backend and why it was chosen."""
 
     backend: Backend
@@ -67,7 +67,7 @@ def by_device(reference: Callable[_P, _R]) -> Callable[_P, _R]:
     return operation
 
 
-def choose_backend(device: torch.device) -> Choice:
+def choose_backend(device: torch.device) -> BackendChoice:
     """The backend of operations on tensors of `device`.
 
     Raises:
@@ -76,11 +76,11 @@ def choose_backend(device: torch.device) -> Choice:
     named = os.environ.get(VARIABLE)
     if named is None:
         if device.type != "cuda":
-            return Choice(backend=Backend.REFERENCE, reason=f"tensors are on {device.type}")
+            return BackendChoice(backend=Backend.REFERENCE, reason=f"tensors are on {device.type}")
         obstacle = _obstacle(device)
         if obstacle:
-            return Choice(backend=Backend.REFERENCE, reason=obstacle)
-        return Choice(backend=Backend.TRITON, reason="tensors are on a GPU")
+            return BackendChoice(backend=Backend.REFERENCE, reason=obstacle)
+        return BackendChoice(backend=Backend.TRITON, reason="tensors are on a GPU")
     if named not in list(Backend):
         raise InputError(f"{VARIABLE}={named} is no backend; choose reference or triton, or unset")
     obstacle = _obstacle(device) if named == Backend.TRITON else None
@@ -88,7 +88,7 @@ def choose_backend(device: torch.device) -> Choice:
         raise InputError(
             f"{VARIABLE}={named} cannot run on {device.type} tensors: {obstacle}; unset it"
         )
-    return Choice(backend=Backend(named), reason=f"{VARIABLE} names it")
+    return BackendChoice(backend=Backend(named), reason=f"{VARIABLE} names it")
 
 
 @functools.cache

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from c2r.ops.copy_rows import copies_of
 from c2r.ops.dispatch_layout import sort_by_expert
-from c2r.ops.permute import copies_of
 from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
 from c2r.parallel.pending import Pending
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from c2r.errors import RoutingError
 from c2r.ops.autograd import copied, summed
-from c2r.ops.permute import Copies
+from c2r.ops.copy_rows import Copies
 from c2r.parallel.comm import Comm, Journey
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots

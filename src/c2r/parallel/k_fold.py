@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2r.ops.autograd import summed
+from c2r.ops.copy_rows import Copies
 from c2r.ops.dispatch_layout import expert_major, inverse, one_row_per_pair
-from c2r.ops.permute import Copies
 from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
 from c2r.parallel.pending import Pending
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2r.ops.copy_rows import copies_of
 from c2r.ops.dispatch_layout import (
     Departure,
     decode_pairs,
@@ -21,7 +22,6 @@ from c2r.ops.dispatch_layout import (
     one_row_per_destination,
     sort_by_expert,
 )
-from c2r.ops.permute import copies_of
 from c2r.parallel.comm import Comm
 from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
 from c2r.parallel.pending import Pending

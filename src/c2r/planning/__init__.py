@@ -1,18 +1,8 @@
 """Profile and devices in, plan out. Knows neither models nor process groups."""
 
-from c2r.planning.make_plan import make_plan
-from c2r.planning.partners import rank_partners
-from c2r.planning.placement import (
-    PlacementOptions,
-    assign_ranks,
-    contiguous_placement,
-    mean_copies,
-    mean_node_copies,
-    mean_remote_copies,
-    place_experts,
-    replicate_experts,
-)
-from c2r.planning.plan import LayerPlan, Plan
+from c2r.planning.partners import order_partners
+from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.planner import make_plan
 from c2r.planning.policies import (
     STRENGTH_NAMES,
     LayerShape,
@@ -22,26 +12,17 @@ from c2r.planning.policies import (
     with_policy,
 )
 from c2r.planning.spreading import LayerSensitivity, spread_strengths
-from c2r.planning.topology import ClusterTopology
 
 __all__ = [
     "STRENGTH_NAMES",
-    "ClusterTopology",
-    "LayerPlan",
     "LayerSensitivity",
     "LayerShape",
     "PlacementOptions",
-    "Plan",
     "PolicySetting",
-    "assign_ranks",
-    "contiguous_placement",
     "free_strength",
     "make_plan",
-    "mean_copies",
-    "mean_node_copies",
-    "mean_remote_copies",
+    "order_partners",
     "place_experts",
-    "rank_partners",
     "replicate_experts",
     "settings_per_layer",
     "spread_strengths",

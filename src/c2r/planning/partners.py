@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from c2r.planning.plan import Int
+from c2r.types import Int
 
 
-def rank_partners(coactivation: Int) -> Int:
+def order_partners(coactivation: Int) -> Int:
     """The other experts of each expert, those that it was chosen with most often first.
 
     `[[0, 2, 5], [2, 0, 1], [5, 1, 0]]` gives `[[2, 1], [0, 2], [0, 1]]`.

@@ -8,10 +8,11 @@ import numpy as np
 
 from c2r.errors import PlanError
 from c2r.ops.limits import check_top_t
-from c2r.planning.partners import rank_partners
+from c2r.planning.partners import order_partners
 from c2r.planning.placement import check_ranks
-from c2r.planning.plan import Int, Plan
+from c2r.plans.plan import Plan
 from c2r.profiling import CollaborationProfile, LayerProfile
+from c2r.types import Int
 
 STRENGTH_NAMES = {
     "top_k": "",
@@ -75,9 +76,9 @@ class PolicySetting:
     def partners(self, layer: LayerProfile, placement: Int) -> Int:
         """The lists `[E, T]` that the policy routes by; T = 0 for a policy without lists."""
         if self.policy == "c2r":
-            return rank_partners(layer.coactivation)[:, : int(self.strength)]
+            return order_partners(layer.coactivation)[:, : int(self.strength)]
         if self.policy == "c2r_placed":
-            return rank_partners_placed(layer.coactivation, placement, int(self.strength))
+            return order_partners_by_rank(layer.coactivation, placement, int(self.strength))
         return np.empty((layer.num_experts, 0), dtype=np.int64)
 
 
@@ -165,7 +166,7 @@ def with_policy(
     return replace(plan, layers=tuple(layers))
 
 
-def rank_partners_placed(coactivation: Int, placement: Int, num_ranks: int) -> Int:
+def order_partners_by_rank(coactivation: Int, placement: Int, num_ranks: int) -> Int:
     """Partners closed under placement: all experts of the ranks that collaborate most with each.
 
     Each expert's own rank comes first, then the ranks with the most co-activation, `num_ranks` in
@@ -181,7 +182,7 @@ def rank_partners_placed(coactivation: Int, placement: Int, num_ranks: int) -> I
         itself, which is allowed beside itself anyhow.
     """
     num_experts = len(placement)
-    everyone = rank_partners(coactivation)
+    everyone = order_partners(coactivation)
     counts = coactivation.astype(np.float64)
     np.fill_diagonal(counts, 0.0)
     held = counts @ np.eye(int(placement.max()) + 1)[placement]

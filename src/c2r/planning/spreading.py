@@ -4,11 +4,9 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from c2r.errors import PlanError
-
-Float = npt.NDArray[np.float64]
+from c2r.types import Float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,7 +1,6 @@
-"""Which experts collaborate: traces in, a mergeable collaboration profile out, metrics of it."""
+"""Which experts collaborate: a mergeable collaboration profile, and metrics of it."""
 
-from c2r.profiling.builder import ProfileBuilder
-from c2r.profiling.ids import IdProfileBuilder
+from c2r.profiling.id_builder import IdProfileBuilder
 from c2r.profiling.metrics import CollaborationMetrics, mean_metrics, measure_collaboration
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
 from c2r.profiling.sets import RoutingSets
@@ -11,7 +10,6 @@ __all__ = [
     "CollaborationProfile",
     "IdProfileBuilder",
     "LayerProfile",
-    "ProfileBuilder",
     "RoutingSets",
     "mean_metrics",
     "measure_collaboration",

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-import numpy.typing as npt
 
 from c2r.profiling.profile import LayerProfile
-
-Float = npt.NDArray[np.float64]
+from c2r.types import Float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.artifacts import Arrays, Artifact, damaged_file, read_artifact, write_artifact
+from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError, InputError
 from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
-
-Int = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float64]
+from c2r.types import Arrays, Float, Int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

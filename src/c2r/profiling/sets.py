@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Int = npt.NDArray[np.int64]
+from c2r.types import Int
 
 MAX_DISTINCT_SETS = 131_072
 
@@ -41,7 +41,7 @@ class RoutingSets:
     @classmethod
     def count(cls, expert_ids: Int, rng: np.random.Generator, capacity: int) -> "RoutingSets":
         """Counts the sets of `expert_ids` `[tokens, k]`, in any order within a row."""
-        experts, counts = count_rows(np.sort(expert_ids, axis=1))
+        experts, counts = distinct_rows(np.sort(expert_ids, axis=1))
         sets = cls(experts=experts, counts=counts, num_tokens=len(expert_ids), capacity=capacity)
         return sets if len(experts) <= capacity else sets._sampled(rng)
 
@@ -59,12 +59,12 @@ class RoutingSets:
         """Distinct sets `[sets, k]` and their counts `[sets]`, of all tokens or of the sample."""
         if self.is_exact:
             return self.experts, self.counts
-        return count_rows(self.experts)
+        return distinct_rows(self.experts)
 
     def merge(self, other: "RoutingSets", rng: np.random.Generator) -> "RoutingSets":
         """The sets of both; `rng` draws priorities for tokens that were counted exactly so far."""
         if self.is_exact and other.is_exact:
-            experts, counts = count_rows(
+            experts, counts = distinct_rows(
                 np.concatenate([self.experts, other.experts]),
                 np.concatenate([self.counts, other.counts]),
             )
@@ -126,7 +126,7 @@ def _lowest_priorities(
     )
 
 
-def count_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
+def distinct_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
     """Distinct rows of `rows` `[n, k]` in lexicographic order and the sum of their counts.
 
     `counts` `[n]` are the rows' own counts, 1 each where None.

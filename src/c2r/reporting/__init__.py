@@ -2,8 +2,8 @@
 
 from c2r.reporting.build import build_report
 from c2r.reporting.charts import Report
-from c2r.reporting.figures import write_figures
 from c2r.reporting.inputs import Inputs, read_inputs
+from c2r.reporting.matplotlib_charts import write_figures
 from c2r.reporting.page import render_page, write_page
 
 __all__ = [

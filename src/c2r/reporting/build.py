@@ -3,20 +3,24 @@
 import importlib.metadata
 from collections.abc import Iterator
 
-from c2r.measuring import TrafficReport, predict_rank_traffic, predict_traffic
+from c2r.prediction import TrafficReport, predict_rank_traffic, predict_traffic
 from c2r.profiling import CollaborationMetrics, measure_collaboration
-from c2r.reporting.answers import answer_collaboration, answer_saving, answer_traffic
 from c2r.reporting.charts import Report, Section
 from c2r.reporting.inputs import Inputs
-from c2r.reporting.measurements import show_benchmark, show_training
-from c2r.reporting.quality import show_quality
-from c2r.reporting.sections import (
+from c2r.reporting.sections.answers import (
+    answer_collaboration,
+    answer_saving,
+    answer_traffic,
+)
+from c2r.reporting.sections.benchmark import show_benchmark, show_training
+from c2r.reporting.sections.profile import (
     show_collaboration,
     show_load,
     show_plan,
     show_provenance,
     show_traffic,
 )
+from c2r.reporting.sections.quality import show_quality
 
 
 def build_report(inputs: Inputs) -> Report:

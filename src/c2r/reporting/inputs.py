@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from c2r.artifacts import decode_artifact
 from c2r.errors import ArtifactError, InputError
-from c2r.planning import Plan
+from c2r.plans import Plan
 from c2r.profiling import CollaborationProfile
 
 Document = dict[str, Any]

@@ -14,7 +14,7 @@ from string import Template
 from c2r.artifacts import write_text
 from c2r.errors import InputError
 from c2r.reporting.charts import Answer, Chart, HeatMap, Report, Section, Table
-from c2r.reporting.plots import plot
+from c2r.reporting.plotly_charts import plot
 
 
 def write_page(report: Report, path: Path) -> None:

@@ -30,7 +30,7 @@ def score_mass(scores: Tensor, kind: ScoreKind) -> Tensor:
     return mass_of(scores, kind is ScoreKind.LOGITS)
 
 
-def kept_slots(expert_ids: Tensor) -> Tensor:
+def used_places(expert_ids: Tensor) -> Tensor:
     """Which of each token's k places hold an expert: bool, of the shape of the ids `[..., k]`.
 
     A policy that drops an expert repeats in its place the one in column 0: of `[3, 3, 5]` the
@@ -47,7 +47,7 @@ class LayerTrace:
 
     `name` is the router's module path. `expert_ids` `[tokens, k]` int64 holds distinct experts,
     column 0 the top-1 (the argmax of what the router selects by); only where a policy dropped
-    experts is column 0 the best that is kept, and repeated, see `kept_slots`. `weights`
+    experts is column 0 the best that is kept, and repeated, see `used_places`. `weights`
     `[tokens, k]` are the factors of the experts' outputs, in the same order, None where the model
     does not show them.
     `scores` `[tokens, E]` are the selection scores, of kind `score_kind`.

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from c2r.planning import LayerPlan, Plan
 from c2r.planning.policies import STRENGTH_NAMES, free_strength
+from c2r.plans import LayerPlan, Plan
 
 STAGES = 20
 """Strengths that an annealing passes through: each has to be prepared."""

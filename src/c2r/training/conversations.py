@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from c2r.adapters.text import Text, json_lines
 from c2r.errors import InputError
+from c2r.text import Text, json_lines
 
 Messages = list[dict[str, str]]
 

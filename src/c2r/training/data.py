@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from c2r.adapters.text import Text, read_texts
 from c2r.errors import InputError
+from c2r.text import Text, read_texts
 from c2r.training.conversations import read_conversations, render
 
 NO_LOSS = -100

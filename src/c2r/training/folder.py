@@ -13,7 +13,7 @@ from torch import Tensor
 from c2r.adapters.huggingface import describe_model, save_pretrained
 from c2r.artifacts import write_text
 from c2r.errors import InputError
-from c2r.planning import Plan
+from c2r.plans import Plan
 from c2r.training.checkpoint import checkpoints
 from c2r.training.data import Example
 from c2r.training.settings import FinetuneSettings

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from c2r.adapters.huggingface import capture, enforce, prepare
-from c2r.adapters.huggingface.sites import evaluating
+from c2r.adapters.huggingface.routers.sites import evaluating
 from c2r.errors import InputError
-from c2r.evaluation import RoutingTally
-from c2r.planning import Plan
+from c2r.measuring import RoutingTally
+from c2r.plans import Plan
 from c2r.training.data import NO_LOSS, Example
 from c2r.training.losses import cross_entropy_sum, next_token_labels
 from c2r.training.trainer import batch_of

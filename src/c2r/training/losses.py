@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2r.errors import ModelError
-from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, kept_slots, score_mass
+from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, score_mass, used_places
 from c2r.training.data import NO_LOSS
 
 _ROWS = 1024
@@ -55,7 +55,7 @@ def balance_loss(trace: RoutingTrace, mask: Tensor, num_processes: int = 1) -> T
 
 def _count(layer: LayerTrace, mask: Tensor) -> Tensor:
     ids = layer.expert_ids[mask]
-    return torch.bincount(ids[kept_slots(ids)], minlength=layer.scores.shape[-1]).float()
+    return torch.bincount(ids[used_places(ids)], minlength=layer.scores.shape[-1]).float()
 
 
 def _probabilities(layer: LayerTrace) -> Tensor:

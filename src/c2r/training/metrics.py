@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from c2r.evaluation.tally import RoutingTally
-from c2r.planning import Plan
-from c2r.profiling import ProfileBuilder, measure_collaboration
-from c2r.traces import RoutingTrace
+from c2r.measuring.tally import RoutingTally
+from c2r.plans import Plan
+from c2r.profiling import measure_collaboration
+from c2r.traces import ProfileBuilder, RoutingTrace
 
 
 def routing_metrics(trace: RoutingTrace, plan: Plan) -> dict[str, float]:

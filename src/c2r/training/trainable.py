@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, find_sites
-from c2r.adapters.huggingface.sites import evaluating
+from c2r.adapters.huggingface.routers.sites import evaluating
 from c2r.errors import InputError
-from c2r.planning import Plan
+from c2r.plans import Plan
 from c2r.training.settings import Mode
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
 from c2r.errors import RoutingError, TrainingError
-from c2r.planning import Plan
+from c2r.plans import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import annealed
 from c2r.training.data import NO_LOSS, Example, collate

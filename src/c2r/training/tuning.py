@@ -16,8 +16,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
 from c2r.errors import InputError
-from c2r.evaluation import unconstrained
-from c2r.planning import Plan
+from c2r.measuring import unconstrained
+from c2r.plans import Plan
 from c2r.training.data import Example
 from c2r.training.folder import claim, make_request, publish
 from c2r.training.progress import boards

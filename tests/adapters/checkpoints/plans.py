@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from c2r.adapters.huggingface import RouterSite, fingerprint
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 
 
 def shuffled_plan(

@@ -3,7 +3,7 @@ import pytest
 
 from c2r.adapters.checkpoints.order import check_groups, contiguous_order, renumber_layer
 from c2r.errors import PlanError
-from c2r.planning import ClusterTopology, LayerPlan
+from c2r.plans import ClusterTopology, LayerPlan
 
 
 def layer(placement: list[int], replicas: list[list[int]] | None = None) -> LayerPlan:

@@ -21,7 +21,7 @@ from c2r.adapters.engines import (
     sglang,
 )
 from c2r.errors import ArtifactError, InputError, PlanError, PlanMismatchError
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 
 RANKS, EXPERTS, LAYERS = 4, 8, (1, 2, 4)  # layers 0 and 3 are dense
 

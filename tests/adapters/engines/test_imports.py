@@ -14,7 +14,8 @@ from c2r.adapters.engines import ImportFormat, ModelLayers, import_traces
 from c2r.adapters.huggingface import capture, load_model, read_model_layers
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError
-from c2r.profiling import CollaborationProfile, ProfileBuilder
+from c2r.profiling import CollaborationProfile
+from c2r.traces import ProfileBuilder
 
 EXPERTS, TOP_K, NUM_LAYERS = 32, 4, 4
 Ids = list[np.ndarray]

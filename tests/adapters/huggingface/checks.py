@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from c2r.adapters.huggingface import RouterSite, apply, capture, find_sites, remove
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.traces import LayerTrace
 from tests.adapters.huggingface.families import Family
 

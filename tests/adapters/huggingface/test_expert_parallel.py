@@ -15,23 +15,23 @@ from transformers.distributed import DistributedConfig
 
 import c2r
 from c2r.adapters.huggingface import find_sites, load_model
-from c2r.adapters.huggingface.checkpoint import skeleton_of
-from c2r.adapters.huggingface.expert_parallel import (
+from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     _experts_of,
     _only_experts,
-    count_rows,
+    counting_rows,
     load_parallel,
     parallelize,
 )
-from c2r.adapters.huggingface.parallel_state import (
+from c2r.adapters.huggingface.expert_parallel.state import (
     expert_parameters,
     gather_state_dict,
     reduce_gradients,
 )
+from c2r.adapters.huggingface.folders import skeleton_of
 from c2r.assets import tiny_folder
 from c2r.errors import CommunicationError, InputError, ModelError, PlanError, PlanMismatchError
-from c2r.planning import ClusterTopology, LayerPlan, Plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
 from tests.adapters.huggingface.families import FAMILIES
 from tests.parallel.processes import run_checks
 
@@ -201,7 +201,7 @@ def rows_sent_as_predicted(comm):
     c2r.apply(model, plan)
     ids = tokens(comm.size, 64)[comm.rank : comm.rank + 1]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with count_rows(model) as rows:
+    with counting_rows(model) as rows:
         profile = c2r.evaluate(model, [batch]).profile
     predicted = c2r.predict_traffic(profile, plan)
     for sent, layer in zip(rows.values(), predicted.layers, strict=True):
@@ -219,7 +219,7 @@ def constrained(comm):
     c2r.apply(single, plan)
     parallelize(model, plan)
     c2r.apply(model, plan)
-    with count_rows(model) as rows:
+    with counting_rows(model) as rows:
         torch.testing.assert_close(
             summed_loss(model, ids), summed_loss(single, ids), rtol=1e-5, atol=0
         )

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from c2r.adapters.huggingface import apply, capture, find_sites, remove
-from c2r.adapters.huggingface.sites import SelectionRule
+from c2r.adapters.huggingface.routers.sites import SelectionRule
 from c2r.errors import ModelError, PlanError
-from c2r.planning import ClusterTopology, Plan
-from c2r.traces import kept_slots, score_mass
+from c2r.plans import ClusterTopology, Plan
+from c2r.traces import score_mass, used_places
 from tests.adapters.huggingface.checks import _Handed, gradients, random_plan, run
 from tests.adapters.huggingface.families import FAMILIES, Family
 
@@ -71,7 +71,7 @@ def test_a_dropped_expert_has_no_weight_and_the_others_share_as_the_model_does(f
     trace, handed = routed(model)
     given = handed.experts_of(first)
     ids, weights = given or (trace.layers[0].expert_ids, trace.layers[0].weights)
-    kept = kept_slots(ids)
+    kept = used_places(ids)
     assert first.top_k == 1 or not kept.all()
     assert (weights[~kept] == 0).all() and (weights[kept] != 0).all()
     # Only the first layer sees the same input as before.

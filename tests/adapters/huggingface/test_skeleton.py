@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from c2r.adapters.huggingface import find_sites
-from c2r.adapters.huggingface.skeleton import model_layers, read_model_layers
+from c2r.adapters.huggingface.routers.skeleton import model_layers, read_model_layers
 from c2r.assets import tiny_folder
 from c2r.errors import InputError, ModelError
 from tests.adapters.huggingface.families import FAMILIES

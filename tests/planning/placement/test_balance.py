@@ -3,10 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2r.planning import contiguous_placement
-from c2r.planning.placement import rank_loads
 from c2r.planning.placement.balance import canonical_placement, pack_by_load, repair_sizes
 from c2r.planning.placement.hypergraph import pair_weights
+from c2r.plans import contiguous_placement, rank_loads
 
 
 def test_contiguous_keeps_order_and_gives_the_first_ranks_the_rest():

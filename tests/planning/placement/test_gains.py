@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from c2r.planning.placement import count_copies
 from c2r.planning.placement.gains import SwapGains
+from c2r.plans import count_copies
 from tests.planning.instances import random_sets
 
 

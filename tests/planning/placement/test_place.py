@@ -7,18 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c2r.errors import PlanError
-from c2r.planning import (
-    ClusterTopology,
-    PlacementOptions,
-    contiguous_placement,
-    mean_copies,
-    mean_node_copies,
-    place_experts,
-)
-from c2r.planning.placement import load_max_over_mean, rank_loads
+from c2r.planning import PlacementOptions, place_experts
 from c2r.planning.placement.exact import enumerate_placements
 from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
+from c2r.plans import (
+    ClusterTopology,
+    contiguous_placement,
+    load_max_over_mean,
+    mean_copies,
+    mean_node_copies,
+    rank_loads,
+)
 from tests.planning.exhaustive import best_cut, cut
 from tests.planning.instances import (
     pairs_as_sets,
@@ -211,7 +211,8 @@ def test_without_mtkahypar_the_import_is_not_an_error():
 
 PROGRAM = """
 import numpy as np
-from c2r.planning import ClusterTopology, PlacementOptions, place_experts
+from c2r.plans import ClusterTopology
+from c2r.planning import PlacementOptions, place_experts
 from tests.planning.instances import random_sets
 instance = random_sets(24, 4, 3000, seed=7, groups=5)
 for _ in range(2):

@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c2r.errors import PlanError
-from c2r.planning import (
+from c2r.planning import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.placement.replicas import _Replication
+from c2r.planning.placement.search import PlacementProblem
+from c2r.plans import (
     ClusterTopology,
-    PlacementOptions,
     assign_ranks,
     contiguous_placement,
-    place_experts,
-    replicate_experts,
+    count_distinct,
+    holders_of,
+    row_loads,
 )
-from c2r.planning.placement import count_distinct, holders_of, row_loads
-from c2r.planning.placement.replicas import _State
-from c2r.planning.placement.search import PlacementProblem
 from tests.planning.instances import random_sets
 
 NONE = np.empty((0, 0), dtype=np.int64)
@@ -110,7 +110,7 @@ def test_the_state_stays_that_of_a_fresh_count(num_nodes):
     problem = PlacementProblem(
         sets=sets, counts=counts, load=load, topology=topology, inter_node_cost=8.0
     )
-    state = _State(problem, placement, 3)
+    state = _Replication(problem, placement, 3)
     rng = np.random.default_rng(0)
     for _ in range(10):
         free = np.argwhere(~state.holders & (state.free > 0))

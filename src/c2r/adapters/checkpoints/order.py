@@ -3,12 +3,10 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from c2r.errors import PlanError
-from c2r.planning import ClusterTopology, LayerPlan, contiguous_placement
-
-Int = npt.NDArray[np.int64]
+from c2r.plans import ClusterTopology, LayerPlan, contiguous_placement
+from c2r.types import Int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

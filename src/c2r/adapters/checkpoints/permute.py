@@ -28,10 +28,10 @@ from c2r.adapters.checkpoints.rewrite import (
     tensor_changes,
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
-from c2r.adapters.huggingface.checkpoint import PLAN_FILE
+from c2r.adapters.huggingface.folders import PLAN_FILE
 from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
 from c2r.errors import InputError, ModelError
-from c2r.planning import Plan
+from c2r.plans import Plan
 
 _GROUP_KEYS = ("n_group", "num_expert_group")
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from c2r.adapters.checkpoints.layout import Dependence, MoeLayer
 from c2r.adapters.checkpoints.order import ExpertOrder
 from c2r.adapters.checkpoints.shards import INDEX_FILE, Checkpoint, Shard, StoredTensor
-from c2r.adapters.huggingface.checkpoint import PLAN_FILE
+from c2r.adapters.huggingface.folders import PLAN_FILE
 from c2r.errors import InputError
+from c2r.types import Int
 
 PERMUTATION_FILE = "c2r_permutation.safetensors"
 _STATE_FILE = "c2r_unfinished.json"
@@ -29,7 +29,6 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", "
 _OWN_FILES = (PLAN_FILE, PERMUTATION_FILE, INDEX_FILE, "config.json")
 _BUFFER_BYTES = 1 << 20  # stays in the processor's cache between read and write
 
-Int = npt.NDArray[np.int64]
 Advance = Callable[[int], None]
 Range = tuple[int, int]
 

@@ -9,7 +9,7 @@ from c2r.adapters.engines import megatron, sglang, tensorrt_llm, vllm, vllm_asce
 from c2r.adapters.engines.slots import SlotMap, check_slots, plan_slots
 from c2r.artifacts import damaged_file, write_text
 from c2r.errors import InputError
-from c2r.planning import Plan
+from c2r.plans import Plan
 
 
 class ExportFormat(StrEnum):

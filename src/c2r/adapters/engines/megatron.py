@@ -16,7 +16,7 @@ import numpy.typing as npt
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.errors import InputError, PlanError
-from c2r.planning import Plan
+from c2r.plans import Plan
 
 _INDICES = b'"top_indices":'
 

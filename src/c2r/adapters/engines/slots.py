@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from c2r.adapters.layers import split_layer
 from c2r.errors import InputError, PlanError, PlanMismatchError
-from c2r.planning import LayerPlan, Plan
-
-Int = npt.NDArray[np.int64]
+from c2r.plans import LayerPlan, Plan
+from c2r.types import Int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,7 +1,19 @@
 """transformers models: found, constrained, recorded, saved; none of their files is edited."""
 
-from c2r.adapters.huggingface.capture import Recorder, capture, describe_model, profile, traces
-from c2r.adapters.huggingface.checkpoint import (
+from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
+from c2r.adapters.huggingface.expert_parallel.spread import (
+    ParallelOptions,
+    counting_rows,
+    is_parallel,
+    load_parallel,
+    parallelize,
+)
+from c2r.adapters.huggingface.expert_parallel.state import (
+    expert_parameters,
+    gather_state_dict,
+    reduce_gradients,
+)
+from c2r.adapters.huggingface.folders import (
     PLAN_FILE,
     from_pretrained,
     is_hub_name,
@@ -9,16 +21,11 @@ from c2r.adapters.huggingface.checkpoint import (
     load_tokenizer,
     save_pretrained,
 )
-from c2r.adapters.huggingface.expert_parallel import (
-    ParallelOptions,
-    count_rows,
-    is_parallel,
-    load_parallel,
-    parallelize,
-)
-from c2r.adapters.huggingface.experts_layer import experts_forward
-from c2r.adapters.huggingface.fingerprint import fingerprint
-from c2r.adapters.huggingface.install import (
+from c2r.adapters.huggingface.routers.model_identity import fingerprint
+from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
+from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
+from c2r.adapters.huggingface.routers.skeleton import read_model_layers
+from c2r.adapters.huggingface.taps.install import (
     ConstraintReport,
     PreparedPlan,
     applied_plan,
@@ -29,14 +36,13 @@ from c2r.adapters.huggingface.install import (
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.parallel_state import (
-    expert_parameters,
-    gather_state_dict,
-    reduce_gradients,
+from c2r.adapters.huggingface.taps.recorder import (
+    Recorder,
+    capture,
+    describe_model,
+    profile,
+    traces,
 )
-from c2r.adapters.huggingface.registry import RouterSpec, register_router
-from c2r.adapters.huggingface.sites import RouterSite, SelectionRule
-from c2r.adapters.huggingface.skeleton import read_model_layers
 
 __all__ = [
     "PLAN_FILE",
@@ -51,7 +57,7 @@ __all__ = [
     "apply",
     "capture",
     "constraint_report",
-    "count_rows",
+    "counting_rows",
     "describe_model",
     "enforce",
     "expert_parameters",

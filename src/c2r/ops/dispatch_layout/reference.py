@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from c2r.ops.permute import Copies
+from c2r.ops.copy_rows import Copies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from c2r.ops.copy_rows import Copies
 from c2r.ops.dispatch_layout import reference
 from c2r.ops.dispatch_layout.reference import Departure
 from c2r.ops.launching import launch
-from c2r.ops.permute import Copies
 
 _PAIRS = 128
 _MAX_KEYS = 1024

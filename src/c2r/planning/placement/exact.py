@@ -5,8 +5,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from c2r.planning.placement.copies import Float, Int
 from c2r.planning.placement.search import PlacementProblem
+from c2r.types import Float, Int
 
 _MAX_PLACEMENTS = 50_000
 _MAX_WORK = 200_000_000

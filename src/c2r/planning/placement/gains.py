@@ -14,11 +14,9 @@ a set that holds both changes nothing, which the last two terms put right.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from c2r.planning.placement.copies import Counts, Float, Int, count_copies
-
-Bool = npt.NDArray[np.bool_]
+from c2r.plans.copies import count_copies
+from c2r.types import Bool, Counts, Float, Int
 
 
 class SwapGains:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from c2r.planning.placement.balance import rank_sizes, repair_sizes
-from c2r.planning.placement.copies import Counts, Float, Int
+from c2r.planning.placement.balance import repair_sizes
+from c2r.plans.contiguous import rank_sizes
+from c2r.types import Counts, Float, Int
 
 _MAX_PINS = 16_384
 _TOTAL_WEIGHT = 2**28  # Weights and their sums are 32-bit integers there.

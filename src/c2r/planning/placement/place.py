@@ -5,16 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from c2r.errors import PlanError
-from c2r.planning.placement.balance import (
-    canonical_placement,
-    contiguous_placement,
-    pack_by_load,
-)
-from c2r.planning.placement.copies import Counts, Int, load_max_over_mean, rank_loads
+from c2r.planning.placement.balance import canonical_placement, pack_by_load
 from c2r.planning.placement.exact import best_of_all, is_small
 from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
-from c2r.planning.topology import ClusterTopology
+from c2r.plans.contiguous import contiguous_placement
+from c2r.plans.copies import load_max_over_mean, rank_loads
+from c2r.plans.topology import ClusterTopology
+from c2r.types import Counts, Int
 
 _BUDGET_MICROSECONDS = 1_500_000
 _SEARCH_LENGTH = (120, 400)
@@ -151,12 +149,12 @@ def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random
     for start in starts:
         nested = _nodes_first(problem, start, length, rng)
         found.append(improve_placement(problem, nested, length, rng))
-    best = min(found, key=problem.rank)
+    best = min(found, key=problem.order)
     without_gain = 0
     for _ in range(max(1, num_searches - len(starts))):
         shaken = improve_placement(problem, _shake(best, rng), length, rng)
         without_gain += 1
-        if problem.rank(shaken) < problem.rank(best):
+        if problem.order(shaken) < problem.order(best):
             best, without_gain = shaken, 0
         if without_gain == _PATIENCE:
             break

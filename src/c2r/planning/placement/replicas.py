@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from c2r.errors import PlanError
-from c2r.planning.placement.copies import Counts, Float, Int
-from c2r.planning.placement.holders import Bool, assign_ranks, holders_of
 from c2r.planning.placement.place import PlacementOptions
 from c2r.planning.placement.search import PlacementProblem
-from c2r.planning.topology import ClusterTopology
+from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.topology import ClusterTopology
+from c2r.types import Bool, Counts, Float, Int
 
 Pair = tuple[int, int]
 """An expert and a rank that holds a replica of it."""
@@ -28,7 +28,7 @@ _CHUNK = 8192
 _TOLERANCE = 1e-9
 
 
-class _State:
+class _Replication:
     """Who holds what, where each set's experts are computed, and what a further replica saves.
 
     Attributes:
@@ -141,7 +141,7 @@ def replicate_experts(
         topology=topology,
         inter_node_cost=options.inter_node_cost,
     )
-    state = _State(problem, placement, num_replicas)
+    state = _Replication(problem, placement, num_replicas)
     _choose(state, problem, np.random.default_rng(options.seed))
     if state.key[0] > 0:
         raise PlanError(
@@ -162,7 +162,7 @@ def _check_replicas(placement: Int, topology: ClusterTopology, num_replicas: int
         )
 
 
-def _choose(state: _State, problem: PlacementProblem, rng: np.random.Generator) -> None:
+def _choose(state: _Replication, problem: PlacementProblem, rng: np.random.Generator) -> None:
     """Fills all slots, then each anew, then random ones in random order, while that pays."""
     added = []
     while state.free.any():
@@ -182,7 +182,7 @@ def _choose(state: _State, problem: PlacementProblem, rng: np.random.Generator) 
         without_gain = without_gain + 1 if added == before else 0
 
 
-def _refill(state: _State, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
+def _refill(state: _Replication, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
     """Fills slots anew, in the order given: better replicas, or `added` where none are found."""
     excess, cost = state.key
     for pair in emptied:
@@ -199,7 +199,7 @@ def _refill(state: _State, load: Float, added: list[Pair], emptied: list[Pair]) 
     return added
 
 
-def _add_best(state: _State, load: Float, ranks: Bool) -> Pair:
+def _add_best(state: _Replication, load: Float, ranks: Bool) -> Pair:
     """Adds the replica on `ranks` that saves most within the load limit, and tells which."""
     cost = state.cost
     tried = {}
@@ -214,7 +214,7 @@ def _add_best(state: _State, load: Float, ranks: Bool) -> Pair:
     return best
 
 
-def _candidates(state: _State, load: Float, ranks: Bool) -> Iterator[Pair]:
+def _candidates(state: _Replication, load: Float, ranks: Bool) -> Iterator[Pair]:
     """The replicas on `ranks`, `[R]`, that save most, then those that move least load."""
     experts, of_ranks = np.nonzero(~state.holders & ranks)
     by_saving = np.argsort(-state.saved[experts, of_ranks], kind="stable")[:_TRIED]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from c2r.planning.placement.copies import Counts, Float, Int, count_copies, rank_loads
 from c2r.planning.placement.gains import SwapGains
-from c2r.planning.topology import ClusterTopology
+from c2r.plans.copies import count_copies, rank_loads
+from c2r.plans.topology import ClusterTopology
+from c2r.types import Counts, Float, Int
 
 _OSCILLATION = 5
 
@@ -55,12 +56,12 @@ class PlacementProblem:
         loads = rank_loads(self.load, placement, self.topology.num_ranks)
         return float(np.maximum(loads - self.load_limit, 0).sum())
 
-    def rank(self, placement: Int) -> tuple[float, float]:
+    def order(self, placement: Int) -> tuple[float, float]:
         """Sorts placements, better ones first: less excess load, then lower cost."""
         return self.excess(placement), self.cost(placement)
 
 
-class _State:
+class _SwapSearch:
     """A placement, one empty place on each rank with an expert less, and all its swap changes."""
 
     def __init__(self, problem: PlacementProblem, placement: Int) -> None:
@@ -131,24 +132,24 @@ class _State:
 class _Memory:
     """Until which step an expert may not return to a rank, and the best placement met."""
 
-    def __init__(self, state: _State, num_ranks: int) -> None:
+    def __init__(self, state: _SwapSearch, num_ranks: int) -> None:
         self._until = np.zeros((len(state.placement), num_ranks), dtype=np.int64)
         self._tolerance = 1e-9 * max(state.cost, 1.0)
         self.best = state.placement[: state.num_experts].copy()
         self._best_key = (state.excess, state.cost)
         self.stale = 0
 
-    def forbid(self, changes: Float, state: _State, step: int) -> None:
+    def forbid(self, changes: Float, state: _SwapSearch, step: int) -> None:
         """Makes forbidden swaps infinite, unless they lead below the best cost."""
         held = self._until[:, state.placement] > step
         beaten = state.cost + changes < self._best_key[1] - self._tolerance
         changes[(held | held.T) & ~beaten] = np.inf
 
-    def remember(self, state: _State, pair: tuple[int, int], until: Int) -> None:
+    def remember(self, state: _SwapSearch, pair: tuple[int, int], until: Int) -> None:
         """Forbids the swap back of `pair`, which is about to be swapped."""
         self._until[pair, state.placement[list(pair)]] = until
 
-    def compare(self, state: _State) -> None:
+    def compare(self, state: _SwapSearch) -> None:
         """Keeps the state where it has less excess, or the same and a lower cost."""
         excess, cost = self._best_key
         less_excess = state.excess < excess - self._tolerance
@@ -174,7 +175,7 @@ def improve_placement(
         steps: how many swaps at most.
         rng: draws for how long a swap back is forbidden.
     """
-    state = _State(problem, start)
+    state = _SwapSearch(problem, start)
     memory = _Memory(state, problem.topology.num_ranks)
     longest = 4 + len(state.placement) // 4
     penalty, streak = float(problem.counts.sum() / max(problem.load.mean(), 1e-300)), 0

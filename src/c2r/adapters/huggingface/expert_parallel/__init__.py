@@ -1,0 +1,1 @@
+"""Spreads a model's experts over ranks."""

@@ -1,0 +1,409 @@
+"""Experts of transformers models spread over ranks, through the door that transformers opens.
+
+The implementation is registered as "c2r" with transformers' own expert parallelism. Ranks of a
+plan need not hold contiguous ids: a layer's experts are the plan's, in ascending order, and the
+dispatcher knows where each went, so that routers and the names in state dicts stay as they are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
+from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
+
+from c2r.adapters.huggingface.expert_parallel.expert_weights import (
+    move_experts,
+    replace_experts,
+)
+from c2r.adapters.huggingface.folders import (
+    PARALLEL_ATTRIBUTE,
+    constrain,
+    load_model,
+    load_weights,
+    skeleton_of,
+)
+from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
+from c2r.adapters.huggingface.routers.sites import model_type
+from c2r.adapters.huggingface.taps.install import find_sites
+from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
+from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
+from c2r.plans import LayerPlan, Plan, contiguous_placement
+from c2r.types import Int
+
+_HOOK = "_c2r_load_hook"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelOptions:
+    """How tokens travel.
+
+    Attributes:
+        dispatcher: one of `c2r.parallel.DISPATCHERS`.
+        num_chunks: parts of a batch that overlap.
+        dispatch_dtype: type of the rows on the way; their own where absent.
+        timeout: seconds after which a rank that does not answer is an error.
+    """
+
+    dispatcher: str = "zero_redundancy"
+    num_chunks: int = 1
+    dispatch_dtype: torch.dtype | None = None
+    timeout: float = 60.0
+
+
+class LocalExperts:
+    """Runs a module's experts where they are, in place of its own forward.
+
+    Args:
+        module: the experts; its parameters are those of this rank already.
+        name: path of the module in the model.
+        comm: the ranks.
+        placement: `[E]` the rank of each expert.
+        options: how tokens travel.
+        num_nodes: machines that the ranks are on.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        comm: ProcessGroupComm,
+        placement: Int,
+        options: ParallelOptions,
+        num_nodes: int,
+    ) -> None:
+        self.forward = module.forward
+        self.name = name
+        self.comm = comm
+        self.placement = placement
+        self.num_chunks = options.num_chunks
+        self.dispatcher = make_dispatcher(
+            options.dispatcher,
+            comm=comm,
+            placement=placement,
+            num_nodes=num_nodes,
+            dispatch_dtype=options.dispatch_dtype,
+            layer=name,
+        )
+
+    def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sums `[tokens, h]` of this rank's tokens, as the module itself would."""
+        output: Tensor = parallel_moe(
+            hidden, expert_ids, weights, self.run, self.dispatcher, self.num_chunks
+        )
+        return output.to(hidden.dtype)
+
+    def run(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """The module's own forward on rows of local experts `[rows, h]`, unweighted."""
+        ids = torch.arange(len(counts), device=rows.device)
+        ids = ids.repeat_interleave(counts, output_size=len(rows))[:, None]
+        if not len(rows):  # One row of zeros keeps the experts in the graph of backward.
+            rows, ids = rows.sum(0, keepdim=True), ids.new_zeros(1, 1)
+            return self._run(rows, ids)[:0]
+        return self._run(rows, ids)
+
+    def _run(self, rows: Tensor, ids: Tensor) -> Tensor:
+        output: Tensor = self.forward(rows, ids, rows.new_ones(ids.shape))
+        return output
+
+
+class C2RExpertParallel(EPImplementation):  # type: ignore[misc]
+    """transformers' `ep_implementation="c2r"`: contiguous ids, each token sent to a rank once."""
+
+    def __init__(self, experts: nn.Module, ep_mesh: Any, tp_mesh: Any) -> None:
+        super().__init__(experts, ep_mesh, tp_mesh)
+        self.is_shared_batch = tp_mesh.size() > 1
+        comm = ProcessGroupComm(ep_mesh.get_group())
+        placement = np.arange(comm.size).repeat(self.num_local_experts)
+        name = type(experts).__name__
+        self.local = LocalExperts(experts, name, comm, placement, ParallelOptions(), 1)
+
+    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """See `EPImplementation.__call__`."""
+        if self.is_shared_batch:
+            raise ModelError(
+                f"ep_implementation='c2r' needs a batch of its own on every rank, but "
+                f"{self.tp_mesh.size()} ranks share one (tp_size); use fsdp_size and ep_size, or "
+                "c2r.load_parallel"
+            )
+        return self.local(hidden_states, top_k_index, top_k_weights)
+
+
+EPImplementationInterface.register("c2r", C2RExpertParallel)
+
+
+def parallelize(
+    model: PreTrainedModel,
+    plan: Plan,
+    group: Any = None,
+    options: ParallelOptions = ParallelOptions(),
+) -> None:
+    """Spreads the experts of `model` over ranks as `plan` places them, in place.
+
+    Every rank calls this with the same model and runs its own batches from then on, as many
+    forward and backward passes as the others. Each keeps its own experts only. The model computes
+    what it did before; a policy is applied apart, by `c2r.apply`. Gradients of experts are sums
+    over the tokens of all ranks; sum the others by `reduce_gradients`.
+
+    Args:
+        model: a transformers model, whole on every rank.
+        plan: for this model and as many ranks.
+        group: process group or one-dimensional device mesh; the default group where absent.
+        options: how tokens travel.
+
+    Raises:
+        ModelError: the family has no expert-parallel plan in transformers, or is not supported.
+        InputError: the model is parallel already.
+        PlanMismatchError: the plan is for another model or number of ranks.
+        PlanError: the plan leaves a rank without experts, or names replicas.
+        CommunicationError: ranks differ in model, plan, type or options.
+    """
+    names = _experts_of(model)
+    if is_parallel(model):
+        raise InputError("the model is parallel already; load it again to spread it differently")
+    comm = ProcessGroupComm(_process_group(group), options.timeout)
+    placements = _agreed_placements(model, names, plan, options, comm)
+    for name, placement in placements.items():
+        module = model.get_submodule(name)
+        replace_experts(module, _own_experts(placement, comm.rank))
+        _install(model, name, placement, comm, plan, options)
+    setattr(model, PARALLEL_ATTRIBUTE, names)
+
+
+def load_parallel(
+    source: str | Path,
+    plan: Plan,
+    dtype: torch.dtype | str | None = None,
+    options: ParallelOptions = ParallelOptions(),
+) -> PreTrainedModel:
+    """Loads a model of which each rank reads and keeps only its own experts.
+
+    All else is whole on every rank. Run under torchrun; see `parallelize` for what comes out. A
+    plan in the folder constrains the model, as in `c2r.load_model`.
+
+    Args:
+        source: a model folder, or a name on the Hugging Face hub.
+        plan: for this model and as many ranks as torchrun started.
+        dtype: of the weights; None keeps that of the checkpoint.
+        options: how tokens travel.
+
+    Raises:
+        InputError, ArtifactError: as `c2r.load_model`.
+        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group()
+    comm = ProcessGroupComm(timeout=options.timeout)
+    if comm.size == 1:
+        model = load_model(source, dtype)
+        parallelize(model, plan, options=options)
+        return model
+    skeleton = skeleton_of(source)
+    names = _experts_of(skeleton)
+    config = _only_experts(skeleton, names, comm.size)
+    facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
+    agree({**facts, "the plan": plan.fingerprint}, comm)
+    model = load_weights(source, dtype, distributed_config=config)
+    _forget_distribution(model)
+    for name in names:
+        module = model.get_submodule(name)
+        replace_experts(module, _local_shard)
+        contiguous = np.arange(comm.size).repeat(_num_experts(module))
+        _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
+    constrain(model, source)
+    placements = _agreed_placements(model, names, plan, options, comm)
+    for name, placement in placements.items():
+        module = model.get_submodule(name)
+        move_experts(module, comm, _experts(module).placement, placement)
+        del module.forward  # the class's own, which runs the experts, is back
+        _install(model, name, placement, comm, plan, options)
+    setattr(model, PARALLEL_ATTRIBUTE, names)
+    return model.eval()
+
+
+def is_parallel(model: nn.Module) -> bool:
+    """Whether `parallelize` spread the experts of this model."""
+    return hasattr(model, PARALLEL_ATTRIBUTE)
+
+
+def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExperts]]:
+    """The expert modules of a parallel model, in its order, with their paths."""
+    for name in getattr(model, PARALLEL_ATTRIBUTE, ()):
+        module = model.get_submodule(name)
+        yield name, module, _experts(module)
+
+
+@contextmanager
+def counting_rows(model: nn.Module) -> Iterator[dict[str, Int]]:
+    """Counts the rows that this rank sends to each, itself included, `[ranks]` by layer."""
+    counts = {}
+    for name, _, experts in local_experts(model):
+        counts[name] = np.zeros(experts.comm.size, dtype=np.int64)
+        experts.dispatcher.observer = partial(_add_rows, counts[name])
+    try:
+        yield counts
+    finally:
+        for _, _, experts in local_experts(model):
+            experts.dispatcher.observer = None
+
+
+def _add_rows(total: Int, handle: Handle) -> None:
+    total += np.asarray(handle.num_rows_sent)
+
+
+def _experts_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Paths of the modules that transformers' plan lets us run the experts of."""
+    rules = model._expand_parallel_plan(dict(getattr(model, "ep_plan", None) or {}))
+    names = tuple(name for name, style in rules.items() if style == "ep_dispatch_experts")
+    if not names:
+        raise ModelError(
+            f"transformers has no expert-parallel plan for {model_type(model)}, so that its "
+            "experts cannot be spread; run it in one process"
+        )
+    return names
+
+
+def _experts(module: nn.Module) -> LocalExperts:
+    experts: Any = module.forward
+    assert isinstance(experts, LocalExperts)
+    return experts
+
+
+def _num_experts(module: Any) -> int:
+    """Of all ranks."""
+    experts = module.forward
+    return len(experts.placement) if isinstance(experts, LocalExperts) else int(module.num_experts)
+
+
+def _own_experts(placement: Int, rank: int) -> Callable[[Tensor], Tensor]:
+    own = torch.from_numpy(np.flatnonzero(placement == rank))
+    return lambda parameter: parameter[own.to(parameter.device)]
+
+
+def _local_shard(parameter: Any) -> Tensor:
+    local: Tensor = parameter.to_local()
+    return local
+
+
+def _process_group(group: Any) -> Any:
+    return group.get_group() if hasattr(group, "get_group") else group
+
+
+def _agreed_placements(
+    model: PreTrainedModel,
+    names: tuple[str, ...],
+    plan: Plan,
+    options: ParallelOptions,
+    comm: ProcessGroupComm,
+) -> dict[str, Int]:
+    """The rank of each expert, for each experts module, once all ranks agree on what they run."""
+    sites = find_sites(model)
+    facts = {
+        "the dtype": str(model.dtype),
+        "k": [site.top_k for site in sites],
+        "the plan": plan.fingerprint,
+        "the model": fingerprint(model, sites),
+        "the dispatcher": [options.dispatcher, options.num_chunks, str(options.dispatch_dtype)],
+    }
+    agree(facts, comm)
+    if plan.topology.num_ranks != comm.size:
+        raise PlanMismatchError(
+            f"the plan is for {plan.topology.num_ranks} ranks, {comm.size} are running; plan again "
+            f"with `c2r plan --ranks {comm.size}`"
+        )
+    check_plan(plan, model, sites, strict=False)
+    by_block = {
+        site.name.rpartition(".")[0]: layer for site, layer in zip(sites, plan.layers, strict=True)
+    }
+    return {
+        name: _placement(model.get_submodule(name), layer, comm.size)
+        for name in names
+        for layer in [by_block.get(name.rpartition(".")[0])]
+    }
+
+
+def _placement(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> Int:
+    """The rank of each expert; contiguous where the plan does not know the layer."""
+    if layer is None:
+        return contiguous_placement(_num_experts(module), num_ranks)
+    if layer.replicas.size:
+        raise PlanError(
+            f"layer {layer.name} has {layer.replicas.size} replicas, which cannot run yet; plan "
+            "without replicas"
+        )
+    # Ids beyond the module's, such as zaya's that skips the layer, never reach it.
+    placement = layer.placement[: _num_experts(module)]
+    counts = np.bincount(placement, minlength=num_ranks)
+    if not counts.all():
+        raise PlanError(
+            f"layer {layer.name} leaves rank {int(counts.argmin())} without experts "
+            f"({', '.join(map(str, counts))} on the ranks); plan with at least one on each"
+        )
+    return placement
+
+
+def _install(
+    model: PreTrainedModel,
+    name: str,
+    placement: Int,
+    comm: ProcessGroupComm,
+    plan: Plan,
+    options: ParallelOptions,
+) -> None:
+    module = model.get_submodule(name)
+    module.num_experts = int(np.count_nonzero(placement == comm.rank))
+    experts = LocalExperts(module, name, comm, placement, options, plan.topology.num_nodes)
+    module.forward = experts
+    if not hasattr(module, _HOOK):
+        setattr(module, _HOOK, module.register_load_state_dict_pre_hook(_select_own))
+
+
+def _select_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Takes this rank's experts out of a state dict of the whole model."""
+    experts = _experts(module)
+    placement, rank = experts.placement, experts.comm.rank
+    for name, _parameter in module.named_parameters(recurse=False):
+        value = state.get(prefix + name)
+        if value is not None and len(value) == len(placement):
+            state[prefix + name] = value[torch.from_numpy(placement == rank)]
+
+
+def _only_experts(
+    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int
+) -> DistributedConfig:
+    """Tells transformers to shard the experts over all ranks and to keep everything else whole.
+
+    It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
+    tensor-parallel group with nothing but whole modules in it.
+    """
+    for name in names:
+        num_experts = _num_experts(skeleton.get_submodule(name))
+        if num_experts % num_ranks:
+            raise PlanError(
+                f"{num_experts} experts cannot be read in equal parts by {num_ranks} ranks; choose "
+                "a number of ranks that divides them, or load the model whole and call "
+                "c2r.parallelize"
+            )
+    whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
+    return DistributedConfig(
+        tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"
+    )
+
+
+def _forget_distribution(model: PreTrainedModel) -> None:
+    """Leaves an ordinary model behind: what is spread is known to `c2r` from here on."""
+    for module in model.modules():
+        if module.__dict__.pop("_is_hooked", False):
+            module.__dict__.pop("forward", None)
+    model.config.distributed_config = None
+    model._device_mesh = model._mesh_manager = None
+    model._is_distributed_loading_by_transformers = False
+    model._tp_size = model._fsdp_size = None

@@ -1,0 +1,78 @@
+"""Gradients and state dicts of a model whose experts are spread over ranks."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
+from c2r.adapters.huggingface.expert_parallel.spread import local_experts
+from c2r.adapters.huggingface.routers.sites import model_type
+from c2r.errors import InputError
+
+
+def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that differ from rank to rank; pass them to FSDP2 as `ignored_params`."""
+    return {
+        parameter
+        for _, module, _ in local_experts(model)
+        for parameter in module.parameters(recurse=False)
+    }
+
+
+@torch.no_grad()
+def reduce_gradients(model: nn.Module, average: bool = False) -> None:
+    """Completes the gradients of a parallel model after backward, on every rank.
+
+    The gradients of experts are sums over the tokens of all ranks already. Those of all other
+    parameters are summed here: then all are as one process would compute them from the sum of the
+    ranks' losses. With `average`, all are divided by the number of ranks: as from the mean of the
+    losses. Parameters that FSDP2 shards are left to it, and FSDP2 averages.
+
+    Raises:
+        InputError: the model is not parallel.
+    """
+    comm = _comm(model)
+    experts = expert_parameters(model)
+    whole = [p for p in model.parameters() if p.requires_grad and p not in experts]
+    whole = [p for p in whole if not isinstance(p, DTensor)]
+    for parameter in whole:  # A rank that did not use a parameter still takes part in its sum.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for dtype in sorted({p.dtype for p in whole}, key=str):
+        grads = [p.grad for p in whole if p.dtype == dtype and p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat, group=comm.group)
+        for grad, total in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+            grad.copy_(total.view_as(grad))
+    if average:
+        for parameter in [*whole, *experts]:
+            if parameter.grad is not None:
+                parameter.grad /= comm.size
+
+
+def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the whole model, under its own names and in its own order, on rank 0.
+
+    Every rank must call this; the others get an empty dict. `model.load_state_dict` takes such a
+    dict on every rank, whatever the number of ranks that it was gathered from.
+
+    Raises:
+        InputError: the model is not parallel.
+    """
+    comm = _comm(model)
+    state = OrderedDict(model.state_dict())
+    for name, module, experts in local_experts(model):
+        for parameter, _ in module.named_parameters(recurse=False):
+            key = f"{name}.{parameter}"
+            state[key] = gather_experts(state[key], comm, experts.placement)
+    return state if comm.rank == 0 else {}
+
+
+def _comm(model: nn.Module) -> Any:
+    for _, _, experts in local_experts(model):
+        return experts.comm
+    raise InputError(f"{model_type(model)} is not parallel; call c2r.parallelize first")

@@ -1,0 +1,242 @@
+"""A model folder that carries its plan: an ordinary Hugging Face folder with one file more."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from c2r.adapters.huggingface.routers.model_identity import fingerprint
+from c2r.adapters.huggingface.taps.install import applied_plan, apply, find_sites
+from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
+from c2r.plans import Plan
+
+PLAN_FILE = "c2r_plan.safetensors"
+PARALLEL_ATTRIBUTE = "_c2r_experts"
+"""Holds the paths of the experts that are spread over ranks."""
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether `source` has the form owner/name and is no folder here."""
+    return _HUB_NAME.fullmatch(str(source)) is not None and not Path(source).is_dir()
+
+
+def load_model(
+    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """A causal language model with routers that c2r can constrain, in evaluation mode.
+
+    A folder that holds a plan gives the constrained model, as `from_pretrained` does.
+
+    Args:
+        source: a model folder, or a name on the Hugging Face hub.
+        dtype: of the weights; None keeps that of the checkpoint.
+        kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        InputError: nothing there that can be loaded.
+        ModelError: not a Mixture-of-Experts model, or one that is not supported.
+        ArtifactError: the folder's plan cannot be read.
+        PlanMismatchError: the folder's plan is not the one that its config names, or not of
+            these weights.
+    """
+    model = load_weights(source, dtype, **kwargs)
+    constrain(model, source)
+    return model
+
+
+def load_weights(
+    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
+    with _loading(source):
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+    return model.eval()
+
+
+def skeleton_of(source: str | Path) -> PreTrainedModel:
+    """The model without weights, on the meta device. Raises as `load_model`."""
+    with _loading(source), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
+
+
+@contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    """Checks that there is something to load, and tells what failed in the user's words."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{source} has no config.json; give a folder of a transformers model")
+    if not folder.is_dir() and not is_hub_name(source):
+        raise InputError(
+            f"there is no model folder {source}; give one, or a hub name like allenai/OLMoE-1B-7B"
+        )
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
+            "hub name while online"
+        ) from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
+            "use a supported MoE model"
+        ) from error
+
+
+def constrain(model: PreTrainedModel, source: str | Path) -> None:
+    """Applies the plan that the folder of a model holds; without one, checks that it is MoE."""
+    folder = Path(source)
+    if (folder / PLAN_FILE).is_file():
+        apply(model, _read_plan(folder))
+    else:
+        find_sites(model)
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes a constrained model and its plan to a new folder.
+
+    Any program reads the folder as an ordinary model, unconstrained; `from_pretrained` reads it
+    with its plan. The plan is stamped with the fingerprint of the weights that are saved. The
+    folder appears whole or not at all.
+
+    Args:
+        model: a model that a plan was applied to.
+        folder: must not exist, or be empty.
+        tokenizer: comes along where given.
+        state_dict: the weights; the model's own where absent. For a parallel model the result of
+            `gather_state_dict`, on the one rank that writes.
+
+    Raises:
+        PlanError: no plan is applied.
+        InputError: the folder is not empty or cannot be written, or the model is parallel and its
+            weights were not gathered.
+    """
+    if hasattr(model, PARALLEL_ATTRIBUTE) and not state_dict:
+        raise InputError(
+            "this rank holds some of the experts only; call c2r.gather_state_dict on all ranks, "
+            "then save on rank 0 with its result as state_dict"
+        )
+    plan = applied_plan(model)
+    if plan is None:
+        raise PlanError("the model carries no plan; apply one before saving")
+    stamp = {"model_fingerprint": fingerprint(model, find_sites(model))}
+    plan = replace(plan, provenance={**plan.provenance, **stamp})
+    with _new_folder(Path(folder)) as temporary:
+        before = getattr(model.config, "c2r", None)
+        model.config.c2r = {"plan_fingerprint": plan.fingerprint}
+        try:
+            # A copy: transformers takes tied weights out of the dict that it is given.
+            weights = None if state_dict is None else dict(state_dict)
+            model.save_pretrained(temporary, state_dict=weights)
+        finally:
+            if before is None:
+                del model.config.c2r
+            else:
+                model.config.c2r = before
+        plan.save(temporary / PLAN_FILE)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+
+
+def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """The constrained model of a folder that `save_pretrained` or `c2r apply` wrote.
+
+    Args:
+        folder: the model folder.
+        kwargs: passed on to `load_model`.
+
+    Raises:
+        InputError: not such a folder.
+        ModelError, ArtifactError, PlanMismatchError: as `load_model`.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no model folder (no config.json); check the path")
+    if not (folder / PLAN_FILE).is_file():
+        raise InputError(
+            f"{folder} has no {PLAN_FILE}; make a constrained model with "
+            f"`c2r apply {folder} --plan PLAN --out FOLDER`"
+        )
+    return load_model(folder, **kwargs)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        if tokenizer.vocab_size < 2:  # what transformers makes for some families without files
+            raise ValueError("it has no words")
+        return tokenizer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise InputError(
+            f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "
+            "files beside the model"
+        ) from error
+
+
+def _read_plan(folder: Path) -> Plan:
+    plan = Plan.load(folder / PLAN_FILE)
+    named = _named_plan(folder)
+    if named != plan.fingerprint:
+        raise PlanMismatchError(
+            f"{folder}/config.json names plan {named}, but {PLAN_FILE} is {plan.fingerprint}; "
+            "write the folder again with `c2r apply`"
+        )
+    return plan
+
+
+def _named_plan(folder: Path) -> str | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["c2r"]["plan_fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; choose another")
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write {folder}: {_first_line(error)}; nothing was left behind"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Finds a model's routers, and tells models apart by them."""

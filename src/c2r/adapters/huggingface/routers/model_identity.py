@@ -1,0 +1,94 @@
+"""What identifies a model to a plan, and the check that a plan was made for it."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from c2r.adapters.huggingface.routers.sites import RouterSite, model_type
+from c2r.errors import PlanMismatchError
+from c2r.ops.limits import check_top_t
+from c2r.plans import LayerPlan, Plan
+
+_NEXT_STEP = "profile this model and make a plan from that profile"
+
+
+def fingerprint(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, str]:
+    """Digests that identify a model: `{"structure": ..., "weights": ...}`.
+
+    `structure` covers the family and each router's name, E and k. `weights` covers the routers'
+    own parameters and buffers, cast to bfloat16 so that the dtype a model was loaded in does not
+    matter. Profiles and plans keep it in their provenance as `model_fingerprint`.
+    """
+    shapes = [[site.name, site.num_experts, site.top_k] for site in sites]
+    structure = hashlib.sha256(json.dumps([model_type(model), shapes]).encode())
+    weights = hashlib.sha256()
+    for site in sites:
+        for name, tensor in sorted(site.module.state_dict().items()):
+            # A site that selects for its own experts, as in DBRX, holds them too.
+            if not name.startswith("experts."):
+                weights.update(f"{site.name}.{name}".encode())
+                weights.update(_bytes(tensor))
+    return {"structure": structure.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    values = tensor.detach().cpu()
+    if values.is_floating_point():
+        values = values.to(torch.bfloat16).contiguous().view(torch.int16)
+    return values.numpy().tobytes()
+
+
+def check_plan(plan: Plan, model: nn.Module, sites: Sequence[RouterSite], strict: bool) -> None:
+    """Raises `PlanMismatchError` unless the plan was made for this model.
+
+    `strict=False` takes a plan for a model of the same structure whose weights have changed. The
+    plan of a permuted checkpoint names the structure only.
+    """
+    ours = [(site.num_experts, site.top_k) for site in sites]
+    theirs = [(layer.num_experts, layer.top_k) for layer in plan.layers]
+    if ours != theirs:
+        raise PlanMismatchError(
+            f"the plan is for {_describe(theirs)}, but {model_type(model)} has "
+            f"{_describe(ours)}; {_NEXT_STEP}"
+        )
+    for site, layer in zip(sites, plan.layers, strict=True):
+        _check_layer(site, layer)
+    known = plan.provenance.get("model_fingerprint")
+    if isinstance(known, Mapping):
+        _check_fingerprint(known, fingerprint(model, sites), strict)
+
+
+def _describe(layers: list[tuple[int, int]]) -> str:
+    runs = [(shape, len(list(run))) for shape, run in groupby(layers)]
+    return " + ".join(
+        f"{num_layers} layers of {num_experts} experts with k = {top_k}"
+        for (num_experts, top_k), num_layers in runs
+    )
+
+
+def _check_layer(site: RouterSite, layer: LayerPlan) -> None:
+    if layer.name and layer.name != site.name:
+        raise PlanMismatchError(
+            f"the plan names router {layer.name} where the model has {site.name}; {_NEXT_STEP}"
+        )
+    if layer.policy == "c2r":
+        check_top_t(layer.top_t, site.num_experts, site.top_k)
+
+
+def _check_fingerprint(known: Mapping[str, Any], found: Mapping[str, str], strict: bool) -> None:
+    if known.get("structure") != found["structure"]:
+        raise PlanMismatchError(
+            f"the plan was made for a model of structure {known.get('structure')}, this one has "
+            f"{found['structure']}; {_NEXT_STEP}"
+        )
+    if strict and known.get("weights", found["weights"]) != found["weights"]:
+        raise PlanMismatchError(
+            f"the plan was made for router weights {known['weights']}, this model has "
+            f"{found['weights']}; {_NEXT_STEP}, or apply it with strict=False if the model was "
+            "fine-tuned since"
+        )

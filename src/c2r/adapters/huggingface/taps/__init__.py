@@ -1,0 +1,1 @@
+"""Taps routers: constrains what they choose, and records it."""

@@ -1,0 +1,279 @@
+"""Puts taps into a model and takes them out again; applies plans through them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from c2r.adapters.huggingface.routers.discovery import discover_sites
+from c2r.adapters.huggingface.routers.model_identity import check_plan
+from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, model_type
+from c2r.adapters.huggingface.taps.dropping import check_dropping
+from c2r.adapters.huggingface.taps.tap import ForwardState, Tap, TappedRouter, attach, detach
+from c2r.errors import ModelError, PlanError, RoutingError
+from c2r.plans import LayerPlan, Plan
+from c2r.routing import C2RPolicy, RankPolicy, RoutingPolicy, make_policy
+
+_ATTRIBUTE = "_c2r_installation"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConstraintReport:
+    """How the constraint went at one router since the plan was applied.
+
+    Attributes:
+        num_tokens: tokens routed under the constraint, padding included.
+        num_filled_outside_list: tokens for which the model's own group limit left fewer than k
+            allowed experts, so that others of those groups filled up.
+    """
+
+    num_tokens: int
+    num_filled_outside_list: int
+
+
+@dataclass(slots=True, eq=False)
+class Installation:
+    """The taps of one model, and who needs them: a plan, or a capture."""
+
+    sites: tuple[RouterSite, ...]
+    state: ForwardState
+    taps: list[Tap] = field(default_factory=list)
+    handles: list[RemovableHandle] = field(default_factory=list)
+    plan: Plan | None = None
+    is_captured: bool = False
+
+
+def find_sites(model: nn.Module) -> tuple[RouterSite, ...]:
+    """The routers of a model, in the model's order, verified by a tiny forward pass.
+
+    The pass runs on 8 token ids in evaluation mode and leaves the model as it was. A router
+    counts only if the ids that its top-k call chose are those that its experts were handed.
+
+    Raises:
+        ModelError: not a Mixture-of-Experts model, or one that is not supported.
+    """
+    installation = installed(model)
+    return discover_sites(model) if installation is None else installation.sites
+
+
+def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
+    """Constrains the routing of `model`, in place, as `plan` says.
+
+    A plan applied earlier is replaced. The model's parameters and the keys of its state dict do
+    not change. From now on a router that runs without its top-k call being intercepted, or that
+    scores NaN, raises `RoutingError`.
+
+    Args:
+        model: a transformers model.
+        plan: made from a profile of this model.
+        strict: also require that the router weights are those that were profiled.
+
+    Raises:
+        ModelError: the model is not supported.
+        PlanMismatchError: the plan was made for another model.
+    """
+    enforce(model, prepare(model, plan, strict))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PreparedPlan:
+    """A plan that was checked against a model, with the policy of each of its routers."""
+
+    plan: Plan
+    policies: tuple[RoutingPolicy, ...]
+
+
+def prepare(model: nn.Module, plan: Plan, strict: bool = True) -> PreparedPlan:
+    """All of `apply` that takes time, so that `enforce` can change plans between two batches.
+
+    The model stays as it is. Arguments and errors are those of `apply`.
+    """
+    sites = find_sites(model)
+    check_plan(plan, model, sites, strict)
+    policies = [_policy(site, layer) for site, layer in zip(sites, plan.layers, strict=True)]
+    installation = installed(model) or install(model, sites)
+    try:
+        taps = zip(installation.taps, policies, strict=True)
+        check_dropping(model, [tap for tap, policy in taps if policy.drops_experts])
+    finally:
+        uninstall_unused(model)
+    return PreparedPlan(plan=plan, policies=tuple(policies))
+
+
+def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
+    """Constrains the routing of `model` by a plan that was prepared for it."""
+    installation = installed(model) or install(model, find_sites(model))
+    installation.plan = prepared.plan
+    for tap, policy in zip(installation.taps, prepared.policies, strict=True):
+        tap.site.module.c2r_policy = policy
+        tap.reset()
+
+
+def remove(model: nn.Module) -> None:
+    """Takes the constraint off: the model is again as it was before `apply`."""
+    installation = installed(model)
+    if installation is None:
+        return
+    installation.plan = None
+    for tap in installation.taps:
+        tap.site.module.c2r_policy = None  # type: ignore[assignment]
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "c2r"):
+        del config.c2r
+    uninstall_unused(model)
+
+
+def constraint_report(model: nn.Module) -> dict[str, ConstraintReport]:
+    """Per router of a constrained model, what its constraint met; compiled forwards do not count.
+
+    Empty where no plan is applied.
+    """
+    installation = installed(model)
+    if installation is None or installation.plan is None:
+        return {}
+    return {
+        tap.site.name: ConstraintReport(
+            num_tokens=tap.num_tokens,
+            num_filled_outside_list=0 if tap.num_filled is None else int(tap.num_filled),
+        )
+        for tap in installation.taps
+    }
+
+
+def applied_plan(model: nn.Module) -> Plan | None:
+    """The plan that constrains the model; None where none does."""
+    installation = installed(model)
+    return None if installation is None else installation.plan
+
+
+def installed(model: nn.Module) -> Installation | None:
+    """The installation of this model. Raises `ModelError` if it is part of a tapped one."""
+    installation = model.__dict__.get(_ATTRIBUTE)
+    if installation is None and any(isinstance(m, TappedRouter) for m in model.modules()):
+        raise ModelError(
+            f"{model_type(model)} holds routers that were constrained through the model around "
+            "it; give that model"
+        )
+    return installation
+
+
+def host_of(model: nn.Module, sites: Sequence[RouterSite]) -> nn.Module:
+    """The module whose forward passes count: the base model where it holds all routers."""
+    base = getattr(model, "base_model", model)
+    inside = set(base.modules())
+    return base if all(site.module in inside for site in sites) else model
+
+
+def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
+    """Taps every site of `model`, without policies."""
+    state = ForwardState()
+    installation = Installation(sites=sites, state=state)
+    for site in sites:
+        tap = attach(site, state)
+        block = model.get_submodule(site.name.rpartition(".")[0])
+        installation.taps.append(tap)
+        installation.handles += [
+            block.register_forward_pre_hook(_BlockGuard(tap).enter),
+            block.register_forward_hook(_BlockGuard(tap).leave),
+        ]
+    host, guard = host_of(model, sites), _ForwardGuard(installation)
+    installation.handles += [
+        host.register_forward_pre_hook(guard.enter, prepend=True),
+        host.register_forward_hook(guard.leave),
+    ]
+    setattr(model, _ATTRIBUTE, installation)
+    return installation
+
+
+def uninstall_unused(model: nn.Module) -> None:
+    """Removes the taps unless a plan or a capture needs them."""
+    installation = installed(model)
+    if installation is None or installation.plan is not None or installation.is_captured:
+        return
+    for handle in installation.handles:
+        handle.remove()
+    for tap in installation.taps:
+        detach(tap)
+    delattr(model, _ATTRIBUTE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _BlockGuard:
+    """Watches the block around a router: where the block ran, the router must have been asked.
+
+    A block that does not run at all (a skipped layer, an unused stack) is no error.
+    """
+
+    tap: Tap
+
+    def enter(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.tap.num_entered = self.tap.num_interceptions
+
+    def leave(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self.tap.num_interceptions == self.tap.num_entered:
+            raise RoutingError(
+                f"router {self.tap.site.name} ran without its top-k call, 0 interceptions (a "
+                "fused kernel or a quantised router replaces it): the constraint would not hold; "
+                "load the model without use_kernels and with dequantised routers"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ForwardGuard:
+    """Opens and closes the reports of one forward pass, and refuses NaN scores."""
+
+    installation: Installation
+
+    def enter(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        state = self.installation.state
+        state.is_running = True
+        state.nan_flags.clear()
+
+    def leave(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        state = self.installation.state
+        state.is_running = False
+        flags, device = state.nan_flags, None
+        if flags:
+            device = flags[0][1].device
+        if flags and torch.stack([flag.to(device) for _, flag in flags]).any():
+            name = next(name for name, flag in flags if flag)
+            raise RoutingError(
+                f"router {name} gave NaN scores; check the model's weights, dtype and input"
+            )
+
+
+def _policy(site: RouterSite, layer: LayerPlan) -> RoutingPolicy:
+    """The policy of a layer, at the router; experts that compute nothing may join any other."""
+    policy = make_policy(layer, site.score_kind)
+    parameter = next(site.module.parameters(), None)
+    if parameter is not None:
+        policy = policy.to(parameter.device)
+    if site.num_free_experts:
+        policy.free_experts(site.num_free_experts)
+    if policy.is_unconstrained:
+        return policy
+    if site.rule is SelectionRule.SCATTER and not isinstance(policy, C2RPolicy):
+        raise PlanError(
+            f"router {site.name} draws its second expert, which only lists of partners can steer; "
+            "plan with the c2r policy"
+        )
+    if (
+        site.group_mark is not None
+        and isinstance(policy, RankPolicy)
+        and policy.rule.is_group_limited
+    ):
+        raise PlanError(
+            f"router {site.name} limits each token to groups of its own, beside which "
+            "group_limited cannot hold to m ranks; plan with the budgeted policy"
+        )
+    return policy

@@ -1,0 +1,247 @@
+"""Reads routing traces off a running model, constrained or not."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from c2r.adapters.huggingface.routers.model_identity import fingerprint
+from c2r.adapters.huggingface.routers.sites import (
+    RouterSite,
+    evaluating,
+    model_type,
+    output_entries,
+)
+from c2r.adapters.huggingface.taps.install import (
+    Installation,
+    find_sites,
+    host_of,
+    install,
+    installed,
+    uninstall_unused,
+)
+from c2r.adapters.huggingface.taps.tap import RouterCall, Tap
+from c2r.errors import InputError, RoutingError
+from c2r.profiling import CollaborationProfile
+from c2r.traces import LayerTrace, ProfileBuilder, RoutingTrace
+
+Batch = Mapping[str, Tensor]
+
+
+class Recorder:
+    """Holds the decisions of the last forward pass until they are taken or the next one begins.
+
+    `host` is the module whose forward passes are recorded: the base model where it has all routers.
+    """
+
+    def __init__(self, installation: Installation, host: nn.Module) -> None:
+        self.host = host
+        self._taps = installation.taps
+        self._mask: Tensor | None = None
+
+    def take(self) -> RoutingTrace:
+        """The trace of the last forward pass, padding left out; a router that did not run is empty.
+
+        Raises:
+            RoutingError: no forward pass since the last take, only a compiled one, or one whose
+                attention_mask does not tell the padding.
+        """
+        if not any(tap.choices for tap in self._taps):
+            raise RoutingError(
+                "no routing to take: run the model once, uncompiled, inside the capture"
+            )
+        trace = RoutingTrace(layers=tuple(_layer_trace(tap, self._mask) for tap in self._taps))
+        self._begin(None)
+        return trace
+
+    def _begin(self, mask: Tensor | None) -> None:
+        self._mask = mask
+        for tap in self._taps:
+            tap.choices.clear()
+
+
+@contextmanager
+def capture(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
+    """Records what the routers decide in every forward pass of `model` inside the block.
+
+    Padding is told by the `attention_mask` `[batch, tokens]` given to the model. Weights come
+    detached, and scores too unless `attached`: then a loss of them has a gradient. Only the last
+    forward pass is held.
+
+        with capture(model) as recorder:
+            model(**batch)
+            trace = recorder.take()
+
+    Raises:
+        ModelError: the model is not supported.
+        InputError: the model is being captured already.
+    """
+    installation = installed(model) or install(model, find_sites(model))
+    if installation.is_captured:
+        raise InputError("the model is being captured already; leave the other capture first")
+    host = host_of(model, installation.sites)
+    recorder = Recorder(installation, host)
+    handle = host.register_forward_pre_hook(_beginning(recorder, host), with_kwargs=True)
+    installation.is_captured = installation.state.is_recording = True
+    installation.state.keeps_graph = attached
+    try:
+        yield recorder
+    finally:
+        handle.remove()
+        installation.is_captured = installation.state.is_recording = False
+        installation.state.keeps_graph = False
+        recorder._begin(None)
+        uninstall_unused(model)
+
+
+def traces(model: nn.Module, batches: Iterable[Batch]) -> Iterator[RoutingTrace]:
+    """Runs `model` on each batch and gives its routing trace.
+
+    In evaluation mode, without gradients, cache and language-model head; the modes are put back
+    when the generator ends or is closed.
+
+    Args:
+        model: a transformers model.
+        batches: `input_ids` `[batch, tokens]` and optionally `attention_mask` of the same shape;
+            other entries are not used.
+
+    Raises:
+        ModelError: the model is not supported.
+        InputError: a batch without input_ids.
+        RoutingError: a router gives NaN scores.
+    """
+    with evaluating(model), capture(model) as recorder:
+        device = next(recorder.host.parameters()).device
+        for batch in batches:
+            if "input_ids" not in batch:
+                raise InputError(f"a batch has {sorted(batch)}; it must have input_ids")
+            names = batch.keys() & {"input_ids", "attention_mask"}
+            inputs = {name: batch[name].to(device) for name in names}
+            with torch.no_grad():
+                recorder.host(**inputs, use_cache=False)
+            yield recorder.take()
+
+
+def profile(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> CollaborationProfile:
+    """The collaboration profile of `model` on text.
+
+    Args:
+        model: a transformers model; left as it was.
+        batches: as in `traces`.
+        seed: draws the sample of routing sets where there are too many to keep all.
+        on_batch: called after each batch with the number of tokens counted so far.
+
+    Raises:
+        ModelError: the model is not supported.
+        InputError: no batches, or one without input_ids.
+        RoutingError: a router gives NaN scores.
+    """
+    builder = ProfileBuilder(seed=seed)
+    for trace in traces(model, batches):
+        builder.update(trace)
+        if on_batch is not None:
+            on_batch(builder.num_tokens)
+    result = builder.build({**describe_model(model), "seed": seed, "complete": True})
+    if result is None:
+        raise InputError("no batches to profile; give at least one")
+    return result
+
+
+def describe_model(model: nn.Module, sites: tuple[RouterSite, ...] | None = None) -> dict[str, Any]:
+    """What a profile's provenance says of its model: family, name and fingerprint."""
+    name = getattr(getattr(model, "config", None), "name_or_path", "")
+    return {
+        "model_type": model_type(model),
+        "model": str(name),
+        "model_fingerprint": fingerprint(model, find_sites(model)),
+    }
+
+
+def _beginning(recorder: Recorder, host: nn.Module) -> Callable[..., None]:
+    parameters = tuple(inspect.signature(host.forward).parameters)
+    index = parameters.index("attention_mask") if "attention_mask" in parameters else None
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        if mask is None and index is not None and index < len(args):
+            mask = args[index]
+        recorder._begin(mask)
+
+    return begin
+
+
+def _layer_trace(tap: Tap, mask: Any) -> LayerTrace:
+    site = tap.site
+    parts = [_decision(choice, site) for choice in tap.choices]
+    if parts:
+        ids, weights, scores = (_concatenate(part) for part in zip(*parts, strict=True))
+        kept = _kept_tokens(mask, len(scores), site.name)
+        if kept is not None:
+            ids, scores = ids[kept], scores[kept]
+            weights = None if weights is None else weights[kept]
+    else:
+        ids = torch.empty(0, site.top_k, dtype=torch.int64)
+        weights, scores = None, torch.empty(0, site.num_experts)
+    return LayerTrace(
+        name=site.name,
+        expert_ids=ids,
+        weights=weights,
+        scores=scores,
+        score_kind=site.score_kind,
+    )
+
+
+def _concatenate(parts: tuple[Any, ...]) -> Any:
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
+
+
+def _decision(choice: RouterCall, site: RouterSite) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Ids `[tokens, k]` with the top-1 first, their weights if shown, scores `[tokens, E]`."""
+    scores = choice.scores.reshape(-1, site.num_experts)
+    entries = [
+        entry.detach().reshape(-1, site.top_k)
+        for entry in output_entries(choice.output)
+        if isinstance(entry, Tensor) and entry.ndim >= 2 and entry.shape[-1] == site.top_k
+    ]
+    shown = [entry for entry in entries if entry.is_floating_point()]
+    weights = shown[0] if len(shown) == 1 and len(shown[0]) == len(scores) else None
+    if choice.ids is None:
+        ids = next(entry for entry in entries if not entry.is_floating_point())
+        return ids, weights, scores
+    ids = choice.ids.reshape(-1, site.call_k)[:, : site.top_k]
+    if choice.is_ordered:
+        return ids, weights, scores
+    # Equal scores go by expert id, as argmax does; top-k has no order for them.
+    ids, by_id = ids.sort(dim=-1)
+    order = scores.detach().gather(-1, ids).argsort(dim=-1, descending=True, stable=True)
+    weights = None if weights is None else weights.gather(-1, by_id.gather(-1, order))
+    return ids.gather(-1, order), weights, scores
+
+
+def _kept_tokens(mask: Any, num_rows: int, name: str) -> Tensor | None:
+    """Which rows are not padding, `[num_rows]` bool; None for all."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        found = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise RoutingError(
+            f"attention_mask is {found}, which does not tell the padding; give [batch, tokens]"
+        )
+    num_tokens = num_rows // mask.shape[0]
+    if num_tokens * mask.shape[0] != num_rows or num_tokens > mask.shape[1]:
+        raise RoutingError(
+            f"router {name} saw {num_rows} tokens, but attention_mask is {list(mask.shape)}; "
+            "give [batch, tokens] for the tokens of this forward"
+        )
+    # With a cache, the mask also covers the tokens before this forward.
+    kept = mask[:, mask.shape[1] - num_tokens :].reshape(-1).bool()
+    return None if kept.all() else kept

@@ -1,0 +1,192 @@
+"""What one plan costs and saves on text: sums that grow batch by batch, and figures of them."""
+
+import math
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from c2r.plans import LayerPlan, Plan, contiguous_placement, load_max_over_mean, remote_share
+from c2r.traces import LayerTrace, RoutingTrace, used_places
+from c2r.types import Float
+
+_QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """Quality and traffic under one plan.
+
+    Attributes:
+        loss: nats per predicted token.
+        perplexity: exp(loss).
+        kl: of the reference's next-token distribution to this one, nats per predicted token.
+        top1_agreement: share of predicted tokens whose likeliest next token is the reference's.
+        copies: distinct ranks that a token visits, mean over tokens and layers, its own counted.
+        copies_contiguous: the same, were the experts placed in the order of their ids.
+        remote_copies: `copies` but for the token's own rank, on any rank with equal chance.
+        node_copies: distinct nodes that a token visits.
+        rank_load_max_over_mean: expert rows of the busiest rank over the mean; mean over layers.
+        active_experts_per_rank: distinct experts that a batch uses on a rank, mean over batches,
+            ranks and layers.
+        num_tokens: predicted tokens.
+    """
+
+    loss: float
+    perplexity: float
+    kl: float
+    top1_agreement: float
+    copies: float
+    copies_contiguous: float
+    remote_copies: float
+    node_copies: float
+    rank_load_max_over_mean: float
+    active_experts_per_rank: float
+    num_tokens: int
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class RoutingTally:
+    """Sums over the tokens of each layer: `[layers]` each, `rank_rows` `[layers, ranks]`."""
+
+    num_tokens: Float
+    copies: Float
+    copies_contiguous: Float
+    node_copies: Float
+    active_experts: Float
+    rank_rows: Float
+
+    @classmethod
+    def count(cls, trace: RoutingTrace, plan: Plan) -> "RoutingTally":
+        """The sums of one batch."""
+        pairs = zip(trace.layers, plan.layers, strict=True)
+        rows = [_count_layer(layer, layer_plan, plan) for layer, layer_plan in pairs]
+        return cls(**{f.name: np.array([row[f.name] for row in rows]) for f in fields(cls)})
+
+    def add(self, other: "RoutingTally") -> None:
+        """Adds the sums of other tokens."""
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+
+    def means(self) -> dict[str, float]:
+        """Copies per token, planned and contiguous, and rank load; means over layers."""
+        return {
+            "copies": float((self.copies / self.num_tokens).mean()),
+            "copies_contiguous": float((self.copies_contiguous / self.num_tokens).mean()),
+            "rank_load_max_over_mean": float(
+                np.mean([load_max_over_mean(rows) for rows in self.rank_rows])
+            ),
+        }
+
+
+def _count_layer(trace: LayerTrace, layer: LayerPlan, plan: Plan) -> dict[str, Any]:
+    ids, num_ranks = trace.expert_ids, plan.topology.num_ranks
+    ranks = torch.as_tensor(layer.ranks_of(ids.cpu().numpy(), plan.topology), device=ids.device)
+    by_order = torch.as_tensor(
+        contiguous_placement(layer.num_experts, num_ranks), device=ids.device
+    )[ids]
+    kept = used_places(ids)
+    return {
+        "num_tokens": float(len(ids)),
+        "copies": _num_visited(ranks, num_ranks),
+        "copies_contiguous": _num_visited(by_order, num_ranks),
+        "node_copies": _num_visited(ranks // plan.topology.ranks_per_node, plan.topology.num_nodes),
+        "active_experts": len(torch.unique(ids[kept])) / num_ranks,
+        "rank_rows": torch.bincount(ranks[kept], minlength=num_ranks).double().tolist(),
+    }
+
+
+def _num_visited(places: Tensor, num_places: int) -> float:
+    """Distinct places of each token `[tokens, k]`, summed over tokens."""
+    visited = torch.zeros(len(places), num_places, dtype=torch.bool, device=places.device)
+    return float(visited.scatter_(1, places, True).sum())
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Tally:
+    """Sums of one plan over the windows of text so far.
+
+    Attributes:
+        losses: nats of each window.
+        num_predicted: predicted tokens of each window.
+        kl: nats, over all predicted tokens.
+        num_agreeing: predicted tokens with the reference's likeliest next token.
+        num_batches: forward passes.
+        routing: sums over tokens; None before the first batch.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    num_predicted: list[int] = field(default_factory=list)
+    kl: float = 0.0
+    num_agreeing: int = 0
+    num_batches: int = 0
+    routing: RoutingTally | None = None
+
+    def add_routing(self, routing: RoutingTally) -> None:
+        """Adds the routing of one batch."""
+        self.num_batches += 1
+        if self.routing is None:
+            self.routing = routing
+        else:
+            self.routing.add(routing)
+
+    def add_window(self, logits: Tensor, reference: Tensor, targets: Tensor) -> None:
+        """Adds one window: `[predicted, vocabulary]` logits, `[predicted]` token ids."""
+        ours, theirs = (values.float().log_softmax(-1) for values in (logits, reference))
+        losses = -ours.gather(-1, targets[:, None])
+        chance = theirs.exp()
+        divergence = (chance * (theirs - ours)).masked_fill_(chance == 0, 0.0)
+        self.losses.append(float(losses.double().sum()))
+        self.num_predicted.append(len(targets))
+        self.kl += float(divergence.double().sum())
+        self.num_agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+
+    def figures(self, plan: Plan) -> Figures:
+        """The figures so far; at least one token must have been predicted."""
+        assert self.routing is not None, "no batch was counted"
+        routing, total = self.routing, sum(self.num_predicted)
+        means = routing.means()
+        loss = sum(self.losses) / total
+        return Figures(
+            loss=loss,
+            perplexity=math.exp(loss),
+            kl=self.kl / total,
+            top1_agreement=self.num_agreeing / total,
+            remote_copies=means["copies"] * remote_share(plan.topology.num_ranks),
+            node_copies=float((routing.node_copies / routing.num_tokens).mean()),
+            active_experts_per_rank=float(routing.active_experts.mean() / self.num_batches),
+            num_tokens=total,
+            **means,
+        )
+
+    def loss_increase(self, reference: "Tally") -> tuple[float, tuple[float, float]]:
+        """Loss over the reference's minus 1, and its 95 % interval.
+
+        The interval is that of the mean of paired differences, window by window (normal
+        approximation, windows independent).
+        """
+        tokens = np.array(self.num_predicted, dtype=np.float64)
+        differences = np.array(self.losses) - np.array(reference.losses)
+        mean, count = differences.sum() / tokens.sum(), len(tokens)
+        spread = np.square(differences - mean * tokens).sum() * count / max(count - 1, 1)
+        half = _QUANTILE * math.sqrt(spread) / tokens.sum()
+        base = sum(reference.losses) / tokens.sum()
+        return float(mean / base), (float((mean - half) / base), float((mean + half) / base))
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums so far as JSON data."""
+        document = {f.name: copy(getattr(self, f.name)) for f in fields(self)}
+        if self.routing is not None:
+            document["routing"] = {k: v.tolist() for k, v in asdict(self.routing).items()}
+        return document
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Tally":
+        """The sums that `to_json` gave."""
+        routing = document["routing"]
+        if routing is not None:
+            routing = RoutingTally(**{k: np.array(v) for k, v in routing.items()})
+        return cls(**{**document, "routing": routing})

@@ -1,0 +1,157 @@
+"""The plan: per MoE layer, how routing is constrained and which rank holds which expert."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
+from c2r.errors import ArtifactError
+from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.topology import ClusterTopology
+from c2r.types import Arrays, Int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerPlan:
+    """The plan of one MoE layer.
+
+    Attributes:
+        name: module path of the router; empty where the profile does not say.
+        num_experts: E.
+        top_k: experts per token.
+        policy: name of the routing policy, `"c2r"` for the published rule.
+        strength: the policy's one number; for `"c2r"` the list length T.
+        partners: `[E, T]` int64, row i the closest collaborators of expert i, closest first;
+            T = 0 where the policy uses no lists.
+        placement: `[E]` int64, the rank that holds each expert.
+        replicas: `[ranks, r]` int64, further experts that each rank holds a copy of, none of them
+            its own and none twice; empty where every expert lives on one rank only. Which of its
+            ranks computes an expert for a token, `ranks_of` tells.
+    """
+
+    name: str
+    num_experts: int
+    top_k: int
+    policy: str
+    strength: float
+    partners: Int
+    placement: Int
+    replicas: Int = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+
+    def experts_of(self, rank: int) -> Int:
+        """The experts on `rank` in the order of their slots: its own ascending, then replicas.
+
+        Placement `[1, 0, 1]` with replicas `[[0], [1]]` puts `[1, 0]` on rank 0, `[0, 2, 1]` on 1.
+        """
+        own = np.flatnonzero(self.placement == rank)
+        return np.concatenate([own, self.replicas[rank]]) if len(self.replicas) else own
+
+    def ranks_of(self, expert_ids: Int, topology: ClusterTopology) -> Int:
+        """The rank that computes each of a token's experts, `[tokens, k]`; see `assign_ranks`."""
+        if not self.replicas.size:
+            return self.placement[expert_ids]
+        holders = holders_of(self.placement, self.replicas, topology.num_ranks)
+        return assign_ranks(expert_ids, holders, topology.ranks_per_node)
+
+    @property
+    def top_t(self) -> int:
+        """Length T of the partner lists."""
+        return int(self.partners.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """Layer plans in the model's order, the devices, and where the plan comes from.
+
+    `provenance` is JSON data: the fingerprint of the model that was profiled (absent where the
+    profile does not say), the tokens and texts of the profile, the seed, the objective, and the
+    figures that the profile predicts.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    topology: ClusterTopology
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        return len(self.layers)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what the plan does: lists, placements and devices, not provenance."""
+        digest = hashlib.sha256()
+        digest.update(f"{self.topology.num_ranks}/{self.topology.num_nodes}".encode())
+        for layer in self.layers:
+            strength = float(layer.strength)
+            header = [layer.name, layer.num_experts, layer.top_k, layer.policy, strength]
+            digest.update(json.dumps(header).encode())
+            digest.update(layer.partners.astype("<i8").tobytes())
+            digest.update(layer.placement.astype("<i8").tobytes())
+            digest.update(layer.replicas.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan atomically. Raises `InputError` if it cannot be written."""
+        header = {
+            "num_ranks": self.topology.num_ranks,
+            "num_nodes": self.topology.num_nodes,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "num_experts": layer.num_experts,
+                    "top_k": layer.top_k,
+                    "policy": layer.policy,
+                    "strength": layer.strength,
+                }
+                for layer in self.layers
+            ],
+            "provenance": dict(self.provenance),
+            "fingerprint": self.fingerprint,
+        }
+        arrays = {}
+        for index, layer in enumerate(self.layers):
+            arrays[f"layers.{index}.partners"] = layer.partners.astype(np.int16)
+            arrays[f"layers.{index}.placement"] = layer.placement.astype(np.int16)
+            if layer.replicas.size:
+                arrays[f"layers.{index}.replicas"] = layer.replicas.astype(np.int16)
+        write_artifact(path, Artifact(kind="plan", header=header, arrays=arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Reads a plan. Raises `ArtifactError` if the file is damaged or of another kind."""
+        artifact = read_artifact(path, "plan")
+        with damaged_file(path):
+            plan = cls(
+                layers=tuple(
+                    _read_layer(index, entry, artifact.arrays)
+                    for index, entry in enumerate(artifact.header["layers"])
+                ),
+                topology=ClusterTopology(
+                    num_ranks=int(artifact.header["num_ranks"]),
+                    num_nodes=int(artifact.header["num_nodes"]),
+                ),
+                provenance=artifact.header["provenance"],
+            )
+        if plan.fingerprint != artifact.header.get("fingerprint"):
+            raise ArtifactError(f"{path} was changed after it was written; make the plan again")
+        return plan
+
+
+def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerPlan:
+    none = np.empty((0, 0), dtype=np.int64)
+    return LayerPlan(
+        name=str(entry["name"]),
+        num_experts=int(entry["num_experts"]),
+        top_k=int(entry["top_k"]),
+        policy=str(entry["policy"]),
+        strength=float(entry["strength"]),
+        partners=arrays[f"layers.{index}.partners"].astype(np.int64),
+        placement=arrays[f"layers.{index}.placement"].astype(np.int64),
+        replicas=arrays.get(f"layers.{index}.replicas", none).astype(np.int64),
+    )

@@ -1,0 +1,201 @@
+"""What a plan sends between devices, predicted from the routing that a profile counted.
+
+Copies count the token's own rank. A token lives on any rank with equal chance, whatever its
+experts: of `copies` ranks that it visits its own is one with probability copies / ranks, so
+copies * (1 - 1 / ranks) of them are remote. The same holds for nodes, and for k-fold dispatch.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from c2r.errors import InputError, PlanMismatchError
+from c2r.plans import (
+    ClusterTopology,
+    LayerPlan,
+    Plan,
+    contiguous_placement,
+    load_max_over_mean,
+    mean_copies,
+    mean_distinct,
+    mean_node_copies,
+    rank_loads,
+    remote_share,
+    row_loads,
+)
+from c2r.profiling import CollaborationProfile, LayerProfile
+from c2r.types import Int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTraffic:
+    """Predicted traffic of one MoE layer, or the mean over layers; per token.
+
+    Attributes:
+        copies_k_fold: rows sent by k-fold dispatch, one per expert: k.
+        copies_contiguous: distinct ranks visited, experts placed in the order of their ids.
+        copies_placed: distinct ranks visited under the plan's placement.
+        remote_copies_k_fold: expected rows of k-fold dispatch that leave the token's own rank.
+        remote_copies_contiguous: the same of `copies_contiguous`.
+        remote_copies_placed: the same of `copies_placed`.
+        node_copies_contiguous: distinct nodes visited, the token's own counted.
+        node_copies_placed: the same under the plan's placement.
+        rank_load_max_over_mean: expert rows of the busiest rank over the mean, as placed.
+        rank_load_max_over_mean_contiguous: the same, experts in the order of their ids.
+        expert_load_max_over_mean: tokens of the busiest expert over the mean.
+    """
+
+    copies_k_fold: float
+    copies_contiguous: float
+    copies_placed: float
+    remote_copies_k_fold: float
+    remote_copies_contiguous: float
+    remote_copies_placed: float
+    node_copies_contiguous: float
+    node_copies_placed: float
+    rank_load_max_over_mean: float
+    rank_load_max_over_mean_contiguous: float
+    expert_load_max_over_mean: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrafficReport:
+    """Predicted traffic of every layer in the model's order, and its mean."""
+
+    topology: ClusterTopology
+    layers: tuple[LayerTraffic, ...]
+
+    @property
+    def mean(self) -> LayerTraffic:
+        """The mean of each figure over layers."""
+        return LayerTraffic(
+            **{
+                field.name: float(np.mean([getattr(layer, field.name) for layer in self.layers]))
+                for field in fields(LayerTraffic)
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON data: `num_ranks`, `num_nodes`, `layers` and `mean`."""
+        return {
+            "num_ranks": self.topology.num_ranks,
+            "num_nodes": self.topology.num_nodes,
+            "layers": [
+                {"layer": index, **asdict(layer)} for index, layer in enumerate(self.layers)
+            ],
+            "mean": asdict(self.mean),
+        }
+
+
+def predict_traffic(profile: CollaborationProfile, plan: Plan) -> TrafficReport:
+    """What the tokens of `profile` send under the placement and replicas of `plan`.
+
+    The routing is the profile's own: to predict a constrained model, profile it constrained.
+
+    Raises:
+        PlanMismatchError: plan and profile are of models with different layers.
+        InputError: the profile has no tokens, or holds pairs only at k > 2.
+    """
+    check_fit(profile, plan)
+    return TrafficReport(
+        topology=plan.topology,
+        layers=tuple(
+            _predict_layer(index, layer, layer_plan, plan.topology)
+            for index, (layer, layer_plan) in enumerate(
+                zip(profile.layers, plan.layers, strict=True)
+            )
+        ),
+    )
+
+
+def bytes_per_token(copies: float, hidden_size: int, dtype_bytes: int = 2) -> float:
+    """Bytes that `copies` rows of `hidden_size` values take, one way: to the experts or back."""
+    return copies * hidden_size * dtype_bytes
+
+
+def rows_per_rank(expert_ids: Int, placement: Int, num_ranks: int) -> Int:
+    """Tokens that visit each rank: the rows that de-duplicated dispatch sends there, exactly.
+
+    Tokens `[[0, 1], [1, 2]]` under the placement `[0, 0, 1]` make rows `[2, 1]`. With the nodes of
+    experts for a placement, the rows to each node.
+
+    Args:
+        expert_ids: `[tokens, k]`.
+        placement: `[E]` rank of each expert.
+        num_ranks: ranks in all.
+
+    Returns:
+        `[ranks]` int64.
+    """
+    visits = np.zeros((len(expert_ids), num_ranks), dtype=np.bool_)
+    np.put_along_axis(visits, placement[expert_ids], True, axis=1)
+    rows: Int = np.count_nonzero(visits, axis=0)
+    return rows
+
+
+def _predict_layer(
+    index: int, layer: LayerProfile, plan: LayerPlan, topology: ClusterTopology
+) -> LayerTraffic:
+    sets, counts = known_sets(index, layer, topology)
+    num_ranks = topology.num_ranks
+    contiguous = contiguous_placement(layer.num_experts, num_ranks)
+    by_order = mean_copies(sets, counts, contiguous)
+    ranks = plan.ranks_of(sets, topology)
+    placed = mean_distinct(ranks, counts)
+    remote = remote_share(num_ranks)
+    return LayerTraffic(
+        copies_k_fold=float(layer.top_k),
+        copies_contiguous=by_order,
+        copies_placed=placed,
+        remote_copies_k_fold=layer.top_k * remote,
+        remote_copies_contiguous=by_order * remote,
+        remote_copies_placed=placed * remote,
+        node_copies_contiguous=mean_node_copies(sets, counts, contiguous, topology),
+        node_copies_placed=mean_distinct(ranks // topology.ranks_per_node, counts),
+        rank_load_max_over_mean=load_max_over_mean(
+            row_loads(ranks, counts, num_ranks)
+            if plan.replicas.size
+            else rank_loads(layer.load, plan.placement, num_ranks)
+        ),
+        rank_load_max_over_mean_contiguous=load_max_over_mean(
+            rank_loads(layer.load, contiguous, num_ranks)
+        ),
+        expert_load_max_over_mean=load_max_over_mean(layer.load),
+    )
+
+
+def known_sets(
+    index: int, layer: LayerProfile, topology: ClusterTopology
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct routing sets and their counts; on one rank, where they do not matter, any.
+
+    Raises `InputError` where the layer has no tokens, or its sets are unknown.
+    """
+    if not layer.load.any():
+        raise InputError(f"the profile holds no tokens in layer {index}; profile some text first")
+    if topology.num_ranks == 1:  # Every set visits the one rank.
+        return np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
+    routing_sets = layer.routing_sets()
+    if routing_sets is None:
+        raise InputError(
+            f"the profile holds pairs only, which do not tell the copies per token at "
+            f"k = {layer.top_k}; profile the model itself with `c2r profile`"
+        )
+    return routing_sets
+
+
+def check_fit(profile: CollaborationProfile, plan: Plan) -> None:
+    """Raises `PlanMismatchError` unless both are of models with the same layers."""
+    if profile.num_layers != plan.num_layers:
+        raise PlanMismatchError(
+            f"the profile has {profile.num_layers} MoE layers, the plan {plan.num_layers}; "
+            "use a plan made for the same model"
+        )
+    for index, (layer, layer_plan) in enumerate(zip(profile.layers, plan.layers, strict=True)):
+        ours, theirs = (layer.num_experts, layer.top_k), (layer_plan.num_experts, layer_plan.top_k)
+        if ours != theirs:
+            raise PlanMismatchError(
+                f"layer {index} of the profile has {ours[0]} experts with k = {ours[1]}, of the "
+                f"plan {theirs[0]} with k = {theirs[1]}; use a plan made for the same model"
+            )

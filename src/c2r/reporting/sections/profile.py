@@ -1,0 +1,232 @@
+"""The sections of a report that show a profile and a plan, and where all its numbers come from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+
+from c2r.plans import Plan
+from c2r.prediction import RankTraffic, TrafficReport
+from c2r.profiling import CollaborationMetrics, CollaborationProfile, LayerProfile
+from c2r.reporting.charts import Chart, HeatMap, Matrix, Section, Series, Table, table_of
+from c2r.reporting.inputs import Inputs
+from c2r.types import Int
+
+MAX_CELLS = 64  # rows and columns of a collaboration matrix; more experts are summed in blocks
+
+
+def show_collaboration(
+    profile: CollaborationProfile, metrics: Sequence[CollaborationMetrics], plan: Plan | None
+) -> Section:
+    """Effective collaborators by layer, and who is chosen with whom."""
+    table = table_of([{"layer": i, **asdict(layer)} for i, layer in enumerate(metrics)])
+    by_layer = Chart(
+        slug="effective-collaborators",
+        title="Effective collaborators by layer",
+        x_label="layer",
+        y_label="experts",
+        series=(
+            _by_layer("measured", [layer.effective_collaborators for layer in metrics]),
+            _by_layer("everyone alike", [layer.num_experts - 1 for layer in profile.layers]),
+        ),
+        table=table,
+    )
+    matrices = tuple(
+        collaboration_matrix(index, layer, None if plan is None else plan.layers[index].placement)
+        for index, layer in enumerate(profile.layers)
+    )
+    size = -(-profile.num_experts // MAX_CELLS)
+    notes = (
+        [] if plan is None else ["Lines part the ranks of the plan, whose experts are together."]
+    )
+    if size > 1:
+        notes.append(
+            f"{size} neighbouring experts are summed into one cell, to keep the page small."
+        )
+    together = HeatMap(
+        slug="collaboration",
+        title="Tokens that chose both experts",
+        x_label="expert",
+        y_label="expert",
+        unit="tokens",
+        matrices=matrices,
+        note=" ".join(notes),
+    )
+    return Section(
+        slug="collaboration",
+        title="Who collaborates",
+        text="Two experts collaborate when a token chooses both. Effective collaborators are "
+        "exp(entropy) of an expert's partners: 1 is one fixed partner. Fewer is better for "
+        "placement, since partners can share a rank.",
+        charts=(by_layer, together),
+    )
+
+
+def collaboration_matrix(index: int, layer: LayerProfile, placement: Int | None) -> Matrix:
+    """Co-activations of one layer, ranks' experts together, summed in blocks beyond `MAX_CELLS`."""
+    order = np.arange(layer.num_experts)
+    cuts: tuple[float, ...] = ()
+    size = -(-layer.num_experts // MAX_CELLS)
+    if placement is not None:
+        order = np.argsort(placement, kind="stable")
+        starts = np.cumsum(np.bincount(placement))[:-1]
+        cuts = tuple(float(start) / size for start in starts)
+    starts = np.arange(0, layer.num_experts, size)
+    ordered = layer.coactivation[np.ix_(order, order)]
+    sums = np.add.reduceat(np.add.reduceat(ordered, starts, axis=0), starts, axis=1)
+    names = tuple(_name_block(order[start : start + size]) for start in starts)
+    return Matrix(
+        name=f"layer {index}", values=sums, row_names=names, column_names=names, cuts=cuts
+    )
+
+
+def show_load(
+    profile: CollaborationProfile,
+    metrics: Sequence[CollaborationMetrics],
+    traffic: TrafficReport | None,
+) -> Section:
+    """How evenly the work falls on experts and ranks."""
+    series = [_by_layer("experts", [layer.load_max_over_mean for layer in metrics])]
+    if traffic is not None:
+        layers = traffic.layers
+        series += [
+            _by_layer("ranks, in order", [i.rank_load_max_over_mean_contiguous for i in layers]),
+            _by_layer("ranks, placed", [i.rank_load_max_over_mean for i in layers]),
+        ]
+    most = Chart(
+        slug="load-by-layer",
+        title="Load of the busiest over the mean",
+        x_label="layer",
+        y_label="max / mean",
+        series=tuple(series),
+    )
+    width = profile.num_experts
+    loads = [_padded(layer.load, width) for layer in profile.layers]
+    each = HeatMap(
+        slug="expert-load",
+        title="Tokens of each expert",
+        x_label="expert",
+        y_label="layer",
+        unit="tokens",
+        matrices=(
+            Matrix(
+                name="load",
+                values=np.stack(loads),
+                row_names=tuple(map(str, range(profile.num_layers))),
+                column_names=tuple(map(str, range(width))),
+            ),
+        ),
+    )
+    return Section(
+        slug="load",
+        title="Who is busy",
+        text="1 is an even load. The busiest rank is the one that all others wait for.",
+        charts=(most, each),
+    )
+
+
+def show_traffic(traffic: TrafficReport, ranks: RankTraffic) -> Section:
+    """Copies per token by layer and dispatch, and rows between ranks."""
+    layers = traffic.layers
+    copies = Chart(
+        slug="copies",
+        title=f"Copies per token on {traffic.topology.num_ranks} ranks",
+        x_label="layer",
+        y_label="copies per token",
+        series=(
+            _by_layer("once per expert", [layer.copies_k_fold for layer in layers]),
+            _by_layer("once per rank, in order", [layer.copies_contiguous for layer in layers]),
+            _by_layer("once per rank, placed", [layer.copies_placed for layer in layers]),
+        ),
+        table=table_of(traffic.to_json()["layers"]),
+    )
+    names = tuple(map(str, range(traffic.topology.num_ranks)))
+    ceiling = float(max(ranks.contiguous.max(), ranks.placed.max()))
+    matrices = tuple(
+        HeatMap(
+            slug=f"ranks-{slug}",
+            title=title,
+            x_label="to rank",
+            y_label="from rank",
+            unit="rows per token",
+            matrices=(Matrix(name=slug, values=values, row_names=names, column_names=names),),
+            ceiling=ceiling,
+        )
+        for slug, title, values in (
+            ("before", "Rank to rank before: experts in order", ranks.contiguous),
+            ("after", "Rank to rank after: placed", ranks.placed),
+        )
+    )
+    return Section(
+        slug="traffic",
+        title="What is sent",
+        text="Predicted from the routing that was counted: rows that one token sends in one layer, "
+        "its own rank counted. A token may live on any rank, so the rows of a rank matrix are "
+        "alike; columns show which ranks receive most.",
+        charts=(copies, *matrices),
+    )
+
+
+def show_plan(plan: Plan) -> Section:
+    """Policy and placement, layer by layer."""
+    rows = []
+    for index, layer in enumerate(plan.layers):
+        ranks = range(plan.topology.num_ranks)
+        experts = " | ".join(" ".join(map(str, layer.experts_of(rank))) for rank in ranks)
+        rows.append((index, layer.policy, layer.strength, layer.top_t, experts))
+    columns = ("layer", "policy", "strength", "list length T", "experts of rank 0 | 1 | ...")
+    return Section(
+        slug="plan",
+        title="The plan",
+        text=f"{plan.num_layers} layers on {plan.topology.num_ranks} ranks of "
+        f"{plan.topology.num_nodes} node(s); fingerprint {plan.fingerprint}.",
+        table=Table(columns=columns, rows=tuple(rows)),
+    )
+
+
+def show_provenance(inputs: Inputs) -> Section:
+    """Every file, and what it says about itself."""
+    rows: list[tuple[str, str, str, str]] = []
+    for source in inputs.sources:
+        known = dict(_flatten(source.provenance)) or {"provenance": "the file does not say"}
+        rows += [(source.path.name, source.kind, name, value) for name, value in known.items()]
+    return Section(
+        slug="provenance",
+        title="Where the numbers come from",
+        text="Every number on this page is one of these files', or predicted from them by c2r.",
+        table=Table(columns=("file", "kind", "field", "value"), rows=tuple(rows)),
+    )
+
+
+def _by_layer(name: str, values: Sequence[float]) -> Series:
+    return Series(name=name, x=tuple(range(len(values))), y=tuple(values))
+
+
+def _name_block(experts: Int) -> str:
+    ids = [int(expert) for expert in experts]
+    if len(ids) == 1:
+        return str(ids[0])
+    if ids == list(range(ids[0], ids[0] + len(ids))):
+        return f"{ids[0]}-{ids[-1]}"
+    return " ".join(map(str, ids))
+
+
+def _padded(load: Int, width: int) -> npt.NDArray[np.float64]:
+    values = np.full(width, np.nan)
+    values[: len(load)] = load
+    return values
+
+
+def _flatten(values: object, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(values, dict):
+        return [
+            pair
+            for key, value in values.items()
+            for pair in _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        return _flatten(dict(enumerate(values)), prefix)
+    if isinstance(values, list):
+        return [(prefix, ", ".join(map(str, values)))]
+    return [(prefix, "" if values is None else str(values))]

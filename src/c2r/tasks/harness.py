@@ -1,0 +1,204 @@
+"""Tasks of lm-evaluation-harness, answered by a model in memory with its routing policy on."""
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from c2r.adapters.huggingface import capture, describe_model, enforce, prepare
+from c2r.adapters.huggingface.routers.sites import evaluating
+from c2r.errors import InputError
+from c2r.measuring.measure import keeping_plan
+from c2r.measuring.tally import RoutingTally
+from c2r.plans import Plan
+from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
+from c2r.tasks.results import TaskEvaluation, TaskResult
+
+_METRICS = ("acc", "exact_match")
+
+
+def evaluate_on_tasks(
+    model: Any, tokenizer: Any, tasks: LoadedTasks, plan: Plan, *, strict: bool = True
+) -> TaskEvaluation:
+    """The answers of `model` under `plan`.
+
+    An item of a multiple-choice task is right where the right choice is the likeliest, `acc` of the
+    harness. The plan that was applied to the model, and its modes, are put back.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's.
+        tasks: what `load_tasks` gave.
+        plan: made for `model`; need not be applied.
+        strict: also require that the router weights are those that were profiled.
+
+    Raises:
+        InputError: a task does not tell which items are right, or none fits the model's window.
+        PlanMismatchError: the plan was made for another model.
+        ModelError, RoutingError: as `c2r.capture`.
+    """
+    prepared, request = prepare(model, plan, strict), tasks.request
+    flat = [task for members in tasks.members.values() for task in members]
+    for task in flat:
+        task.set_fewshot_seed(seed=request.seed)
+    with quiet(), keeping_plan(model), evaluating(model), _counting(model, plan) as tallies:
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        enforce(model, prepared)
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),  # the harness gives it a padding token
+            batch_size=request.batch_size,
+            prefix_token_id=_prefix(tokenizer),
+        )
+        found = evaluate(
+            lm,
+            {"tasks": {task.task_name: task for task in flat}},
+            samples={task.task_name: _fitting(task, lm, request.limit) for task in flat},
+            bootstrap_iters=0,
+        )
+    answers = found["samples"]
+    results = [_result(*entry, answers, lm, request.limit) for entry in tasks.members.items()]
+    return TaskEvaluation(
+        tasks=tuple(results),
+        routing=_routing(tallies),
+        provenance=_provenance(model, plan, request),
+    )
+
+
+def _prefix(tokenizer: Any) -> int | None:
+    """What the harness puts before a text that begins with nothing, where no token is meant to."""
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    return int(tokenizer.encode("\n")[-1])
+
+
+@contextmanager
+def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
+    """Counts the routing of every forward pass into one tally."""
+    tallies: list[RoutingTally] = []
+
+    def count(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], __: Any) -> None:
+        trace = recorder.take()
+        if kwargs.get("attention_mask") is None:
+            trace = trace.of_tokens(_is_token(args[0] if args else kwargs["input_ids"]))
+        tally = RoutingTally.count(trace, plan)
+        if tallies:
+            tallies[0].add(tally)
+        else:
+            tallies.append(tally)
+
+    with capture(model) as recorder:
+        handle = model.register_forward_hook(count, with_kwargs=True)
+        try:
+            yield tallies
+        finally:
+            handle.remove()
+
+
+def _is_token(input_ids: Tensor) -> Tensor:
+    """`[batch * tokens]` bool: false for the zeros with which the harness fills up its rows."""
+    return (input_ids != 0).flip(1).cumsum(1).flip(1).flatten() > 0
+
+
+def _fitting(task: Any, lm: Any, limit: int | None) -> list[int]:
+    """The first items, without those that have a choice longer than the model's window."""
+
+    def fits(doc: dict[str, Any]) -> bool:
+        texts = [f"{task.config.target_delimiter}{choice}" for choice in task.doc_to_choice(doc)]
+        lengths = (len(lm.tok_encode(text, add_special_tokens=False)) for text in texts)
+        return all(length <= lm.max_length for length in lengths)
+
+    items = list(itertools.islice(enumerate(task.eval_docs), limit))
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return [index for index, _ in items]
+    fitting = [index for index, doc in items if fits(doc)]
+    if not fitting:
+        raise InputError(
+            f"no choice of task {task.task_name} fits the model's window of {lm.max_length} "
+            "tokens; choose another task or model"
+        )
+    return fitting
+
+
+def _routing(tallies: Sequence[RoutingTally]) -> dict[str, float]:
+    (tally,) = tallies
+    return {**tally.means(), "num_tokens": float(tally.num_tokens[0])}
+
+
+def _result(
+    name: str, members: Sequence[Any], answers: dict[str, Any], lm: Any, limit: int | None
+) -> TaskResult:
+    rows = [_first_filter(answers[task.task_name]) for task in members]
+    num_asked = sum(len(range(len(task.eval_docs))[:limit]) for task in members)
+    metric = next((m for m in _METRICS if all(m in row for part in rows for row in part)), None)
+    if metric is None:
+        raise InputError(
+            f"task {name} does not tell which items are right; choose one that measures "
+            f"{' or '.join(_METRICS)}"
+        )
+    items = [row for part in rows for row in part]
+    return TaskResult(
+        name=name,
+        metric=metric,
+        num_shots=members[0].get_config("num_fewshot"),
+        version=str(members[0].VERSION),
+        num_left_out=num_asked - len(items),
+        num_truncated=sum(_num_truncated(row, lm) for row in items),
+        ids=tuple(_item_id(row) for row in items),
+        correct=tuple(bool(row[metric]) for row in items),
+        loglikelihoods=tuple(_loglikelihoods(row) for row in items),
+    )
+
+
+def _first_filter(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["filter"] == rows[0]["filter"]]
+
+
+def _item_id(row: dict[str, Any]) -> str:
+    parts = row["doc_hash"] + row["prompt_hash"] + row["target_hash"]
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def _loglikelihoods(row: dict[str, Any]) -> tuple[float, ...]:
+    answers = row["filtered_resps"]
+    return tuple(float(answer[0]) for answer in answers if isinstance(answer, tuple | list))
+
+
+def _num_truncated(row: dict[str, Any], lm: Any) -> int:
+    texts = ["".join(pair) for pair in row["arguments"] if isinstance(pair[-1], str)]
+    return sum(len(lm.tok_encode(text)) > lm.max_length + 1 for text in texts)
+
+
+def _provenance(model: Any, plan: Plan, request: TaskRequest) -> dict[str, Any]:
+    packages = {"c2r": "c2r-moe", "lm_eval": "lm_eval", "transformers": "transformers"}
+    settings = {key: _plain(value) for key, value in asdict(request).items()}
+    return {
+        **describe_model(model),
+        "dtype": str(model.dtype),
+        "plan_fingerprint": plan.fingerprint,
+        "policies": sorted({layer.policy for layer in plan.layers}),
+        "num_ranks": plan.topology.num_ranks,
+        "settings": settings,
+        "versions": {
+            **{name: version(package) for name, package in packages.items()},
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

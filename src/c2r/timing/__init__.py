@@ -1,0 +1,28 @@
+"""Times an expert-parallel MoE layer, forward and backward, with each dispatcher.
+
+All cases run on the same ranks, with the same expert weights and GEMM, on recorded routing; rounds
+are interleaved, so that a disturbance hits all of them. Only what is sent, and how, differs.
+"""
+
+from c2r.timing.cases import Case, CaseTimes, TimedLayer, predict_rows
+from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
+from c2r.timing.experts import SwiGLUExperts
+from c2r.timing.recording import RecordedRouting, Recording, record_routings
+from c2r.timing.run import interleave, time_cases
+
+__all__ = [
+    "Case",
+    "CaseTimes",
+    "RecordedRouting",
+    "Recording",
+    "Spread",
+    "Stopwatch",
+    "SwiGLUExperts",
+    "TimedLayer",
+    "interface_bytes",
+    "interleave",
+    "predict_rows",
+    "record_routings",
+    "spread_of_ratios",
+    "time_cases",
+]

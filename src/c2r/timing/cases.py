@@ -1,0 +1,113 @@
+"""What is compared: cases, the size of the layer, and what each case took."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from c2r.plans import ClusterTopology
+from c2r.prediction import rows_per_rank
+from c2r.timing.clocks import Spread
+from c2r.timing.recording import UNCONSTRAINED
+from c2r.types import Int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimedLayer:
+    """Size of the layer to time: tokens of each rank, and of its SwiGLU experts."""
+
+    num_tokens: int
+    hidden_size: int
+    intermediate_size: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One way to run the layer.
+
+    Attributes:
+        name: what tables call it.
+        dispatcher: as `make_dispatcher` knows it.
+        routing: name of a routing of the recording.
+        is_placed: experts are placed as planned; otherwise in the order of their ids.
+        num_chunks: parts of the batch whose exchanges and compute overlap.
+    """
+
+    name: str
+    dispatcher: str
+    routing: str = UNCONSTRAINED
+    is_placed: bool = False
+    num_chunks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseTimes:
+    """What one case took; times, rows and bytes are means over layers, forward and backward.
+
+    Attributes:
+        case: what ran.
+        seconds: of a layer, until the last rank was through; over rounds.
+        ratio: of seconds to those of the first case in the same round.
+        parts: mean seconds of a rank: `index` work and copies, waiting in `dispatch` and in
+            `combine` (each with its backward), and expert `compute`.
+        compute_alone: seconds of the expert compute of all ranks at once, nothing sent.
+        communication_alone: seconds of all the rest, experts left out.
+        rank_load_max_over_mean: expert rows of the busiest rank over the mean.
+        rows_sent: rows to experts of other ranks, of all ranks together.
+        rows_predicted: the same, from the routing alone.
+        bytes_sent: counted at the interfaces of all ranks; None where nobody counts.
+        bytes_predicted: of the rows predicted, both ways, forward and backward.
+        error: largest deviation of the output from that of k-fold dispatch, over its largest value.
+    """
+
+    case: Case
+    seconds: Spread
+    ratio: Spread
+    parts: Mapping[str, float]
+    compute_alone: Spread
+    communication_alone: Spread
+    rank_load_max_over_mean: float
+    rows_sent: float
+    rows_predicted: float
+    bytes_sent: float | None
+    bytes_predicted: float
+    error: float
+
+    @property
+    def over_longer_alone(self) -> float:
+        """Seconds over the longer of compute and communication alone: 1 is perfect overlap."""
+        longer = max(self.compute_alone.median, self.communication_alone.median)
+        return self.seconds.median / longer
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON data."""
+        return {**asdict(self), "over_longer_alone": self.over_longer_alone}
+
+
+def predict_rows(case: Case, expert_ids: Int, placement: Int, topology: ClusterTopology) -> int:
+    """Rows that leave a rank for another on their way to experts, of all ranks together.
+
+    Args:
+        case: whose dispatcher sends them.
+        expert_ids: `[ranks, tokens, k]`.
+        placement: `[E]`.
+        topology: the ranks; hierarchical dispatch goes once to each node, then inside.
+    """
+    size, per_node = topology.num_ranks, topology.ranks_per_node
+    total = 0
+    for rank, ids in enumerate(expert_ids):
+        others = np.arange(size) != rank
+        if case.dispatcher == "k_fold":
+            total += int(np.count_nonzero(placement[ids] != rank))
+        elif case.dispatcher == "all_gather":
+            total += len(ids) * (size - 1)
+        elif case.dispatcher == "hierarchical":
+            nodes = rows_per_rank(ids, placement // per_node, topology.num_nodes)
+            total += int(nodes.sum() - nodes[rank // per_node])
+            others = np.arange(size) % per_node != rank % per_node
+        if case.dispatcher in ("zero_redundancy", "hierarchical"):
+            total += int(rows_per_rank(ids, placement, size)[others].sum())
+    return total

@@ -1,0 +1,210 @@
+"""Routing recorded from a model on text, to be run again where only its time matters."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from c2r.adapters.huggingface import apply, capture, profile, remove
+from c2r.artifacts import (
+    Artifact,
+    damaged_file,
+    decode_artifact,
+    encode_artifact,
+    read_artifact,
+    write_artifact,
+)
+from c2r.errors import InputError
+from c2r.measuring.loss import token_losses
+from c2r.planning import make_plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.traces import LayerTrace
+from c2r.types import Float32, Int
+
+Batch = dict[str, Tensor]
+
+UNCONSTRAINED = "top_k"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RecordedRouting:
+    """What the MoE layers of a model decided on one text under one policy.
+
+    Attributes:
+        loss: nats per token of that text.
+        expert_ids: `[layers, tokens, k]` int64.
+        weights: `[layers, tokens, k]` float32, the factors of the experts' outputs; 1 / k where
+            the model does not show them.
+    """
+
+    loss: float
+    expert_ids: Int
+    weights: Float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Recording:
+    """Routing of one text under several policies, and a planned placement.
+
+    Attributes:
+        num_experts: E of every layer.
+        topology: the ranks that the placement is for.
+        placement: `[layers, E]` int64, planned from the unconstrained routing of another text.
+        routings: by name; `"top_k"` is the model's own routing.
+    """
+
+    num_experts: int
+    topology: ClusterTopology
+    placement: Int
+    routings: Mapping[str, RecordedRouting]
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        return len(self.placement)
+
+    def encode(self) -> bytes:
+        """The content of the file that holds the recording."""
+        return encode_artifact(self._artifact())
+
+    @classmethod
+    def decode(cls, content: bytes) -> "Recording":
+        """The recording that `encode` encoded."""
+        return cls._from_artifact(decode_artifact(content, "recording"), "the data")
+
+    def save(self, path: str | Path) -> None:
+        """Writes the recording atomically. Raises `InputError` if it cannot be written."""
+        write_artifact(path, self._artifact())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recording":
+        """Reads a recording. Raises `ArtifactError` if the file is damaged or of another kind."""
+        return cls._from_artifact(read_artifact(path, "recording"), path)
+
+    def _artifact(self) -> Artifact:
+        header = {
+            "num_experts": self.num_experts,
+            "num_ranks": self.topology.num_ranks,
+            "num_nodes": self.topology.num_nodes,
+            "losses": {name: routing.loss for name, routing in self.routings.items()},
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {"placement": self.placement.astype(np.int16)}
+        for name, routing in self.routings.items():
+            arrays[f"{name}.expert_ids"] = routing.expert_ids.astype(np.int16)
+            arrays[f"{name}.weights"] = routing.weights
+        return Artifact(kind="recording", header=header, arrays=arrays)
+
+    @classmethod
+    def _from_artifact(cls, artifact: Artifact, source: str | Path) -> "Recording":
+        header, arrays = artifact.header, artifact.arrays
+        with damaged_file(source):
+            return cls(
+                num_experts=int(header["num_experts"]),
+                topology=ClusterTopology(
+                    num_ranks=int(header["num_ranks"]), num_nodes=int(header["num_nodes"])
+                ),
+                placement=arrays["placement"].astype(np.int64),
+                routings={
+                    name: RecordedRouting(
+                        loss=float(loss),
+                        expert_ids=arrays[f"{name}.expert_ids"].astype(np.int64),
+                        weights=arrays[f"{name}.weights"],
+                    )
+                    for name, loss in header["losses"].items()
+                },
+            )
+
+
+def record_routings(
+    model: Any,
+    calibration: Iterable[Batch],
+    evaluation: Callable[[], Iterable[Batch]],
+    topology: ClusterTopology,
+    policies: Mapping[str, tuple[str, float]],
+    max_load: float | None = None,
+) -> Recording:
+    """Plans from one text, then records the routing of another, free and under each policy.
+
+    Args:
+        model: a causal language model of transformers; left as it was.
+        calibration: batches to profile, as `c2r.profile` takes them.
+        evaluation: gives the batches to record, anew at each call.
+        topology: ranks to place the experts on.
+        policies: by name, the policy and its strength, as in `LayerPlan`.
+        max_load: bound on the busiest rank's load, as `make_plan` takes it.
+
+    Raises:
+        InputError: no text, layers of unlike shape, or a name or strength that cannot be used.
+        ModelError, PlanError, RoutingError: as `profile`, `make_plan` and `capture`.
+    """
+    found = profile(model, calibration)
+    shapes = {(layer.num_experts, layer.top_k) for layer in found.layers}
+    if len(shapes) != 1:
+        raise InputError(
+            f"the layers have unlike experts and k, {sorted(shapes)}; only equal ones are timed"
+        )
+    ((num_experts, _),) = shapes
+    plan = make_plan(
+        found,
+        num_ranks=topology.num_ranks,
+        num_nodes=topology.num_nodes,
+        top_t=num_experts - 1,
+        max_load=max_load,
+    )
+    routings = {UNCONSTRAINED: _record(model, evaluation())}
+    for name, (policy, strength) in policies.items():
+        apply(model, _constrained(plan, policy, strength))
+        try:
+            routings[name] = _record(model, evaluation())
+        finally:
+            remove(model)
+    return Recording(
+        num_experts=num_experts,
+        topology=topology,
+        placement=np.stack([layer.placement for layer in plan.layers]),
+        routings=routings,
+    )
+
+
+def _constrained(plan: Plan, policy: str, strength: float) -> Plan:
+    """`plan`, which lists all partners, under a policy."""
+
+    def constrain(layer: LayerPlan) -> LayerPlan:
+        length = int(strength) if policy == "c2r" else 0
+        partners = layer.partners[:, :length]
+        return replace(layer, policy=policy, strength=strength, partners=partners)
+
+    return replace(plan, layers=tuple(constrain(layer) for layer in plan.layers))
+
+
+def _record(model: Any, batches: Iterable[Batch]) -> RecordedRouting:
+    losses, ids, weights = [], [], []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), capture(model) as recorder:
+            for batch in batches:
+                losses.append(token_losses(model, batch))
+                trace = recorder.take()
+                ids.append(torch.stack([layer.expert_ids for layer in trace.layers]))
+                weights.append(torch.stack([_weights(layer) for layer in trace.layers]))
+    finally:
+        model.train(was_training)
+    if not losses:
+        raise InputError("the text holds no token to record; give more text")
+    return RecordedRouting(
+        loss=torch.cat(losses).double().mean().item(),
+        expert_ids=torch.cat(ids, dim=1).cpu().numpy(),
+        weights=torch.cat(weights, dim=1).float().cpu().numpy(),
+    )
+
+
+def _weights(layer: LayerTrace) -> Tensor:
+    if layer.weights is not None:
+        return layer.weights
+    return torch.full_like(layer.expert_ids, 1 / layer.expert_ids.shape[1], dtype=torch.float32)

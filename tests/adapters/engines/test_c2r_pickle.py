@@ -1,0 +1,80 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c2r.adapters.engines.c2r_pickle import read_c2r_pickle
+from c2r.errors import InputError
+
+REFERENCE = Path(__file__).parents[2] / "../shared/data/c2r-reference"
+
+
+def write(path, value, protocol=4):
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    return path
+
+
+def counts(diagonal=-1):
+    matrix = np.array([[[0, 3, 1], [3, 0, 2], [1, 2, 0]]])
+    matrix[:, range(3), range(3)] = diagonal
+    return matrix
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("diagonal", [-1, 0])
+def test_pairs_become_a_profile(tmp_path, protocol, diagonal):
+    profile = read_c2r_pickle(write(tmp_path / "c.pkl", counts(diagonal), protocol), 2)
+    (layer,) = profile.layers
+    assert layer.coactivation.tolist() == [[0, 3, 1], [3, 0, 2], [1, 2, 0]]
+    assert layer.load.tolist() == [4, 5, 3] and layer.num_tokens == 6
+    sets, weights = layer.routing_sets()
+    assert sets.tolist() == [[0, 1], [0, 2], [1, 2]] and weights.tolist() == [3, 1, 2]
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+def test_nothing_else_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value in (Bomb(), [counts(), Bomb()], np.array([Bomb()], dtype=object)):
+        with pytest.raises(InputError, match=r"refused: it asks for \w+\.system"):
+            read_c2r_pickle(write(tmp_path / "bomb.pkl", value), 2)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, 2], "does not hold a numpy array of integers"),
+        (np.ones((1, 2, 2)), "does not hold a numpy array of integers"),
+        (np.ones((2, 2), int), r"shape \[2, 2\]"),
+        (np.arange(9).reshape(1, 3, 3), "not symmetric"),
+    ],
+)
+def test_other_values_are_refused(tmp_path, value, message):
+    with pytest.raises(InputError, match=message):
+        read_c2r_pickle(write(tmp_path / "v.pkl", value), 2)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    whole = pickle.dumps(counts())
+    for content in (b"", whole[:40], whole[:-20], b"plain text\n"):
+        (tmp_path / "d.pkl").write_bytes(content)
+        with pytest.raises(InputError):
+            read_c2r_pickle(tmp_path / "d.pkl", 2)
+    with pytest.raises(InputError, match="No such file"):
+        read_c2r_pickle(tmp_path / "none.pkl", 2)
+    with pytest.raises(InputError, match="--top-k 4 does not fit 3 experts"):
+        read_c2r_pickle(write(tmp_path / "c.pkl", counts()), 4)
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the authors' matrices are not here")
+@pytest.mark.parametrize("top_t", [1, 2])
+def test_the_authors_matrices(top_t):
+    profile = read_c2r_pickle(REFERENCE / f"topt_{top_t}_collaboration.pkl", 2)
+    assert (profile.num_layers, profile.num_experts) == (32, 8)
+    assert all(layer.num_tokens == 204_800 for layer in profile.layers)

@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import numpy as np
+
+from c2r.plans import ClusterTopology, LayerPlan, Plan
+
+
+def layer(replicas=None):
+    given = {} if replicas is None else {"replicas": np.array(replicas)}
+    return LayerPlan(
+        name="mlp.gate",
+        num_experts=3,
+        top_k=2,
+        policy="c2r",
+        strength=1.0,
+        partners=np.array([[1], [0], [1]]),
+        placement=np.array([1, 0, 1]),
+        **given,
+    )
+
+
+def test_experts_of_a_rank_are_its_own_then_its_replicas():
+    assert [layer().experts_of(rank).tolist() for rank in (0, 1)] == [[1], [0, 2]]
+    replicated = layer([[0], [1]])
+    assert [replicated.experts_of(rank).tolist() for rank in (0, 1)] == [[1, 0], [0, 2, 1]]
+
+
+def test_replicas_survive_the_file_and_count_in_the_fingerprint(tmp_path):
+    topology = ClusterTopology(num_ranks=2)
+    plain = Plan(layers=(layer(),), topology=topology)
+    replicated = Plan(layers=(layer([[0], [1]]),), topology=topology)
+    assert plain.fingerprint != replicated.fingerprint
+    replicated.save(tmp_path / "plan.safetensors")
+    loaded = Plan.load(tmp_path / "plan.safetensors")
+    assert loaded.layers[0].replicas.tolist() == [[0], [1]]
+    assert loaded.fingerprint == replicated.fingerprint
+
+
+def test_a_whole_number_as_strength_is_the_same_plan(tmp_path):
+    plan = Plan(layers=(replace(layer(), strength=1),), topology=ClusterTopology(num_ranks=2))
+    plan.save(tmp_path / "plan.safetensors")
+    assert Plan.load(tmp_path / "plan.safetensors").fingerprint == plan.fingerprint

@@ -1,0 +1,91 @@
+"""Recorded routing is the model's own, and a recording outlives its file."""
+
+import numpy as np
+import pytest
+import torch
+
+from c2r.adapters.huggingface import load_model, traces
+from c2r.assets import heldout_files, tiny_folder
+from c2r.errors import ArtifactError, InputError
+from c2r.measuring import evaluate
+from c2r.plans import ClusterTopology
+from c2r.prediction import rows_per_rank
+from c2r.timing import Recording, record_routings
+
+TOPOLOGY = ClusterTopology(num_ranks=4, num_nodes=2)
+POLICIES = {"budgeted 0.3": ("budgeted", 0.3), "c2r 4": ("c2r", 4.0)}
+
+
+def batches(first, num_rows=4, seq_len=96):
+    content = heldout_files()[0].read_bytes()[first : first + num_rows * seq_len]
+    ids = torch.tensor(list(content)).view(num_rows, seq_len)
+    mask = torch.ones_like(ids)
+    mask[-1, -10:] = 0
+    return [{"input_ids": part, "attention_mask": mask[i : i + 2]} for i, part in parts(ids)]
+
+
+def parts(ids):
+    return [(i, ids[i : i + 2]) for i in range(0, len(ids), 2)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(tiny_folder(), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def recording(model):
+    return record_routings(model, batches(0), lambda: batches(5000), TOPOLOGY, POLICIES)
+
+
+def test_the_free_routing_is_the_models_own(model, recording):
+    found = [trace.layers for trace in traces(model, batches(5000))]
+    routing = recording.routings["top_k"]
+    assert routing.expert_ids.shape == (4, 4 * 96 - 10, 4)
+    for index in range(4):
+        ids = torch.cat([layers[index].expert_ids for layers in found])
+        weights = torch.cat([layers[index].weights for layers in found])
+        assert np.array_equal(routing.expert_ids[index], ids)
+        assert np.allclose(routing.weights[index], weights)
+    assert routing.loss == pytest.approx(evaluate(model, batches(5000)).loss, rel=1e-5)
+
+
+def test_policies_constrain_and_leave_the_model_as_it_was(model, recording):
+    rows = {
+        name: sum(
+            rows_per_rank(ids, placement, 4).sum()
+            for ids, placement in zip(routing.expert_ids, recording.placement, strict=True)
+        )
+        for name, routing in recording.routings.items()
+    }
+    assert list(rows) == ["top_k", "budgeted 0.3", "c2r 4"]
+    assert rows["budgeted 0.3"] < rows["top_k"]
+    assert not np.array_equal(
+        recording.routings["c2r 4"].expert_ids, recording.routings["top_k"].expert_ids
+    )
+    again = next(iter(traces(model, batches(5000)))).layers[3].expert_ids
+    assert np.array_equal(again, recording.routings["top_k"].expert_ids[3][: len(again)])
+
+
+def test_a_recording_outlives_its_file(recording, tmp_path):
+    recording.save(tmp_path / "recording.safetensors")
+    loaded = Recording.load(tmp_path / "recording.safetensors")
+    assert (loaded.num_experts, loaded.topology) == (32, TOPOLOGY)
+    assert np.array_equal(loaded.placement, recording.placement)
+    for name, routing in recording.routings.items():
+        assert loaded.routings[name].loss == routing.loss
+        assert np.array_equal(loaded.routings[name].expert_ids, routing.expert_ids)
+        assert np.array_equal(loaded.routings[name].weights, routing.weights)
+    assert np.array_equal(Recording.decode(recording.encode()).placement, recording.placement)
+
+
+def test_another_file_is_refused(recording, tmp_path):
+    path = tmp_path / "recording.safetensors"
+    path.write_bytes(recording.encode()[:-100])
+    with pytest.raises(ArtifactError):
+        Recording.load(path)
+
+
+def test_no_text_to_record(model):
+    with pytest.raises(InputError, match="no token to record"):
+        record_routings(model, batches(0), list, TOPOLOGY, {})

@@ -1,0 +1,114 @@
+"""What each dispatcher sends, by hand, by brute force and as real processes sent it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2r.plans import ClusterTopology
+from c2r.timing import Case, SwiGLUExperts, TimedLayer, predict_rows
+from c2r.timing.meter import Meter
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows_of(dispatcher, ids, placement, topology):
+    return predict_rows(
+        Case(name="", dispatcher=dispatcher), np.array(ids), np.array(placement), topology
+    )
+
+
+def test_rows_by_hand():
+    """One token on each of four ranks, two nodes; expert e lives on rank e."""
+    topology = ClusterTopology(num_ranks=4, num_nodes=2)
+    ids = [[[0, 1]], [[2, 3]], [[2, 2]], [[0, 1]]]
+    found = {
+        name: rows_of(name, ids, [0, 1, 2, 3], topology)
+        for name in ("k_fold", "zero_redundancy", "all_gather", "hierarchical")
+    }
+    # Token 0 visits ranks 0 and 1, token 1 ranks 2 and 3, token 2 stays, token 3 ranks 0 and 1.
+    assert found["k_fold"] == 1 + 2 + 0 + 2
+    assert found["zero_redundancy"] == 1 + 2 + 0 + 2
+    assert found["all_gather"] == 4 * 3
+    # Token 1 goes to rank 3 and from there to 2, token 3 to rank 1 and from there to 0.
+    assert found["hierarchical"] == 1 + 2 + 0 + 2
+    one_rank = [0, 0, 1, 1]
+    assert rows_of("k_fold", ids, one_rank, topology) == 0 + 0 + 2 + 2
+    assert rows_of("zero_redundancy", ids, one_rank, topology) == 0 + 0 + 1 + 1
+
+
+def test_rows_by_brute_force():
+    rng = np.random.default_rng(1)
+    topology = ClusterTopology(num_ranks=6, num_nodes=3)
+    ids = rng.permuted(np.tile(np.arange(24), (6 * 20, 1)), axis=1)[:, :5].reshape(6, 20, 5)
+    placement = rng.permutation(np.arange(24) % 6)
+    flat = nodes = 0
+    for rank in range(6):
+        for token in ids[rank]:
+            ranks = set(placement[token])
+            flat += len(ranks - {rank})
+            for node in {other // 2 for other in ranks}:
+                door = node * 2 + rank % 2
+                nodes += (door != rank) + len({r for r in ranks if r // 2 == node} - {door})
+    assert rows_of("zero_redundancy", ids, placement, topology) == flat
+    assert rows_of("hierarchical", ids, placement, topology) == nodes
+
+
+def test_an_expert_is_the_same_wherever_it_lives():
+    shape = TimedLayer(num_tokens=4, hidden_size=16, intermediate_size=8, dtype=torch.float32)
+    rows = torch.randn(5, 16)
+    both = SwiGLUExperts([3, 7], shape)(rows, torch.tensor([2, 3]))
+    alone = SwiGLUExperts([7], shape)(rows[2:], torch.tensor([3]))
+    assert torch.allclose(both[2:], alone, atol=1e-6)
+
+
+def test_the_meter_splits_forward_and_backward():
+    meter = Meter()
+    meter.begin()
+    rows = torch.ones(2, 3, requires_grad=True)
+    output = meter.around(lambda rows, counts: 2 * rows)(rows, torch.tensor([2]))
+    assert meter.phase == "combine"
+    output.sum().backward()
+    assert meter.phase == "dispatch" and rows.grad.eq(2).all()
+    meter.end()
+    assert set(meter.watch.seconds) == {"index", "compute"}
+
+
+@pytest.mark.distributed
+def test_real_processes_send_what_is_predicted(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, ROOT / "benchmarks" / "expert_parallel.py", "--out", out]
+    options = "--ranks 2 --tokens 96 --hidden-size 256 --intermediate-size 32 --rounds 2 --chunks 2"
+    finished = subprocess.run(
+        [*command, *options.split(), "--policy", "budgeted:0.3", "--timeout", "100"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "k_fold" in finished.stdout
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert json.loads(out.read_text()) == result
+    assert set(result["losses"]) == {"top_k", "budgeted 0.3"}
+    cases = {case["case"]["name"]: case for case in result["cases"]}
+    assert list(cases)[:4] == [
+        "k_fold",
+        "all_gather",
+        "zero_redundancy",
+        "zero_redundancy, placed",
+    ]
+    for case in cases.values():
+        assert case["rows_sent"] == case["rows_predicted"]
+        assert case["error"] < 0.02
+        assert case["seconds"]["lower"] > 0
+        if sys.platform == "linux":
+            assert 1 < case["bytes_sent"] / case["bytes_predicted"] < 1.15  # short rows
+    assert cases["k_fold"]["ratio"] == {"median": 1, "lower": 1, "upper": 1}
+    rows = [case["rows_sent"] for case in cases.values()]
+    assert rows[0] > rows[2] >= rows[3] > rows[4]
