@@ -15,11 +15,11 @@ from c2r.adapters.huggingface import (
     applied_plan,
     capture,
     enforce,
+    evaluating,
     find_sites,
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.routers.sites import evaluating
 from c2r.errors import InputError, ModelError
 from c2r.measuring.tally import RoutingTally, Tally
 from c2r.plans import ClusterTopology, LayerPlan, Plan

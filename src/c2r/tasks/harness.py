@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import capture, describe_model, enforce, prepare
-from c2r.adapters.huggingface.routers.sites import evaluating
+from c2r.adapters.huggingface import capture, describe_model, enforce, evaluating, prepare
 from c2r.errors import InputError
 from c2r.measuring.measure import keeping_plan
 from c2r.measuring.tally import RoutingTally

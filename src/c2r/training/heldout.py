@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from c2r.adapters.huggingface import capture, enforce, prepare
-from c2r.adapters.huggingface.routers.sites import evaluating
+from c2r.adapters.huggingface import capture, enforce, evaluating, prepare
 from c2r.errors import InputError
 from c2r.measuring import RoutingTally
 from c2r.plans import Plan

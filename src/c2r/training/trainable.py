@@ -11,8 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, find_sites
-from c2r.adapters.huggingface.routers.sites import evaluating
+from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, evaluating, find_sites
 from c2r.errors import InputError
 from c2r.plans import Plan
 from c2r.training.settings import Mode

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from c2r.adapters.huggingface import apply, capture, find_sites, remove
-from c2r.adapters.huggingface.routers.sites import SelectionRule
+from c2r.adapters.huggingface import SelectionRule, apply, capture, find_sites, remove
 from c2r.errors import ModelError, PlanError
 from c2r.plans import ClusterTopology, Plan
 from c2r.traces import score_mass, used_places

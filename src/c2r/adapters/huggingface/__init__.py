@@ -21,6 +21,8 @@ from c2r.adapters.huggingface.folders import (
     load_tokenizer,
     save_pretrained,
 )
+from c2r.adapters.huggingface.models import evaluating
+from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
@@ -32,7 +34,6 @@ from c2r.adapters.huggingface.taps.install import (
     apply,
     constraint_report,
     enforce,
-    find_sites,
     prepare,
     remove,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "counting_rows",
     "describe_model",
     "enforce",
+    "evaluating",
     "expert_parameters",
     "experts_forward",
     "find_sites",

@@ -22,8 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
-from c2r.adapters.huggingface.taps.install import applied_plan, apply, find_sites
+from c2r.adapters.huggingface.taps.install import applied_plan, apply
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.plans import Plan
 

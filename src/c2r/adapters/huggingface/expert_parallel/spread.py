@@ -31,9 +31,9 @@ from c2r.adapters.huggingface.folders import (
     load_weights,
     skeleton_of,
 )
+from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
-from c2r.adapters.huggingface.routers.sites import model_type
-from c2r.adapters.huggingface.taps.install import find_sites
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
 from c2r.plans import LayerPlan, Plan, contiguous_placement

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
 from c2r.adapters.huggingface.expert_parallel.spread import local_experts
-from c2r.adapters.huggingface.routers.sites import model_type
+from c2r.adapters.huggingface.models import model_type
 from c2r.errors import InputError
 
 

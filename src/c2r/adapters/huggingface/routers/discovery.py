@@ -1,18 +1,85 @@
 """Finds a model's routers: by probing, verified against what the experts were handed."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from c2r.adapters.huggingface.models import model_type, uncompiled
 from c2r.adapters.huggingface.routers.probe import HandedIds, Selection, probe
-from c2r.adapters.huggingface.routers.registry import REFUSED, STATIC_ROUTERS, registered_sites
-from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, model_type
+from c2r.adapters.huggingface.routers.registry import (
+    REFUSED,
+    STATIC_ROUTERS,
+    registered_sites,
+    registered_specs,
+)
+from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, tapped_sites
 from c2r.errors import ModelError
 
+_NO_MODULE = nn.Identity()
+_PLAIN = (bool, int, float, str)
 
-def discover_sites(model: nn.Module) -> tuple[RouterSite, ...]:
-    """The sites of a model that carries no taps; see `find_sites`."""
+
+def find_sites(model: nn.Module) -> tuple[RouterSite, ...]:
+    """The routers of a model, in the model's order, verified by a tiny forward pass.
+
+    The pass runs on 8 token ids in evaluation mode and leaves the model as it was. A router
+    counts only if the ids that its top-k call chose are those that its experts were handed. Asked
+    again, a model that has not changed is not run again.
+
+    Raises:
+        ModelError: not a Mixture-of-Experts model, or one that is not supported.
+    """
+    model = uncompiled(model)
+    tapped = tapped_sites(model)
+    if tapped:
+        return tapped
+    found = _FOUND.get(model)
+    if found is None or found.state != _state(model):
+        sites = tuple(replace(site, module=_NO_MODULE) for site in _discover(model))
+        found = _FOUND[model] = _Found(sites=sites, state=_state(model))
+    return tuple(replace(site, module=model.get_submodule(site.name)) for site in found.sites)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Found:
+    """The sites of a model, without their modules, and the state in which they were found."""
+
+    sites: tuple[RouterSite, ...]
+    state: tuple[Any, ...]
+
+
+# Beside the models, not in an attribute of theirs: nothing to be copied, pickled or saved along.
+# Weak on both sides: a router may lead back to its model, which a strong one would keep for ever.
+_FOUND: weakref.WeakKeyDictionary[nn.Module, _Found] = weakref.WeakKeyDictionary()
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """Equal before and after where the model routes by the same modules in the same way.
+
+    Of each module: path, identity, class, the type of a forward of its own, as kernels set one,
+    and plain attributes, among them k, which users change on loaded models.
+    """
+    modules = tuple(
+        (path, weakref.ref(module), type(module), *_settings(module))
+        for path, module in model.named_modules()
+    )
+    has_weights = not any(parameter.is_meta for parameter in model.parameters())
+    return modules, str(getattr(model, "config", None)), has_weights, registered_specs()
+
+
+def _settings(module: nn.Module) -> Iterator[object]:
+    attributes = vars(module)
+    yield type(attributes.get("forward"))
+    for name, value in attributes.items():
+        if isinstance(value, _PLAIN) and name != "training":
+            yield name, value
+
+
+def _discover(model: nn.Module) -> tuple[RouterSite, ...]:
     family = model_type(model)
     if family in REFUSED:
         raise ModelError(f"{family} is not supported: {REFUSED[family]}; use another MoE model")

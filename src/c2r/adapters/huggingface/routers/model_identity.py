@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface.routers.sites import RouterSite, model_type
+from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.routers.sites import RouterSite
 from c2r.errors import PlanMismatchError
 from c2r.ops.limits import check_top_t
 from c2r.plans import LayerPlan, Plan

@@ -1,8 +1,7 @@
 """One tiny forward pass under observation: which calls select experts, and who gets the ids."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from c2r.adapters.huggingface.routers.sites import SelectionRule, evaluating, model_type
+from c2r.adapters.huggingface.models import evaluating, model_type
+from c2r.adapters.huggingface.routers.sites import SelectionRule
+from c2r.adapters.huggingface.routers.torch_calls import (
+    MASKED_FILL,
+    SCATTER,
+    TOP_K,
+    Args,
+    Kwargs,
+    read_mask,
+    read_removal,
+    read_top_k,
+)
 from c2r.errors import ModelError
 from c2r.traces import ScoreKind
 
@@ -35,15 +45,24 @@ FORWARD_ERRORS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Selection:
-    """A call that may have selected experts: `ids` `[tokens, call_k]` out of `num_experts`."""
+    """A call that may have selected experts: `ids` `[tokens, call_k]` out of `num_experts`.
+
+    `masks` are the masks, with the number filled in, by which scores of this width were masked
+    before in the same module.
+    """
 
     name: str
     num_experts: int
     num_dims: int
     ids: Tensor
     score_kind: ScoreKind
-    group_mark: float | None
+    masks: tuple[tuple[Tensor, float], ...]
     rule: SelectionRule
+
+    @property
+    def group_mark(self) -> float | None:
+        """The number that was last filled in anywhere; None where no mask held."""
+        return next((value for mask, value in reversed(self.masks) if mask.any()), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -111,76 +130,76 @@ def _no_trace(model: nn.Module) -> Iterator[None]:
 
 
 class _Observer(TorchFunctionMode):
-    """Notes top-k calls with the module that makes them, and integer tensors handed to modules."""
+    """Notes top-k calls with the module that makes them, and integer tensors handed to modules.
+
+    While the model runs it only keeps what it sees. Values are looked at after the pass, where
+    they say which call selected: a call inside may not be one whose values can be read.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Selection | HandedIds] = []
         self._running: list[str] = []
         self._kinds: dict[tuple[str, int], ScoreKind] = {}
-        self._marks: dict[tuple[str, int], float] = {}
+        self._masks: dict[tuple[str, int], list[tuple[Tensor, float]]] = {}
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """Knows inside the block which module is running."""
-        handles = []
-        for name, module in model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(
-                    self._entering(name, _holds_experts(name, module)), with_kwargs=True
-                ),
-                module.register_forward_hook(self._leaving),
-            ]
-        try:
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                entering = self._entering(name, _holds_experts(name, module))
+                for handle in (
+                    module.register_forward_pre_hook(entering, with_kwargs=True),
+                    module.register_forward_hook(self._leaving(name)),
+                ):
+                    hooks.callback(handle.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _entering(self, name: str, holds_experts: bool) -> Callable[..., None]:
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def enter(_: nn.Module, args: Args, kwargs: Kwargs) -> None:
             self._running.append(name)
             self._kinds = {key: v for key, v in self._kinds.items() if key[0] != name}
-            self._marks = {key: v for key, v in self._marks.items() if key[0] != name}
+            self._masks = {key: v for key, v in self._masks.items() if key[0] != name}
             for value in (*args, *kwargs.values()):
-                if holds_experts and _is_integer(value) and value.ndim >= 2:
-                    ids = value.reshape(-1, value.shape[-1])
-                    self.events.append(HandedIds(name=name, ids=ids))
+                if holds_experts and _may_be_ids(value):
+                    self.events.append(HandedIds(name=name, ids=_rows(value)))
 
         return enter
 
-    def _leaving(self, *_: Any) -> None:
-        self._running.pop()
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def leave(*_: Any) -> None:
+            # Modules whose error the model caught were entered too, but are never left.
+            while self._running and self._running.pop() != name:
+                pass
+
+        return leave
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         """Runs the call and notes what it says about routing."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if not self._running:
-            return result
-        if name in _SCORE_KINDS and isinstance(result, Tensor):
-            for module in self._running:
-                self._kinds[module, result.shape[-1]] = _SCORE_KINDS[name]
-        elif name == "masked_fill":
-            self._note_mask(result, *args[1:], **kwargs)
-        elif name == "topk":
-            scores = args[0] if args else kwargs["input"]
-            self._note_selection(scores, result[1], SelectionRule.TOP_K)
-        elif name == "scatter" and len(args) == 4 and args[3] == -math.inf:
-            self._note_selection(args[0], args[2], SelectionRule.SCATTER)
+        if self._running:
+            self._note_scores(func, args, kwargs, result)
+            chosen = _chosen(func, args, kwargs, result)
+            if chosen is not None:
+                self._note_selection(*chosen)
         return result
 
-    def _note_mask(self, result: Tensor, mask: Tensor, value: Any) -> None:
-        if isinstance(value, int | float) and mask.any():
-            for module in self._running:
-                self._marks[module, result.shape[-1]] = float(value)
+    def _note_scores(self, func: Any, args: Args, kwargs: Kwargs, result: Any) -> None:
+        """What was made of scores, in every module that runs: the selecting one is not known."""
+        if not isinstance(result, Tensor) or not result.ndim:
+            return
+        kind = _SCORE_KINDS.get(getattr(func, "__name__", ""))
+        filled = read_mask(args, kwargs) if func in MASKED_FILL else None
+        for module in self._running:
+            key = module, result.shape[-1]
+            if kind is not None:
+                self._kinds[key] = kind
+            if filled is not None:
+                self._masks.setdefault(key, []).append(filled)
 
     def _note_selection(self, scores: Tensor, ids: Tensor, rule: SelectionRule) -> None:
         key = self._running[-1], scores.shape[-1]
@@ -190,9 +209,9 @@ class _Observer(TorchFunctionMode):
                 name=key[0],
                 num_experts=key[1],
                 num_dims=scores.ndim,
-                ids=ids.reshape(-1, ids.shape[-1]),
+                ids=_rows(ids),
                 score_kind=self._kinds.get(key, ScoreKind.LOGITS) if is_top_k else ScoreKind.LOGITS,
-                group_mark=self._marks.get(key) if is_top_k else None,
+                masks=tuple(self._masks.get(key, ())) if is_top_k else (),
                 rule=rule,
             )
         )
@@ -204,5 +223,25 @@ def _holds_experts(name: str, module: nn.Module) -> bool:
     return is_stacked or name.rpartition(".")[2] == "experts"
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64)
+def _may_be_ids(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.ndim < 2:
+        return False
+    return value.dtype in (torch.int32, torch.int64)
+
+
+def _chosen(
+    func: Any, args: Args, kwargs: Kwargs, result: Any
+) -> tuple[Tensor, Tensor, SelectionRule] | None:
+    """Scores `[..., E]`, ids `[..., call_k]` and rule of a call that may have selected experts."""
+    if func in TOP_K and isinstance(result, tuple):
+        call = read_top_k(args, kwargs)
+        return None if call is None else (call[0], result[1], SelectionRule.TOP_K)
+    if func in SCATTER:
+        removal = read_removal(args, kwargs)
+        return None if removal is None else (*removal, SelectionRule.SCATTER)
+    return None
+
+
+def _rows(ids: Tensor) -> Tensor:
+    """Ids `[..., k]` as `[tokens, k]`; for k = 0 too, where reshape cannot tell the tokens."""
+    return ids.flatten(0, -2) if ids.ndim > 1 else ids.unsqueeze(0)

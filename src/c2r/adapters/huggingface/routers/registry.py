@@ -88,6 +88,11 @@ def register_router(spec: RouterSpec) -> None:
     _SPECS[spec.class_name] = [*others, spec]
 
 
+def registered_specs() -> tuple[RouterSpec, ...]:
+    """All specs in force, those of `register_router` among them."""
+    return tuple(spec for specs in _SPECS.values() for spec in specs)
+
+
 def registered_sites(model: nn.Module) -> Iterator[RouterSite]:
     """The sites of a model whose router classes are registered, in the model's order."""
     for name, module in model.named_modules():

@@ -1,13 +1,12 @@
 """Where a model routes: the description of one router that discovery gives and the taps use."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from torch import nn
 
+from c2r.adapters.huggingface.models import model_type
+from c2r.errors import ModelError
 from c2r.traces import ScoreKind
 
 
@@ -52,25 +51,36 @@ class RouterSite:
     rule: SelectionRule = SelectionRule.TOP_K
 
 
-def model_type(model: nn.Module) -> str:
-    """The family of a model: its config's `model_type`, else its class name."""
-    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+class SiteHolder(nn.Module):
+    """A router that carries its own site, in copies of the model too: one that is tapped."""
+
+    c2r_site: RouterSite
 
 
-def output_entries(output: Any) -> tuple[Any, ...]:
-    """The entries of a router's output, whether a tuple or a mapping; none for one tensor."""
-    if isinstance(output, Mapping):
-        return tuple(output.values())
-    return tuple(output) if isinstance(output, tuple | list) else ()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every module's own mode is put back after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def is_part(site: RouterSite, model: nn.Module) -> bool:
+    """Whether the model has the site's module at the site's path."""
     try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        return model.get_submodule(site.name) is site.module
+    except AttributeError:
+        return False
+
+
+def tapped_sites(model: nn.Module) -> tuple[RouterSite, ...]:
+    """The sites of the routers that are tapped, in the model's order: each carries its own.
+
+    Raises:
+        ModelError: the taps were put in through another model that shares these routers.
+    """
+    routers = (module for module in model.modules() if isinstance(module, SiteHolder))
+    sites = tuple(router.c2r_site for router in routers)
+    if not all(is_part(site, model) for site in sites):
+        raise tapped_elsewhere(model)
+    return sites
+
+
+def tapped_elsewhere(model: nn.Module) -> ModelError:
+    """The error where the taps of a model's routers belong to another model."""
+    return ModelError(
+        f"{model_type(model)} holds routers that were constrained or captured through another "
+        "model, which it is a part of or wraps; give that model"
+    )

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
+from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.registry import STATIC_ROUTERS
-from c2r.adapters.huggingface.routers.sites import model_type
 from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError, ModelError
 

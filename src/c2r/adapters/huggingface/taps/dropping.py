@@ -1,47 +1,63 @@
 """Whether a model lets go of experts: the check before a policy may drop some."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.probe import FORWARD_ERRORS, run_tiny
-from c2r.adapters.huggingface.routers.sites import model_type, output_entries
-from c2r.adapters.huggingface.taps.tap import Tap
+from c2r.adapters.huggingface.taps.tap import TappedRouter, output_entries
 from c2r.errors import ModelError
 from c2r.routing import RoutingPolicy
 
 
-def check_dropping(model: nn.Module, taps: Sequence[Tap]) -> None:
-    """Runs the tapped model with all experts of a token dropped but its top-1.
+def check_dropping(
+    model: nn.Module, tapped: Sequence[TappedRouter], dropping: Sequence[TappedRouter]
+) -> None:
+    """Runs the model with all experts of a token dropped but its top-1, in the `dropping` routers.
 
-    The policies and counts of the taps are put back.
+    The policies and counts of all routers, `tapped`, are put back.
 
     Raises:
         ModelError: a router shows no weights, or gives a dropped expert any.
     """
-    if not taps:
+    if not dropping:
         return
-    policies = [tap.site.module.c2r_policy for tap in taps]
-    state, was_recording = taps[0].state, taps[0].state.is_recording
-    state.is_recording = True
-    try:
-        for tap in taps:
-            tap.site.module.c2r_policy = _KeepTop1()
-        run_tiny(model)
-        failed = next((tap.site.name for tap in taps if not _weighs_only_top1(tap)), None)
-    except FORWARD_ERRORS:  # JetMoE cannot be told the same expert twice
-        failed = taps[0].site.name
-    finally:
-        state.is_recording = was_recording
-        for tap, policy in zip(taps, policies, strict=True):
-            tap.site.module.c2r_policy = policy
-            tap.choices.clear()
-            tap.reset()
+    with _keeping_taps(tapped):
+        for router in dropping:
+            router.c2r_policy = _KeepTop1()
+        try:
+            run_tiny(model)
+            failed = next((router for router in dropping if not _weighs_only_top1(router)), None)
+        except FORWARD_ERRORS:  # JetMoE cannot be told the same expert twice
+            failed = dropping[0]
     if failed is not None:
         raise ModelError(
-            f"router {failed} of {model_type(model)} does not weigh its experts in a way by which "
-            "one could be dropped exactly; plan with the budgeted policy, which replaces them"
+            f"router {failed.c2r_site.name} of {model_type(model)} does not weigh its experts in a "
+            "way by which one could be dropped exactly; plan with the budgeted policy, which "
+            "replaces them"
         )
+
+
+@contextmanager
+def _keeping_taps(routers: Sequence[TappedRouter]) -> Iterator[None]:
+    """Records inside the block; policies and counts are put back, decisions are forgotten."""
+    state = routers[0].c2r_tap.state
+    was_recording, state.is_recording = state.is_recording, True
+    before = [
+        (router, router.c2r_policy, router.c2r_tap.num_tokens, router.c2r_tap.num_filled)
+        for router in routers
+    ]
+    try:
+        yield
+    finally:
+        state.is_recording = was_recording
+        state.forget()
+        for router, policy, num_tokens, num_filled in before:
+            tap, router.c2r_policy = router.c2r_tap, policy
+            tap.num_tokens, tap.num_filled = num_tokens, num_filled
+            tap.choices.clear()
 
 
 class _KeepTop1(RoutingPolicy):
@@ -51,15 +67,17 @@ class _KeepTop1(RoutingPolicy):
         return scores.detach().argmax(-1, keepdim=True).repeat_interleave(k, dim=-1)
 
 
-def _weighs_only_top1(tap: Tap) -> bool:
+def _weighs_only_top1(router: TappedRouter) -> bool:
+    choices = router.c2r_tap.choices
     shown = [
         entry
-        for choice in tap.choices
+        for choice in choices
         for entry in output_entries(choice.output)
         if isinstance(entry, Tensor)
         and entry.is_floating_point()
-        and entry.shape[-1] == tap.site.top_k
+        and entry.ndim >= 2
+        and entry.shape[-1] == router.c2r_site.top_k
     ]
-    return len(shown) == len(tap.choices) and all(
+    return len(shown) == len(choices) and all(
         bool((entry[..., 0] != 0).all() and (entry[..., 1:] == 0).all()) for entry in shown
     )

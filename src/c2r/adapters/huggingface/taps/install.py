@@ -1,6 +1,7 @@
 """Puts taps into a model and takes them out again; applies plans through them."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +9,19 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from c2r.adapters.huggingface.routers.discovery import discover_sites
+from c2r.adapters.huggingface.models import model_type, uncompiled
+from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan
-from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, model_type
+from c2r.adapters.huggingface.routers.sites import (
+    RouterSite,
+    SelectionRule,
+    is_part,
+    tapped_elsewhere,
+    tapped_sites,
+)
 from c2r.adapters.huggingface.taps.dropping import check_dropping
-from c2r.adapters.huggingface.taps.tap import ForwardState, Tap, TappedRouter, attach, detach
-from c2r.errors import ModelError, PlanError, RoutingError
+from c2r.adapters.huggingface.taps.tap import ForwardState, TappedRouter, attach, detach
+from c2r.errors import PlanError, PlanMismatchError, RoutingError
 from c2r.plans import LayerPlan, Plan
 from c2r.routing import C2RPolicy, RankPolicy, RoutingPolicy, make_policy
 
@@ -36,27 +44,14 @@ class ConstraintReport:
 
 @dataclass(slots=True, eq=False)
 class Installation:
-    """The taps of one model, and who needs them: a plan, or a capture."""
+    """The tapped routers of one model, and who needs them: a plan, or a capture."""
 
     sites: tuple[RouterSite, ...]
     state: ForwardState
-    taps: list[Tap] = field(default_factory=list)
+    routers: list[TappedRouter] = field(default_factory=list)
     handles: list[RemovableHandle] = field(default_factory=list)
     plan: Plan | None = None
     is_captured: bool = False
-
-
-def find_sites(model: nn.Module) -> tuple[RouterSite, ...]:
-    """The routers of a model, in the model's order, verified by a tiny forward pass.
-
-    The pass runs on 8 token ids in evaluation mode and leaves the model as it was. A router
-    counts only if the ids that its top-k call chose are those that its experts were handed.
-
-    Raises:
-        ModelError: not a Mixture-of-Experts model, or one that is not supported.
-    """
-    installation = installed(model)
-    return discover_sites(model) if installation is None else installation.sites
 
 
 def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
@@ -80,9 +75,10 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PreparedPlan:
-    """A plan that was checked against a model, with the policy of each of its routers."""
+    """A plan that was checked against a model, with that model's routers and a policy for each."""
 
     plan: Plan
+    sites: tuple[RouterSite, ...]
     policies: tuple[RoutingPolicy, ...]
 
 
@@ -93,23 +89,45 @@ def prepare(model: nn.Module, plan: Plan, strict: bool = True) -> PreparedPlan:
     """
     sites = find_sites(model)
     check_plan(plan, model, sites, strict)
-    policies = [_policy(site, layer) for site, layer in zip(sites, plan.layers, strict=True)]
+    policies = tuple(_policy(site, layer) for site, layer in zip(sites, plan.layers, strict=True))
+    if any(policy.drops_experts for policy in policies):
+        _check_dropping(model, sites, policies)
+    return PreparedPlan(plan=plan, sites=sites, policies=policies)
+
+
+def _check_dropping(
+    model: nn.Module, sites: tuple[RouterSite, ...], policies: Sequence[RoutingPolicy]
+) -> None:
+    """Only a tapped model can show whether it lets go of experts."""
     installation = installed(model) or install(model, sites)
     try:
-        taps = zip(installation.taps, policies, strict=True)
-        check_dropping(model, [tap for tap, policy in taps if policy.drops_experts])
+        routers = zip(installation.routers, policies, strict=True)
+        dropping = [router for router, policy in routers if policy.drops_experts]
+        check_dropping(model, installation.routers, dropping)
     finally:
         uninstall_unused(model)
-    return PreparedPlan(plan=plan, policies=tuple(policies))
 
 
 def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
-    """Constrains the routing of `model` by a plan that was prepared for it."""
-    installation = installed(model) or install(model, find_sites(model))
+    """Constrains the routing of `model` by a plan that was prepared for it.
+
+    Raises:
+        PlanMismatchError: it was prepared for another model, or for other routers of this one.
+    """
+    model = uncompiled(model)
+    installation = installed(model)
+    sites = prepared.sites if installation is None else installation.sites
+    is_same = [site.module for site in sites] == [site.module for site in prepared.sites]
+    if not is_same or not all(is_part(site, model) for site in sites):
+        raise PlanMismatchError(
+            f"the plan was prepared for other routers than those that {model_type(model)} has now; "
+            "prepare it again, for this model"
+        )
+    installation = installation or install(model, sites)
     installation.plan = prepared.plan
-    for tap, policy in zip(installation.taps, prepared.policies, strict=True):
-        tap.site.module.c2r_policy = policy
-        tap.reset()
+    for router, policy in zip(installation.routers, prepared.policies, strict=True):
+        router.c2r_policy = policy
+        router.c2r_tap.reset()
 
 
 def remove(model: nn.Module) -> None:
@@ -118,8 +136,8 @@ def remove(model: nn.Module) -> None:
     if installation is None:
         return
     installation.plan = None
-    for tap in installation.taps:
-        tap.site.module.c2r_policy = None  # type: ignore[assignment]
+    for router in installation.routers:
+        router.c2r_policy = None
     config: Any = getattr(model, "config", None)
     if hasattr(config, "c2r"):
         del config.c2r
@@ -134,12 +152,13 @@ def constraint_report(model: nn.Module) -> dict[str, ConstraintReport]:
     installation = installed(model)
     if installation is None or installation.plan is None:
         return {}
+    taps = {router.c2r_site.name: router.c2r_tap for router in installation.routers}
     return {
-        tap.site.name: ConstraintReport(
+        name: ConstraintReport(
             num_tokens=tap.num_tokens,
             num_filled_outside_list=0 if tap.num_filled is None else int(tap.num_filled),
         )
-        for tap in installation.taps
+        for name, tap in taps.items()
     }
 
 
@@ -150,13 +169,15 @@ def applied_plan(model: nn.Module) -> Plan | None:
 
 
 def installed(model: nn.Module) -> Installation | None:
-    """The installation of this model. Raises `ModelError` if it is part of a tapped one."""
-    installation = model.__dict__.get(_ATTRIBUTE)
-    if installation is None and any(isinstance(m, TappedRouter) for m in model.modules()):
-        raise ModelError(
-            f"{model_type(model)} holds routers that were constrained through the model around "
-            "it; give that model"
-        )
+    """The installation of this model.
+
+    Raises:
+        ModelError: its routers are tapped through another model, a part of it or around it.
+    """
+    model = uncompiled(model)
+    installation: Installation | None = vars(model).get(_ATTRIBUTE)
+    if installation is None and tapped_sites(model):
+        raise tapped_elsewhere(model)
     return installation
 
 
@@ -168,22 +189,27 @@ def host_of(model: nn.Module, sites: Sequence[RouterSite]) -> nn.Module:
 
 
 def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
-    """Taps every site of `model`, without policies."""
+    """Taps every site of `model`, without policies; all or none."""
+    model = uncompiled(model)
     state = ForwardState()
     installation = Installation(sites=sites, state=state)
-    for site in sites:
-        tap = attach(site, state)
-        block = model.get_submodule(site.name.rpartition(".")[0])
-        installation.taps.append(tap)
+    with ExitStack() as undo:
+        undo.callback(_undo, installation)
+        for site in sites:
+            router = attach(site, state)
+            installation.routers.append(router)
+            block, guard = model.get_submodule(site.name.rpartition(".")[0]), _BlockGuard(router)
+            installation.handles += [
+                block.register_forward_pre_hook(guard.enter),
+                block.register_forward_hook(guard.leave),
+            ]
+        host, forward = host_of(model, sites), _ForwardGuard(installation)
         installation.handles += [
-            block.register_forward_pre_hook(_BlockGuard(tap).enter),
-            block.register_forward_hook(_BlockGuard(tap).leave),
+            # First of all: what runs before it, of this model, is not of this forward pass.
+            host.register_forward_pre_hook(forward.enter, prepend=True),
+            host.register_forward_hook(forward.leave),
         ]
-    host, guard = host_of(model, sites), _ForwardGuard(installation)
-    installation.handles += [
-        host.register_forward_pre_hook(guard.enter, prepend=True),
-        host.register_forward_hook(guard.leave),
-    ]
+        undo.pop_all()
     setattr(model, _ATTRIBUTE, installation)
     return installation
 
@@ -193,11 +219,15 @@ def uninstall_unused(model: nn.Module) -> None:
     installation = installed(model)
     if installation is None or installation.plan is not None or installation.is_captured:
         return
+    _undo(installation)
+    delattr(uncompiled(model), _ATTRIBUTE)
+
+
+def _undo(installation: Installation) -> None:
     for handle in installation.handles:
         handle.remove()
-    for tap in installation.taps:
-        detach(tap)
-    delattr(model, _ATTRIBUTE)
+    for router in installation.routers:
+        detach(router)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,20 +237,22 @@ class _BlockGuard:
     A block that does not run at all (a skipped layer, an unused stack) is no error.
     """
 
-    tap: Tap
+    router: TappedRouter
 
     def enter(self, *_: Any) -> None:
+        tap = self.router.c2r_tap
         if not torch.compiler.is_compiling():
-            self.tap.num_entered = self.tap.num_interceptions
+            tap.num_interceptions_at_entry = tap.num_interceptions
 
     def leave(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self.tap.num_interceptions == self.tap.num_entered:
+        tap = self.router.c2r_tap
+        if tap.num_interceptions == tap.num_interceptions_at_entry:
             raise RoutingError(
-                f"router {self.tap.site.name} ran without its top-k call, 0 interceptions (a "
-                "fused kernel or a quantised router replaces it): the constraint would not hold; "
-                "load the model without use_kernels and with dequantised routers"
+                f"router {self.router.c2r_site.name} ran without its top-k call, 0 interceptions "
+                "(a fused kernel or a quantised router replaces it): the constraint would not "
+                "hold; load the model without use_kernels and with dequantised routers"
             )
 
 
@@ -234,17 +266,16 @@ class _ForwardGuard:
         if torch.compiler.is_compiling():
             return
         state = self.installation.state
+        state.forget()
         state.is_running = True
-        state.nan_flags.clear()
 
     def leave(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
         state = self.installation.state
-        state.is_running = False
-        flags, device = state.nan_flags, None
-        if flags:
-            device = flags[0][1].device
+        flags = tuple(state.nan_flags)
+        state.forget()
+        device = flags[0][1].device if flags else None
         if flags and torch.stack([flag.to(device) for _, flag in flags]).any():
             name = next(name for name, flag in flags if flag)
             raise RoutingError(

@@ -1,29 +1,25 @@
 """Reads routing traces off a running model, constrained or not."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from c2r.adapters.huggingface.models import evaluating, model_type, uncompiled
+from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
-from c2r.adapters.huggingface.routers.sites import (
-    RouterSite,
-    evaluating,
-    model_type,
-    output_entries,
-)
+from c2r.adapters.huggingface.routers.sites import RouterSite
 from c2r.adapters.huggingface.taps.install import (
     Installation,
-    find_sites,
     host_of,
     install,
     installed,
     uninstall_unused,
 )
-from c2r.adapters.huggingface.taps.tap import RouterCall, Tap
+from c2r.adapters.huggingface.taps.tap import RouterCall, TappedRouter, output_entries
 from c2r.errors import InputError, RoutingError
 from c2r.profiling import CollaborationProfile
 from c2r.traces import LayerTrace, ProfileBuilder, RoutingTrace
@@ -39,7 +35,7 @@ class Recorder:
 
     def __init__(self, installation: Installation, host: nn.Module) -> None:
         self.host = host
-        self._taps = installation.taps
+        self._routers = installation.routers
         self._mask: Tensor | None = None
 
     def take(self) -> RoutingTrace:
@@ -49,18 +45,18 @@ class Recorder:
             RoutingError: no forward pass since the last take, only a compiled one, or one whose
                 attention_mask does not tell the padding.
         """
-        if not any(tap.choices for tap in self._taps):
+        if not any(router.c2r_tap.choices for router in self._routers):
             raise RoutingError(
                 "no routing to take: run the model once, uncompiled, inside the capture"
             )
-        trace = RoutingTrace(layers=tuple(_layer_trace(tap, self._mask) for tap in self._taps))
+        layers = tuple(_layer_trace(router, self._mask) for router in self._routers)
         self._begin(None)
-        return trace
+        return RoutingTrace(layers=layers)
 
     def _begin(self, mask: Tensor | None) -> None:
         self._mask = mask
-        for tap in self._taps:
-            tap.choices.clear()
+        for router in self._routers:
+            router.c2r_tap.choices.clear()
 
 
 @contextmanager
@@ -79,25 +75,30 @@ def capture(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
         ModelError: the model is not supported.
         InputError: the model is being captured already.
     """
+    model = uncompiled(model)
     installation = installed(model) or install(model, find_sites(model))
     if installation.is_captured:
         raise InputError("the model is being captured already; leave the other capture first")
-    host = host_of(model, installation.sites)
+    state, host = installation.state, host_of(model, installation.sites)
     recorder = Recorder(installation, host)
-    handle = host.register_forward_pre_hook(_beginning(recorder, host), with_kwargs=True)
-    installation.is_captured = installation.state.is_recording = True
-    installation.state.keeps_graph = attached
-    try:
+    with ExitStack() as undo:
+        undo.callback(uninstall_unused, model)
+        undo.callback(_stop, installation, recorder)
+        installation.is_captured = state.is_recording = True
+        state.keeps_graph = attached
+        beginning = _beginning(recorder, host)
+        handle = host.register_forward_pre_hook(beginning, with_kwargs=True)
+        undo.callback(handle.remove)
         yield recorder
-    finally:
-        handle.remove()
-        installation.is_captured = installation.state.is_recording = False
-        installation.state.keeps_graph = False
-        recorder._begin(None)
-        uninstall_unused(model)
 
 
-def traces(model: nn.Module, batches: Iterable[Batch]) -> Iterator[RoutingTrace]:
+def _stop(installation: Installation, recorder: Recorder) -> None:
+    installation.is_captured = installation.state.is_recording = False
+    installation.state.keeps_graph = False
+    recorder._begin(None)
+
+
+def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace, None, None]:
     """Runs `model` on each batch and gives its routing trace.
 
     In evaluation mode, without gradients, cache and language-model head; the modes are put back
@@ -146,17 +147,19 @@ def profile(
         RoutingError: a router gives NaN scores.
     """
     builder = ProfileBuilder(seed=seed)
-    for trace in traces(model, batches):
-        builder.update(trace)
-        if on_batch is not None:
-            on_batch(builder.num_tokens)
+    # Closed at once: an error of `on_batch` would hold the generator, and with it the taps.
+    with closing(traces(model, batches)) as stream:
+        for trace in stream:
+            builder.update(trace)
+            if on_batch is not None:
+                on_batch(builder.num_tokens)
     result = builder.build({**describe_model(model), "seed": seed, "complete": True})
     if result is None:
         raise InputError("no batches to profile; give at least one")
     return result
 
 
-def describe_model(model: nn.Module, sites: tuple[RouterSite, ...] | None = None) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> dict[str, Any]:
     """What a profile's provenance says of its model: family, name and fingerprint."""
     name = getattr(getattr(model, "config", None), "name_or_path", "")
     return {
@@ -179,9 +182,9 @@ def _beginning(recorder: Recorder, host: nn.Module) -> Callable[..., None]:
     return begin
 
 
-def _layer_trace(tap: Tap, mask: Any) -> LayerTrace:
-    site = tap.site
-    parts = [_decision(choice, site) for choice in tap.choices]
+def _layer_trace(router: TappedRouter, mask: Any) -> LayerTrace:
+    site = router.c2r_site
+    parts = [_decision(choice, site) for choice in router.c2r_tap.choices]
     if parts:
         ids, weights, scores = (_concatenate(part) for part in zip(*parts, strict=True))
         kept = _kept_tokens(mask, len(scores), site.name)

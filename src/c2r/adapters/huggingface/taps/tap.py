@@ -6,19 +6,25 @@ scoring, bias, groups and renormalisation stay the model's own.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
+from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, SiteHolder
+from c2r.adapters.huggingface.routers.torch_calls import (
+    GATHER,
+    SCATTER,
+    TOP_K,
+    Args,
+    Kwargs,
+    read_gather,
+    read_removal,
+    read_top_k,
+)
 from c2r.routing import RoutingPolicy
 from c2r.traces import ScoreKind, used_places
-
-_TOP_K = (torch.topk, Tensor.topk)
-_GATHER = (torch.gather, Tensor.gather)
-_SCATTER = (torch.scatter, Tensor.scatter)
 
 
 @dataclass(slots=True, eq=False)
@@ -47,16 +53,23 @@ class ForwardState:
     keeps_graph: bool = False
     nan_flags: list[tuple[str, Tensor]] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """No forward pass is under way; also after one that an error ended."""
+        self.is_running = False
+        self.nan_flags.clear()
+
 
 @dataclass(slots=True, eq=False)
 class Tap:
-    """State of one tapped router."""
+    """What one tapped router counted and decided.
 
-    site: RouterSite
+    `num_interceptions_at_entry` is `num_interceptions` when the block around the router began.
+    """
+
     original_class: type[nn.Module]
     state: ForwardState
     num_interceptions: int = 0
-    num_entered: int = 0
+    num_interceptions_at_entry: int = 0
     num_tokens: int = 0
     num_filled: Tensor | None = None
     choices: list[RouterCall] = field(default_factory=list)
@@ -66,7 +79,7 @@ class Tap:
         self.num_tokens, self.num_filled = 0, None
 
 
-class TappedRouter(nn.Module):
+class TappedRouter(SiteHolder):
     """Mixed in before a router's own class by `attach`."""
 
     c2r_tap: Tap
@@ -83,76 +96,83 @@ class TappedRouter(nn.Module):
         return output
 
 
-def attach(site: RouterSite, state: ForwardState) -> Tap:
+def attach(site: RouterSite, state: ForwardState) -> TappedRouter:
     """Turns the site's module into a tapped router without a policy."""
     cls = type(site.module)
-    tap = Tap(site=site, original_class=cls, state=state)
+    # A class of its own, not a wrapper: path, parameters and isinstance checks stay as they were.
     site.module.__class__ = type(f"C2R{cls.__name__}", (TappedRouter, cls), {})
-    site.module.c2r_tap = tap  # type: ignore[assignment]
-    site.module.c2r_policy = None  # type: ignore[assignment]
-    return tap
+    router = cast(TappedRouter, site.module)
+    router.c2r_site = site
+    router.c2r_tap = Tap(original_class=cls, state=state)
+    router.c2r_policy = None
+    return router
 
 
-def detach(tap: Tap) -> None:
+def detach(router: TappedRouter) -> None:
     """Gives the module its own class back and removes what `attach` added."""
-    module = tap.site.module
-    del module.c2r_policy
-    del module.c2r_tap
-    module.__class__ = tap.original_class
+    original_class = router.c2r_tap.original_class
+    del router.c2r_policy, router.c2r_tap, router.c2r_site
+    router.__class__ = original_class  # type: ignore[assignment]
+
+
+def output_entries(output: Any) -> tuple[Any, ...]:
+    """The entries of a router's output, whether a tuple or a mapping; none for one tensor."""
+    if isinstance(output, Mapping):
+        return tuple(output.values())
+    return tuple(output) if isinstance(output, tuple | list) else ()
 
 
 class _Interception(TorchFunctionMode):
+    """Answers the calls that select inside one call of a router; every other runs as it came."""
+
     def __init__(self, router: TappedRouter) -> None:
         super().__init__()
         self.router = router
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
-        """Answers the calls that select; every other runs as it is."""
+        """See the class."""
         kwargs = kwargs or {}
-        if func in _TOP_K:
-            return _top_k(self.router, func, *args, **kwargs)
-        if func in _GATHER:
-            return _gather(self.router, func, *args, **kwargs)
-        if func in _SCATTER:
-            return _scatter(self.router, func, *args, **kwargs)
-        return func(*args, **kwargs)
+        is_top_k = self.router.c2r_site.rule is SelectionRule.TOP_K
+        if func in TOP_K and is_top_k:
+            scores = _selected_from(self.router.c2r_site, args, kwargs)
+            if scores is not None:
+                return _select(self.router, scores, func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func in GATHER:
+            return _weights_read(self.router, result, args, kwargs)
+        if func in SCATTER and not is_top_k:
+            return _without_top1(self.router, result, args, kwargs)
+        return result
 
 
-def _top_k(
-    router: TappedRouter,
-    func: Callable[..., Any],
-    input: Tensor,
-    k: int,
-    dim: int = -1,
-    **options: bool,
+def _selected_from(site: RouterSite, args: Args, kwargs: Kwargs) -> Tensor | None:
+    """The scores `[..., E]` of a top-k call, if it is the one that selects the site's experts."""
+    call = read_top_k(args, kwargs)
+    if call is None:
+        return None
+    scores, k = call
+    is_selection = scores.ndim == site.num_dims and k == site.call_k
+    return scores if is_selection and scores.shape[-1] == site.num_experts else None
+
+
+def _select(
+    router: TappedRouter, scores: Tensor, func: Callable[..., Any], args: Args, kwargs: Kwargs
 ) -> Any:
-    site = router.c2r_tap.site
-    if (
-        site.rule is not SelectionRule.TOP_K
-        or input.ndim != site.num_dims
-        or input.shape[-1] != site.num_experts
-        or k != site.call_k
-        or dim not in (-1, input.ndim - 1)
-    ):
-        return func(input, k, dim, **options)
-    policy = router.c2r_policy
+    """Values and ids `[..., call_k]` in place of those of the router's own call."""
+    site, policy = router.c2r_site, router.c2r_policy
     if policy is None or policy.is_unconstrained:
-        result = func(input, k, dim, **options)
+        result = func(*args, **kwargs)
     else:
-        ids = _choose(policy, site, input)
-        values = input.gather(-1, ids)
+        ids = _choose(policy, site, scores)
+        values = scores.gather(-1, ids)
         if policy.drops_experts:
             nothing = -torch.inf if site.score_kind is ScoreKind.LOGITS else 0.0
             values = values.masked_fill(~used_places(ids), nothing)
         result = torch.return_types.topk((values, ids))
     if not torch.compiler.is_compiling():
-        _report(router, input, result[0], result[1])
+        _report(router, scores, result[0], result[1])
     return result
 
 
@@ -167,60 +187,51 @@ def _choose(policy: RoutingPolicy, site: RouterSite, scores: Tensor) -> Tensor:
     return ids
 
 
-def _gather(
-    router: TappedRouter,
-    func: Callable[..., Any],
-    input: Tensor,
-    dim: int,
-    index: Tensor,
-    **options: bool,
-) -> Any:
-    """Weights read at the chosen ids, as behind a correction bias: 0 for what was dropped."""
-    result = func(input, dim, index, **options)
-    site, policy = router.c2r_tap.site, router.c2r_policy
-    is_choice = input.shape[-1] == site.num_experts and index.shape[-1] == site.call_k
-    if policy is None or not policy.drops_experts or not is_choice:
+def _weights_read(router: TappedRouter, result: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
+    """Weights gathered at the chosen ids, as behind a correction bias: 0 for what was dropped."""
+    policy, site = router.c2r_policy, router.c2r_site
+    call = None if policy is None or not policy.drops_experts else read_gather(args, kwargs)
+    if call is None:
         return result
-    return result.masked_fill(~used_places(index), 0.0)
+    source, index = call
+    is_choice = source.shape[-1] == site.num_experts and index.shape[-1] == site.call_k
+    return result.masked_fill(~used_places(index), 0.0) if is_choice else result
 
 
-def _scatter(
-    router: TappedRouter, func: Callable[..., Any], input: Tensor, *args: Any, **options: Any
-) -> Any:
+def _without_top1(router: TappedRouter, result: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
     """PhiMoE: the scores with the top-1 at -inf, from which the second expert is taken."""
-    result = func(input, *args, **options)
-    site = router.c2r_tap.site
-    if site.rule is not SelectionRule.SCATTER or input.shape[-1] != site.num_experts:
+    call = read_removal(args, kwargs)
+    if call is None or call[0].shape[-1] != router.c2r_site.num_experts:
         return result
-    policy, top1 = router.c2r_policy, args[1]
+    (scores, top1), policy = call, router.c2r_policy
     if policy is not None and not policy.is_unconstrained:
         allowed = policy.get_buffer("allowed")
         result = result.masked_fill(~allowed[top1.squeeze(-1)], -torch.inf)
     if not torch.compiler.is_compiling():
-        _report(router, input, input.gather(-1, top1), None)
+        _report(router, scores, scores.gather(-1, top1), None)
     return result
 
 
 def _report(router: TappedRouter, scores: Tensor, values: Tensor, ids: Tensor | None) -> None:
     """Eager only: counters in compiled code would be compiled anew for every value."""
-    tap, policy = router.c2r_tap, router.c2r_policy
+    tap, site, policy = router.c2r_tap, router.c2r_site, router.c2r_policy
     tap.num_interceptions += 1
     if not tap.state.is_running:
         return
-    tap.state.nan_flags.append((tap.site.name, values.detach().isnan().any()))
+    # On the device until the forward pass ends: asking here would wait for it at every router.
+    tap.state.nan_flags.append((site.name, values.detach().isnan().any()))
     is_constrained = policy is not None and not policy.is_unconstrained
     if is_constrained:
         tap.num_tokens += scores.shape[:-1].numel()
-        if tap.site.group_mark is not None and ids is not None:
-            _count_filled(tap, policy, ids)
+        if site.group_mark is not None and ids is not None:
+            _count_filled(tap, policy, ids[..., : site.top_k])
     if tap.state.is_recording:
         shown = scores if tap.state.keeps_graph else scores.detach()
         tap.choices.append(RouterCall(shown, ids, is_constrained))
 
 
-def _count_filled(tap: Tap, policy: RoutingPolicy | None, ids: Tensor) -> None:
+def _count_filled(tap: Tap, policy: RoutingPolicy | None, chosen: Tensor) -> None:
     allowed = getattr(policy, "allowed", None)
     if allowed is not None:
-        chosen = ids[..., : tap.site.top_k]
         filled = (~allowed[chosen[..., :1], chosen]).any(-1).sum()
         tap.num_filled = filled if tap.num_filled is None else tap.num_filled + filled
