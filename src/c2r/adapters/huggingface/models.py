@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -12,13 +11,14 @@ def model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
-def uncompiled(model: Any) -> Any:
+def uncompiled(model: nn.Module) -> nn.Module:
     """The model that `torch.compile` was given, where `model` is what it returned; else `model`.
 
     The two share modules, but paths in the compiled one begin with `_orig_mod`, and attributes
     that are set on it land on the other.
     """
-    return getattr(model, "_orig_mod", model)
+    # As a child, not as an attribute: what PEFT wraps around a compiled model hands those through.
+    return model._modules.get("_orig_mod") or model
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
     """Equal before and after where the model routes by the same modules in the same way.
 
     Of each module: path, identity, class, the type of a forward of its own, as kernels set one,
-    and plain attributes, among them k, which users change on loaded models.
+    and plain public attributes, among them k, which users change on loaded models.
     """
     modules = tuple(
         (path, weakref.ref(module), type(module), *_settings(module))
@@ -75,11 +75,13 @@ def _settings(module: nn.Module) -> Iterator[object]:
     attributes = vars(module)
     yield type(attributes.get("forward"))
     for name, value in attributes.items():
-        if isinstance(value, _PLAIN) and name != "training":
+        is_setting = name != "training" and not name.startswith("_")
+        if is_setting and isinstance(value, _PLAIN):
             yield name, value
 
 
 def _discover(model: nn.Module) -> tuple[RouterSite, ...]:
+    """The sites of a model without taps: those of registered routers, else what a probe shows."""
     family = model_type(model)
     if family in REFUSED:
         raise ModelError(f"{family} is not supported: {REFUSED[family]}; use another MoE model")
@@ -98,6 +100,7 @@ def _discover(model: nn.Module) -> tuple[RouterSite, ...]:
 def _verified_sites(
     model: nn.Module, events: Sequence[Selection | HandedIds]
 ) -> tuple[RouterSite, ...]:
+    """The sites of the selections whose ids reached experts, in the model's order."""
     sites: dict[str, RouterSite] = {}
     for index, handed in enumerate(events):
         if not isinstance(handed, HandedIds):
@@ -109,6 +112,7 @@ def _verified_sites(
             sites[selection.name] = _site(model, selection, handed)
         elif handed.name.rpartition(".")[2] == "experts":
             _check_static(model, handed.name)
+    # Events come as layers run, which need not be the order in which the model lists them.
     order = [name for name, _ in model.named_modules()]
     return tuple(sorted(sites.values(), key=lambda site: order.index(site.name)))
 
@@ -119,6 +123,7 @@ def _chose(selection: Selection, handed: HandedIds) -> bool:
         return False
     width = handed.ids.shape[1]
     if selection.rule is SelectionRule.SCATTER:
+        # That call knows the first of the two experts; the second is taken after it.
         return width == 2 and bool((handed.ids[:, :1] == selection.ids).all())
     return width <= selection.ids.shape[1] and torch.equal(
         handed.ids.long(), selection.ids[:, :width]
@@ -126,6 +131,7 @@ def _chose(selection: Selection, handed: HandedIds) -> bool:
 
 
 def _site(model: nn.Module, selection: Selection, handed: HandedIds) -> RouterSite:
+    """The site of a selection of which the experts used the first `top_k` of `call_k` ids."""
     top_k = handed.ids.shape[1]
     experts = model.get_submodule(handed.name)
     return RouterSite(

@@ -105,6 +105,7 @@ def _token_ids(model: nn.Module, device: torch.device) -> Tensor:
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     weight = getattr(embeddings, "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else _NUM_TOKENS
+    # Spread over the vocabulary and all different: equal tokens would be routed alike.
     positions = torch.arange(1, 2 * _NUM_TOKENS, 2, device=device)
     return (positions * vocabulary // (2 * _NUM_TOKENS)).unsqueeze(0)
 
@@ -124,6 +125,7 @@ def _no_trace(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module, name, buffer, before in buffers:
+                # The tensor itself: a model may have put another one in its place.
                 module._buffers[name] = buffer
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
@@ -159,6 +161,7 @@ class _Observer(TorchFunctionMode):
     def _entering(self, name: str, holds_experts: bool) -> Callable[..., None]:
         def enter(_: nn.Module, args: Args, kwargs: Kwargs) -> None:
             self._running.append(name)
+            # What was made of scores in an earlier call says nothing about those of this one.
             self._kinds = {key: v for key, v in self._kinds.items() if key[0] != name}
             self._masks = {key: v for key, v in self._masks.items() if key[0] != name}
             for value in (*args, *kwargs.values()):
@@ -202,6 +205,7 @@ class _Observer(TorchFunctionMode):
                 self._masks.setdefault(key, []).append(filled)
 
     def _note_selection(self, scores: Tensor, ids: Tensor, rule: SelectionRule) -> None:
+        """Notes scores `[..., E]` and ids `[..., call_k]` as a choice of the innermost module."""
         key = self._running[-1], scores.shape[-1]
         is_top_k = rule is SelectionRule.TOP_K
         self.events.append(

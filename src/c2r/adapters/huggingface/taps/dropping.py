@@ -68,6 +68,7 @@ class _KeepTop1(RoutingPolicy):
 
 
 def _weighs_only_top1(router: TappedRouter) -> bool:
+    """Whether each output showed weights `[..., k]` that are 0 but for the first."""
     choices = router.c2r_tap.choices
     shown = [
         entry

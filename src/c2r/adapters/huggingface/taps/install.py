@@ -205,7 +205,7 @@ def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
             ]
         host, forward = host_of(model, sites), _ForwardGuard(installation)
         installation.handles += [
-            # First of all: what runs before it, of this model, is not of this forward pass.
+            # Before other hooks: a router that one of them runs is of this forward pass too.
             host.register_forward_pre_hook(forward.enter, prepend=True),
             host.register_forward_hook(forward.leave),
         ]

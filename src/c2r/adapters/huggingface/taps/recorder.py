@@ -183,6 +183,10 @@ def _beginning(recorder: Recorder, host: nn.Module) -> Callable[..., None]:
 
 
 def _layer_trace(router: TappedRouter, mask: Any) -> LayerTrace:
+    """What a router decided in one forward pass, its calls one after the other, padding left out.
+
+    Ids and weights are `[tokens, k]`, scores `[tokens, E]`.
+    """
     site = router.c2r_site
     parts = [_decision(choice, site) for choice in router.c2r_tap.choices]
     if parts:

@@ -91,6 +91,7 @@ class TappedRouter(SiteHolder):
             output = super().__call__(*args, **kwargs)
         if not torch.compiler.is_compiling():
             tap = self.c2r_tap
+            # A recorded choice gets its output here: only now are the weights known.
             if tap.choices and tap.state.is_running:
                 tap.choices[-1].output = output
         return output
@@ -132,8 +133,9 @@ class _Interception(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
-        """See the class."""
+        """See `TorchFunctionMode.__torch_function__`."""
         kwargs = kwargs or {}
+        # torch leaves this mode while it runs, so that what `func` calls comes by no second time.
         is_top_k = self.router.c2r_site.rule is SelectionRule.TOP_K
         if func in TOP_K and is_top_k:
             scores = _selected_from(self.router.c2r_site, args, kwargs)
