@@ -8,6 +8,9 @@ import numpy as np
 
 from c2r.types import Bool, Int
 
+NO_EXPERTS: Int = np.empty((0, 0), dtype=np.int64)
+"""What a layer without replicas, or without lists of partners, has of them."""
+
 
 def assign_ranks(expert_ids: Int, holders: Bool, ranks_per_node: int | None = None) -> Int:
     """The rank that computes each of a token's experts.

@@ -21,7 +21,7 @@ from c2r.adapters.engines import (
     sglang,
 )
 from c2r.errors import ArtifactError, InputError, PlanError, PlanMismatchError
-from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan, Plan
 
 RANKS, EXPERTS, LAYERS = 4, 8, (1, 2, 4)  # layers 0 and 3 are dense
 
@@ -41,7 +41,7 @@ def make_plan(num_replicas: int = 0, layers: tuple[int, ...] = LAYERS, **changes
             strength=3.0,
             partners=np.array([np.delete(np.arange(EXPERTS), i)[:3] for i in range(EXPERTS)]),
             placement=placement,
-            replicas=replicas if num_replicas else np.empty((0, 0), dtype=np.int64),
+            replicas=replicas if num_replicas else NO_EXPERTS,
         )
         made.append(replace(layer, **changes))
     return Plan(layers=tuple(made), topology=ClusterTopology(num_ranks=RANKS))

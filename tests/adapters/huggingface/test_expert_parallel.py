@@ -58,9 +58,6 @@ def make_plan(model, num_ranks, seed=0, num_nodes=1):
             name=site.name,
             num_experts=site.num_experts,
             top_k=site.top_k,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((site.num_experts, 0), dtype=np.int64),
             placement=rng.permutation(ranks),
         )
 

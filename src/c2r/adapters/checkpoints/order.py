@@ -69,7 +69,7 @@ def renumber_layer(layer: LayerPlan, order: ExpertOrder) -> LayerPlan:
     replicas = layer.replicas
     return replace(
         layer,
-        partners=new_expert[layer.partners[order.experts]],
+        partners=new_expert[layer.partners[order.experts]] if layer.top_t else layer.partners,
         placement=new_rank[layer.placement[order.experts]],
         replicas=new_expert[replicas[order.ranks]] if replicas.size else replicas,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from c2r.adapters.layers import split_layer
 from c2r.errors import InputError, PlanError, PlanMismatchError
-from c2r.plans import LayerPlan, Plan
+from c2r.plans import NO_EXPERTS, LayerPlan, Plan
 from c2r.types import Int
 
 
@@ -123,7 +123,7 @@ def layer_placement(slots: Int, num_experts: int, num_ranks: int) -> tuple[Int, 
         raise InputError("a rank holds an expert twice; the file is damaged")
     placement = np.empty(num_experts, dtype=np.int64)
     placement[own] = np.arange(num_ranks)[:, None]
-    return placement, replicas if replicas.size else np.empty((0, 0), dtype=np.int64)
+    return placement, replicas if replicas.size else NO_EXPERTS
 
 
 def check_slots(found: SlotMap, plan: Plan) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from c2r.errors import PlanError
 from c2r.planning.placement.place import PlacementOptions
 from c2r.planning.placement.search import PlacementProblem
-from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Bool, Counts, Float, Int
 
@@ -43,7 +43,7 @@ class _Replication:
     def __init__(self, problem: PlacementProblem, placement: Int, num_replicas: int) -> None:
         topology = problem.topology
         num_ranks = topology.num_ranks
-        self.holders = holders_of(placement, np.empty((0, 0), dtype=np.int64), num_ranks)
+        self.holders = holders_of(placement, NO_EXPERTS, num_ranks)
         self.free = np.full(num_ranks, num_replicas)
         self.saved = np.zeros(self.holders.shape)
         self.rank_load = np.zeros(num_ranks)
