@@ -11,19 +11,9 @@ from c2r.ops.limits import check_top_t
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import check_ranks
 from c2r.plans.plan import Plan
+from c2r.policy_names import STRENGTH_NAMES
 from c2r.profiling import CollaborationProfile, LayerProfile
 from c2r.types import Int
-
-STRENGTH_NAMES = {
-    "top_k": "",
-    "c2r": "T",
-    "c2r_placed": "m",
-    "group_limited": "m",
-    "budgeted": "eps",
-    "pruned": "eps",
-    "priced": "price",
-}
-"""Every policy, and the name of its strength; `top_k` has none."""
 
 
 class LayerShape(Protocol):

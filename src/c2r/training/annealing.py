@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from c2r.planning.policies import STRENGTH_NAMES, free_strength
+from c2r.planning import STRENGTH_NAMES, free_strength
 from c2r.plans import LayerPlan, Plan
 
 STAGES = 20
