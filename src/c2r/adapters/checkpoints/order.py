@@ -87,6 +87,5 @@ def check_groups(name: str, order: ExpertOrder, num_groups: int) -> None:
         raise PlanError(
             f"the router {name} limits tokens to some of {num_groups} groups of {size} experts, "
             "and the plan's placement splits groups: no permutation that keeps groups together "
-            "realises it; export the plan for an engine that loads placements "
-            "(`c2r export --format sglang`)"
+            "realises it; export the plan for an engine that loads placements, such as SGLang"
         )

@@ -81,13 +81,11 @@ def permute_checkpoint(
     source, folder = Path(source), Path(folder)
     checkpoint = open_checkpoint(source)
     if (source / PERMUTATION_FILE).is_file():
-        raise InputError(
-            f"{source} is permuted already; `c2r permute {source} --undo --out FOLDER` first"
-        )
+        raise InputError(f"{source} is permuted already; undo that first (undo_permutation)")
     has_plan = (source / PLAN_FILE).is_file()
     if plan is None:
         if not has_plan:
-            raise InputError(f"{source} carries no plan; give one with --plan")
+            raise InputError(f"{source} carries no plan; give one")
         plan = Plan.load(source / PLAN_FILE)
     config = _read_config(source)
     expected = [(layer.name, layer.num_experts) for layer in plan.layers]

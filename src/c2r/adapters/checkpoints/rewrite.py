@@ -143,7 +143,7 @@ def _open_partial(partial: Path, state: str) -> None:
     elif not path.is_file() or path.read_text(encoding="utf-8") != state:
         raise InputError(
             f"{partial} is left from another permutation or checkpoint; remove it, or choose "
-            "another --out"
+            "another folder to write"
         )
 
 

@@ -74,7 +74,8 @@ def layer_number(layer: LayerPlan, index: int) -> int:
     if split is None:
         raise PlanMismatchError(
             f"layer {index} of the plan has no router path (its profile did not name one), so its "
-            "number in the model is unknown; profile the model, or import with --model"
+            "number in the model is unknown; profile the model, or import its trace with the "
+            "model named"
         )
     return int(split[0].rpartition(".")[2])
 
