@@ -79,6 +79,14 @@ def test_goes_on_from_a_partial_profile():
     assert_same(build(second, profile=build(first)), build(first, second))
 
 
+def test_a_profile_that_nothing_is_added_to_is_told_what_it_is_now():
+    first = build(make_trace())
+    again = ProfileBuilder(first).build({"complete": True})
+    assert_same(again, first)
+    assert again.provenance == {"complete": True}
+    assert ProfileBuilder().build({"complete": True}) is None
+
+
 def test_file_round_trip_exact_and_sampled(tmp_path):
     for capacity in (1000, 5):
         profile = build(make_trace(), capacity=capacity)

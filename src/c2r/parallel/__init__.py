@@ -13,6 +13,7 @@ from c2r.parallel.comm import Comm, Journey, ProcessGroupComm, gather_bytes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.layer import parallel_moe
+from c2r.parallel.profiles import save_merged
 from c2r.parallel.simulated import SimulatedComm, simulate
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "gather_bytes",
     "make_dispatcher",
     "parallel_moe",
+    "save_merged",
     "simulate",
 ]

@@ -48,10 +48,12 @@ class ProfileBuilder:
         return started + (max(b.num_tokens for b in self._layers) if self._layers else 0)
 
     def build(self, provenance: Mapping[str, Any] | None = None) -> CollaborationProfile | None:
-        """The profile so far; None before the first trace."""
+        """The profile so far; None before the first trace, unless it started from one."""
         provenance = dict(provenance or {})
         if self._layers is None:
-            return self._start
+            if self._start is None:
+                return None
+            return CollaborationProfile(layers=self._start.layers, provenance=provenance)
         profile = CollaborationProfile(
             layers=tuple(builder.build() for builder in self._layers), provenance=provenance
         )

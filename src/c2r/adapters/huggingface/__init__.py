@@ -36,13 +36,8 @@ from c2r.adapters.huggingface.taps.install import (
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.taps.recorder import (
-    Recorder,
-    capture,
-    describe_model,
-    profile,
-    traces,
-)
+from c2r.adapters.huggingface.taps.profiling import profile
+from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
 
 __all__ = [
     "PLAN_FILE",
