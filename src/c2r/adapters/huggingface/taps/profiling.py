@@ -64,7 +64,7 @@ def profile(  # noqa: PLR0913 - the public door: every choice that a user may le
                 if on_batch is not None:
                     on_batch(run.num_tokens)
     except KeyboardInterrupt:
-        if run.num_tokens:
+        if path is not None and run.num_tokens:
             run.build(complete=False)
         raise
     return run.build(complete=True)
