@@ -14,7 +14,6 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     reduce_gradients,
 )
 from c2r.adapters.huggingface.folders import (
-    PLAN_FILE,
     from_pretrained,
     is_hub_name,
     load_model,
@@ -45,7 +44,6 @@ from c2r.adapters.huggingface.taps.recorder import (
 )
 
 __all__ = [
-    "PLAN_FILE",
     "ConstraintReport",
     "ParallelOptions",
     "PreparedPlan",
