@@ -99,7 +99,8 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def assert_permuted(old: dict[str, Tensor], new: dict[str, Tensor], number: int) -> None:
