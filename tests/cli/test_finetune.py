@@ -10,6 +10,7 @@ import torch
 import c2r
 from c2r.adapters.huggingface import load_tokenizer
 from c2r.cli import run_command
+from c2r.plans.model_folder import PLAN_FILE
 from c2r.training import Progress
 from tests.training.material import plan_of, text_bytes, tiny
 
@@ -71,7 +72,7 @@ def test_an_adapter_is_left_that_peft_loads(capsys, folder, tmp_path):
     adapted = PeftModel.from_pretrained(tiny(), str(out / "adapter")).merge_and_unload()
     merged = c2r.from_pretrained(out, dtype=torch.float32).state_dict()
     torch.testing.assert_close(dict(adapted.state_dict()), dict(merged))
-    plan = c2r.Plan.load(out / "adapter" / "c2r_plan.safetensors")
+    plan = c2r.Plan.load(out / "adapter" / PLAN_FILE)
     c2r.apply(adapted, plan, strict=False)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, find_sites
+from c2r.adapters.huggingface import PreparedPlan, enforce, find_sites
 from c2r.adapters.huggingface.routers.sites import evaluating
 from c2r.errors import InputError
 from c2r.plans import Plan
+from c2r.plans.model_folder import save_plan
 from c2r.training.settings import Mode
 
 
@@ -92,7 +93,7 @@ def save_adapter(adapted: Any, model: nn.Module, plan: Plan, folder: Path) -> No
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    plan.save(folder / PLAN_FILE)
+    save_plan(plan, folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
-from c2r.adapters.huggingface import PLAN_FILE, RouterSite, SelectionRule, apply, find_sites, remove
+from c2r.adapters.huggingface import RouterSite, SelectionRule, apply, find_sites, remove
 from c2r.plans import Plan, contiguous_placement
+from c2r.plans.model_folder import PLAN_FILE
 from c2r.traces import ScoreKind
 from tests.adapters.checkpoints.plans import shuffled_plan
 from tests.adapters.huggingface.checks import run

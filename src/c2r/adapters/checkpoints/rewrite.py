@@ -19,14 +19,13 @@ import numpy as np
 from c2r.adapters.checkpoints.layout import Dependence, MoeLayer
 from c2r.adapters.checkpoints.order import ExpertOrder
 from c2r.adapters.checkpoints.shards import INDEX_FILE, Checkpoint, Shard, StoredTensor
-from c2r.adapters.huggingface.folders import PLAN_FILE
 from c2r.errors import InputError
+from c2r.plans.model_folder import OWN_ENTRIES, OWN_FOLDER, PERMUTATION_FILE
 from c2r.types import Int
 
-PERMUTATION_FILE = "c2r_permutation.safetensors"
 _STATE_FILE = "c2r_unfinished.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-_OWN_FILES = (PLAN_FILE, PERMUTATION_FILE, INDEX_FILE, "config.json")
+_OWN_FILES = (*OWN_ENTRIES, INDEX_FILE, "config.json")
 _BUFFER_BYTES = 1 << 20  # stays in the processor's cache between read and write
 
 Advance = Callable[[int], None]
@@ -99,6 +98,7 @@ def rewritten_folder(
                 advance(shard.num_bytes)
         _copy_companions(checkpoint, partial)
         _write_index(checkpoint, partial, changes)
+        (partial / OWN_FOLDER).mkdir(exist_ok=True)
         (partial / PERMUTATION_FILE).write_bytes(permutation)
         yield partial
         (partial / _STATE_FILE).unlink()
