@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2r.parallel import Comm, Journey
+from c2r.parallel import Comm, SplitSizes
 from c2r.types import Int
 
 _PIECE_BYTES = 4 * 2**20
@@ -32,7 +32,7 @@ def move_experts(module: nn.Module, comm: Comm, before: Int, after: Int) -> None
     order = torch.from_numpy(destinations.argsort(kind="stable"))
     sources = [np.flatnonzero((before == rank) & (after == comm.rank)) for rank in range(comm.size)]
     ascending = torch.from_numpy(np.concatenate(sources).argsort())
-    journey = Journey(
+    sizes = SplitSizes(
         send=np.bincount(destinations, minlength=comm.size).tolist(),
         receive=[len(ids) for ids in sources],
         what="the exchange of experts",
@@ -43,7 +43,7 @@ def move_experts(module: nn.Module, comm: Comm, before: Int, after: Int) -> None
         num_pieces = -(-shard[0].nbytes * len(before) // comm.size // _PIECE_BYTES)
         pieces = (t.view(len(t), -1).tensor_split(num_pieces, dim=1) for t in (shard, moved))
         for old, new in zip(*pieces, strict=True):
-            received = comm.exchange(old[order.to(old.device)], journey).wait()
+            received = comm.exchange(old[order.to(old.device)], sizes).wait()
             new.copy_(received[ascending.to(new.device)])
         return moved
 
@@ -55,12 +55,12 @@ def gather_experts(shard: Tensor, comm: Comm, placement: Int) -> Tensor:
     """All experts `[E, ...]` in the order of their ids on rank 0, none elsewhere."""
     num_on_rank = np.bincount(placement, minlength=comm.size).tolist()
     is_first = comm.rank == 0
-    journey = Journey(
+    sizes = SplitSizes(
         send=[len(shard)] + [0] * (comm.size - 1),
         receive=num_on_rank if is_first else [0] * comm.size,
         what="the gathering of experts",
     )
-    gathered = comm.exchange(shard.detach(), journey).wait()
+    gathered = comm.exchange(shard.detach(), sizes).wait()
     if not is_first:
         return gathered
     by_rank = placement.argsort(kind="stable")
