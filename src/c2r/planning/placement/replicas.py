@@ -22,8 +22,8 @@ Pair = tuple[int, int]
 
 # Chosen by hand; benchmarks/placement_replicas.py shows what comes out on the embedded model.
 _TRIED = 12
-"""Replicas really tried for a slot, by saving, and as many by load: the savings kept do not know how
-tokens turn to other holders, nor the limit on load, so that the first need not be the best."""
+"""Replicas really tried for a slot, by saving, and as many by load: the savings kept know neither
+how tokens turn to other holders nor the limit on load."""
 _MAX_PASSES = 4
 """Passes that empty each slot once: each is dear, and later ones rarely find anything."""
 _MAX_PATIENCE = 8
