@@ -81,13 +81,11 @@ def permute_checkpoint(
     source, folder = Path(source), Path(folder)
     checkpoint = open_checkpoint(source)
     if (source / PERMUTATION_FILE).is_file():
-        raise InputError(
-            f"{source} is permuted already; `c2r permute {source} --undo --out FOLDER` first"
-        )
+        raise InputError(f"{source} is permuted already; undo that first, or permute the original")
     has_plan = (source / PLAN_FILE).is_file()
     if plan is None:
         if not has_plan:
-            raise InputError(f"{source} carries no plan; give one with --plan")
+            raise InputError(f"{source} carries no plan; give one")
         plan = Plan.load(source / PLAN_FILE)
     config = _read_config(source)
     expected = [(layer.name, layer.num_experts) for layer in plan.layers]
@@ -205,8 +203,10 @@ def _renumber_plan(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, unless it names single experts, which renaming would make wrong."""
     config = read_json(folder / "config.json")
     quantization = json.dumps(config.get("quantization_config"))
+    # Names are perhaps patterns, and JSON doubles the backslash before a dot.
     if re.search(r"experts\\*\.\d", quantization):
         raise ModelError(
             f"the quantization_config of {folder} names single experts, whose numbers would "
@@ -227,6 +227,7 @@ def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) ->
 
 def _num_groups(config: Mapping[str, Any]) -> int:
     """Groups that the routers limit tokens to; 1 where they limit none."""
+    # DeepSeek-V2's method for plain top-k, whatever groups the config states.
     if _find(config, ("topk_method",)) == "greedy":
         return 1
     stated = _find(config, _GROUP_KEYS)
