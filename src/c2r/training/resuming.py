@@ -155,6 +155,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Nothing yet: weights come with the optimizer, when both exist."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Puts back weights, optimizer, schedule and log: the first moment when all exist."""
         if checkpoint is None:
             return
         shared = Part.read(Path(checkpoint) / SHARED)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
 from c2r.errors import RoutingError, TrainingError
@@ -79,6 +79,7 @@ class ConstrainedTrainer(ResumableTrainer):
         self._prepared: PreparedPlan | None = None
         self._metrics: dict[str, float] = {}
         self.add_callback(_Schedule(self))
+        self.remove_callback(PrinterCallback)  # standard output is for results
 
     def enforce_at(self, step: int) -> None:
         """Applies the plan of a step, counted from 0, where it differs from the one in force."""

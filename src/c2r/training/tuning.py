@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
 from c2r.errors import InputError
@@ -83,9 +83,11 @@ def finetune(
             parallelize(model, plan)
         if out is not None:
             request = make_request(model, windows, plan, settings, arguments.world_size)
-            # The first process makes the folder; the others then find it begun by the same request.
-            with arguments.main_process_first(local=False):
+            with arguments.main_process_first(
+                local=False
+            ):  # it begins the folder, the others find it
                 claim(out, request)
+        boards = tensorboard_callbacks(settings.report_to, out, arguments.should_log)
         set_seed(settings.seed)  # adapters begin at random
         with training_only(model, settings.mode, settings.lora_rank) as trained:
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
@@ -97,12 +99,8 @@ def finetune(
                 args=arguments,
                 train_dataset=ShuffledWindows(windows, settings),
                 data_collator=collate,
-                callbacks=[
-                    *tensorboard_callbacks(settings.report_to, out, arguments.should_log),
-                    *callbacks,
-                ],
+                callbacks=[*boards, *callbacks],
             )
-            trainer.remove_callback(PrinterCallback)
             trainer.run(out)
             trainer.enforce_at(settings.anneal_steps)  # the whole plan, however early it ended
             if out is not None and settings.mode == "lora":

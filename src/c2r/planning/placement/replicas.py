@@ -59,6 +59,7 @@ class _Replication:
         if topology.num_nodes > 1:
             self._levels.append((problem.inter_node_cost, self._ranks_per_node))
         self._sets, self._weights = problem.sets, problem.counts.astype(np.float64)
+        # The sets of each expert, as in `SwapGains`.
         order = np.argsort(problem.sets, axis=None, kind="stable") // problem.sets.shape[1]
         ends = np.cumsum(np.bincount(problem.sets.ravel(), minlength=len(placement)))
         self._sets_of = np.split(order, ends[:-1])

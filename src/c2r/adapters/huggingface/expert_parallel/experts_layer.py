@@ -28,8 +28,8 @@ def experts_forward(
 
 def _run_experts(module: Any, rows: Tensor, counts: Tensor) -> Tensor:
     """The experts of `module` on rows `[rows, h]` by expert; rows beyond the counts become 0."""
-    # Ids of experts elsewhere come as E. Their rows lie last and are in no product: memory there may
-    # hold NaN, which the weight 0 does not undo. So they are zeroed after each step.
+    # Ids of experts elsewhere come as E. Their rows lie last and are in no product: memory there
+    # may hold NaN, which the weight 0 does not undo. So they are zeroed after each step.
     is_none = None
     if module._is_expert_parallel:
         is_none = (torch.arange(len(rows), device=rows.device) >= counts.sum())[:, None]
