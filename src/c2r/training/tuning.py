@@ -83,10 +83,8 @@ def finetune(
             parallelize(model, plan)
         if out is not None:
             request = make_request(model, windows, plan, settings, arguments.world_size)
-            with arguments.main_process_first(
-                local=False
-            ):  # it begins the folder, the others find it
-                claim(out, request)
+            with arguments.main_process_first(local=False):
+                claim(out, request)  # the first begins the folder, the others find it begun
         boards = tensorboard_callbacks(settings.report_to, out, arguments.should_log)
         set_seed(settings.seed)  # adapters begin at random
         with training_only(model, settings.mode, settings.lora_rank) as trained:
