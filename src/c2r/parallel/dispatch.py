@@ -95,8 +95,8 @@ class Route:
     In three parts, for each is known later than the one before, and work can start with each.
 
     Attributes:
-        departing: the rows to send as copies of the tokens, those that stay behind at the end;
-            known before the ranks have agreed, so that rows are copied meanwhile.
+        departing: the rows to send as copies of the tokens, those that stay behind at the end; in
+            k-fold dispatch known before the ranks have agreed, so that rows are copied meanwhile.
         first_leg: how many of them go where.
         handle: which experts the rows that arrive have chosen.
     """
@@ -180,7 +180,7 @@ class Dispatcher(ABC):
 
     def start_dispatch(self, hidden: Tensor, route: Route) -> Pending[ExpertRows]:
         """Starts sending `hidden` `[tokens, h]`; legs after the first start when waited for."""
-        # Copied before the wait: on a GPU the copy runs while the counts are on their way.
+        # Copied before the wait: where counts are still on their way (k-fold), the copy hides it.
         rows = autograd.copy_rows(hidden, route.departing)
         first = route.first_leg.wait()
         pending = self.send_rows(rows[: sum(first.send)], first)

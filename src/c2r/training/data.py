@@ -23,7 +23,7 @@ NO_LOSS = -100
 
 _NUM_OPEN = 1024
 """Latest windows that a piece may still join. All of them would make packing quadratic; older ones
-have room for the shortest pieces only. Chosen by hand."""
+mostly have room for the shortest pieces only. Chosen by hand."""
 _FIELDS = ("input_ids", "labels", "position_ids")
 
 Window = dict[str, Tensor]
@@ -141,7 +141,7 @@ def read_windows(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) 
     shuffled = [pieces[index] for index in order]
     packed = pack(shuffled, settings.seq_len) if settings.packing else [[p] for p in shuffled]
     return TrainingData(
-        windows=tuple(_join(piece_group) for piece_group in packed),
+        windows=tuple(_join(group) for group in packed),
         num_pieces=len(pieces),
         num_overlong=num_overlong,
         num_skipped=num_skipped,

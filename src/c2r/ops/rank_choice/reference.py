@@ -19,9 +19,7 @@ MAX_RANKS_TRIED_IN_FULL = 4
 """15 sets of ranks; 8 ranks would have 255. What the greedy order beyond costs is in docs/log.md
 (sets of ranks): 0.7 % more copies at the same budget on 4 ranks."""
 _TOLERANCE = 1e-6  # of a share: a few roundings of float32, so that a budget of 0 is met by top-k
-_BEYOND_ANY_MASS = (
-    1e9  # taken from masses of at most a few units, so that they are never best again
-)
+_BEYOND_ANY_MASS = 1e9  # what is taken from a mass that has been best, so that it never is again
 
 
 class Criterion(StrEnum):

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from c2r.planning.placement.search import PlacementProblem
 from c2r.types import Float, Int
 
-# Bounds chosen by hand so that trying all takes a second or two, as the search does; 8 experts on
-# 4 ranks are 105 placements, 16 on 2 are 6,435, 12 on 4 are 15,400.
+# Bounds chosen by hand, so that trying all takes about as long as a search. 8 experts on 4 ranks are
+# 105 placements, 16 on 2 are 6,435, 12 on 4 are 15,400.
 _MAX_PLACEMENTS = 50_000
 _MAX_WORK = 200_000_000  # expert ids looked up, over all placements
 _MAX_RANKS = 16  # the ranks that a set visits are bits of a 16-bit number

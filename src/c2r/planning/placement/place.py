@@ -14,8 +14,8 @@ from c2r.plans.copies import load_max_over_mean, rank_loads
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Int
 
-# Chosen by hand on the embedded model, when the search was made; benchmarks/placement_quality.py
-# holds what comes out against long mt-kahypar runs, placement_scale.py its time on large layers.
+# All chosen by hand when the search was made. benchmarks/placement_quality.py holds what comes out
+# against long mt-kahypar runs, benchmarks/placement_scale.py tells the time that large layers take.
 _BUDGET_MICROSECONDS = 1_500_000
 """Of a layer at effort 1, as `_step_microseconds` estimates it: a large model in minutes."""
 _SEARCH_LENGTH = (120, 400)
@@ -189,8 +189,8 @@ def _step_microseconds(problem: PlacementProblem) -> float:
 
     With the clock the same seed would give another plan on another machine. Three terms: the calls
     of numpy, the pins of the sets that hold one of the two experts, and the [E, E] table of swaps.
-    The factors were fitted by hand to one core's times when the search was made, and the machine is
-    not recorded: on another the budget is met less exactly, the plan stays the same.
+    The factors are from measurements on a machine that was not recorded: on another the budget is
+    met less exactly, but the plan stays the same.
     """
     touched = 2.0 * problem.sets.size * problem.sets.shape[1] / problem.num_experts
     each: float = 100 + 0.03 * touched + 0.022 * problem.num_experts**2
