@@ -8,7 +8,7 @@ import numpy.typing as npt
 from c2r.planning.placement.search import PlacementProblem
 from c2r.types import Float, Int
 
-# Bounds chosen by hand, so that trying all takes about as long as a search. 8 experts on 4 ranks are
+# Bounds chosen by hand: trying all then takes about as long as a search. 8 experts on 4 ranks are
 # 105 placements, 16 on 2 are 6,435, 12 on 4 are 15,400.
 _MAX_PLACEMENTS = 50_000
 _MAX_WORK = 200_000_000  # expert ids looked up, over all placements
