@@ -70,4 +70,5 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, is_bitwise: bool) -
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -51,6 +51,7 @@ def contiguous_order(
     wanted = np.bincount(contiguous_placement(num_stored, num_ranks), minlength=num_ranks)
     ranks = np.arange(num_ranks)
     if topology.num_nodes == 1:
+        # On several nodes ranks keep their numbers: another order could move them to another node.
         ranks = np.argsort(-sizes, kind="stable")
     if not np.array_equal(sizes[ranks], wanted):
         raise PlanError(

@@ -217,8 +217,10 @@ def _renumber_plan(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, unless it names single experts, which renaming would make wrong."""
     config = read_json(folder / "config.json")
     quantization = json.dumps(config.get("quantization_config"))
+    # Names are perhaps patterns, and JSON doubles the backslash before a dot.
     if re.search(r"experts\\*\.\d", quantization):
         raise ModelError(
             f"the quantization_config of {folder} names single experts, whose numbers would "
@@ -239,6 +241,7 @@ def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) ->
 
 def _num_groups(config: Mapping[str, Any]) -> int:
     """Groups that the routers limit tokens to; 1 where they limit none."""
+    # DeepSeek-V2's method for plain top-k, whatever groups the config states.
     if _find(config, ("topk_method",)) == "greedy":
         return 1
     stated = _find(config, _GROUP_KEYS)
