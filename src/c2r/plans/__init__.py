@@ -4,6 +4,7 @@ from c2r.plans.contiguous import contiguous_placement, rank_sizes
 from c2r.plans.copies import (
     count_copies,
     count_distinct,
+    count_visits,
     load_max_over_mean,
     mean_copies,
     mean_distinct,
@@ -25,6 +26,7 @@ __all__ = [
     "contiguous_placement",
     "count_copies",
     "count_distinct",
+    "count_visits",
     "holders_of",
     "load_max_over_mean",
     "mean_copies",

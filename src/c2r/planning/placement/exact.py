@@ -28,8 +28,10 @@ def count_placements(num_experts: int, num_ranks: int) -> int:
 
 
 def is_small(problem: PlacementProblem) -> bool:
-    """Whether `best_of_all` is quick: one node, at most 50,000 placements, not too many sets."""
+    """Whether `best_of_all` is quick: copies, one node, at most 50,000 placements, few sets."""
     num_ranks = problem.topology.num_ranks
+    if problem.bottleneck is not None:
+        return False
     if problem.topology.num_nodes > 1 or num_ranks > _MAX_RANKS or problem.num_experts > 64:
         return False
     num_placements = count_placements(problem.num_experts, num_ranks)

@@ -56,6 +56,16 @@ class SwapGains:
         both[self.labels[:, None] == self.labels] = 0
         return both
 
+    def visit_changes(self) -> Float:
+        """`[E, E]`: what swapping a and b adds to the visits of the label of a; 0 where shared."""
+        changes = self._enter[:, self.labels].T + self._alone - self._alone.diagonal()[:, None]
+        changes[self.labels[:, None] == self.labels] = 0
+        return changes
+
+    def visits(self) -> Float:
+        """`[labels]` weight of the sets that visit each label."""
+        return np.stack([self._weights[held > 0].sum() for held in self._held.T])
+
     def swap(self, first: int, second: int) -> None:
         """Swaps the labels of two experts."""
         ours, theirs = self.labels[first], self.labels[second]

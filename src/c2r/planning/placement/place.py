@@ -6,6 +6,7 @@ import numpy as np
 
 from c2r.errors import PlanError
 from c2r.planning.placement.balance import canonical_placement, pack_by_load
+from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.placement.exact import best_of_all, is_small
 from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
@@ -43,6 +44,8 @@ class PlacementOptions:
             how many times slower the network between nodes is than the link within; counts only
             where there are several nodes.
         effort: how long to search; 1 takes at most a few seconds a layer, whatever its size.
+        bottleneck: place for the least cost of the busiest rank and node instead of the fewest
+            copies; None for the fewest copies.
     """
 
     seed: int = 0
@@ -50,6 +53,7 @@ class PlacementOptions:
     start: Int | None = None
     inter_node_cost: float = 8.0
     effort: float = 1.0
+    bottleneck: BottleneckCost | None = None
 
 
 def place_experts(
@@ -94,6 +98,7 @@ def place_experts(
         topology=topology,
         load_limit=_load_limit(load, num_ranks, options.max_load),
         inter_node_cost=options.inter_node_cost,
+        bottleneck=options.bottleneck,
     )
     placement = best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
     if problem.excess(placement) > 0:
@@ -176,7 +181,7 @@ def _known_starts(
     problem: PlacementProblem, options: PlacementOptions, rng: np.random.Generator
 ) -> list[Int]:
     starts = [] if options.start is None else [options.start]
-    if np.isfinite(problem.load_limit):
+    if np.isfinite(problem.load_limit) or problem.bottleneck is not None:
         starts.append(_packed(problem, rng))
     partition = partition_hypergraph(
         problem.sets, problem.counts, problem.num_experts, problem.topology.num_ranks, options.seed
@@ -205,7 +210,10 @@ def _nodes_first(
     if topology.num_nodes == 1:
         return start
     by_node = replace(
-        problem, topology=ClusterTopology(num_ranks=topology.num_nodes), load_limit=float("inf")
+        problem,
+        topology=ClusterTopology(num_ranks=topology.num_nodes),
+        load_limit=float("inf"),
+        bottleneck=None,
     )
     nodes = improve_placement(by_node, start // topology.ranks_per_node, steps, rng)
     placement = np.empty_like(start)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from c2r.planning.placement.bottleneck import BottleneckCost, norm_changes
 from c2r.planning.placement.gains import SwapGains
-from c2r.plans.copies import count_copies, rank_loads
+from c2r.plans.copies import count_copies, count_visits, rank_loads
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Float, Int
 
@@ -32,6 +33,7 @@ class PlacementProblem:
         topology: the devices.
         load_limit: the largest allowed load of a rank, in tokens; infinite for none.
         inter_node_cost: what a copy to a node costs on top, in copies to a rank.
+        bottleneck: where given, the cost is that of the busiest rank and node, not of all copies.
     """
 
     sets: Int
@@ -40,6 +42,7 @@ class PlacementProblem:
     topology: ClusterTopology
     load_limit: float = float("inf")
     inter_node_cost: float = 0.0
+    bottleneck: BottleneckCost | None = None
 
     @property
     def num_experts(self) -> int:
@@ -47,12 +50,29 @@ class PlacementProblem:
         return len(self.load)
 
     def cost(self, placement: Int) -> float:
-        """Weighted copies of all tokens, those to nodes weighted by `inter_node_cost`."""
+        """Weighted copies of all tokens, those to nodes weighted; or that of the bottleneck."""
+        if self.bottleneck is not None:
+            return self._bottleneck_cost(self.bottleneck, placement)
         cost = float(self.counts @ count_copies(self.sets, placement))
         if self.topology.num_nodes > 1:
             nodes = placement // self.topology.ranks_per_node
             cost += self.inter_node_cost * float(self.counts @ count_copies(self.sets, nodes))
         return cost
+
+    def _bottleneck_cost(self, cost: BottleneckCost, placement: Int) -> float:
+        topology = self.topology
+        nodes = placement // topology.ranks_per_node
+        return cost.of(
+            rank_loads(self.load, placement, topology.num_ranks) * self.rows_per_load,
+            count_visits(placement[self.sets], self.counts, topology.num_ranks),
+            count_visits(nodes[self.sets], self.counts, topology.num_nodes),
+        )
+
+    @property
+    def rows_per_load(self) -> float:
+        """Expert rows of the counted tokens for a unit of `load`, which may be of other tokens."""
+        total = float(self.load.sum())
+        return float(self.counts.sum()) * self.sets.shape[1] / total if total > 0 else 0.0
 
     def excess(self, placement: Int) -> float:
         """Load above the limit, summed over ranks."""
@@ -90,9 +110,17 @@ class _SwapSearch:
             gains = SwapGains(problem.sets, problem.counts, nodes, topology.num_nodes)
             self._levels.append((problem.inter_node_cost, gains))
 
+        self._bottleneck = problem.bottleneck
+        self._rows_per_load = problem.rows_per_load
+        self._visits = [gains.visits() for _, gains in self._levels]
+
     @property
     def cost(self) -> float:
-        return sum(weight * gains.cost for weight, gains in self._levels)
+        if self._bottleneck is None:
+            return sum(weight * gains.cost for weight, gains in self._levels)
+        return self._bottleneck.of(
+            self.rank_load * self._rows_per_load, self._visits[0], self._visits[-1]
+        )
 
     @property
     def excess(self) -> float:
@@ -100,10 +128,12 @@ class _SwapSearch:
 
     def changes(self, penalty: float) -> Float:
         """Penalised change of every swap; infinite for swaps that are none."""
-        weight, gains = self._levels[0]
-        changes = gains.changes()
-        for weight, gains in self._levels[1:]:
-            changes += weight * gains.changes()
+        if self._bottleneck is None:
+            changes = self._levels[0][1].changes()
+            for weight, gains in self._levels[1:]:
+                changes += weight * gains.changes()
+        else:
+            changes = self._bottleneck_changes(self._bottleneck)
         if np.isfinite(self.limit):
             changes += penalty * self._excess_changes()
         ranks = self.placement
@@ -112,6 +142,17 @@ class _SwapSearch:
         full = self._has_empty[ranks]
         changes[self.num_experts :, full] = np.inf
         changes[full, self.num_experts :] = np.inf
+        return changes
+
+    def _bottleneck_changes(self, cost: BottleneckCost) -> Float:
+        loads = self.load * self._rows_per_load
+        moved = loads - loads[:, None]
+        rank_rows = self.rank_load * self._rows_per_load
+        changes = cost.load * norm_changes(rank_rows, self.placement, moved)
+        weights = (cost.visits, cost.node_visits)
+        for weight, (_, gains), visits in zip(weights, self._levels, self._visits, strict=False):
+            if weight:
+                changes += weight * norm_changes(visits, gains.labels, gains.visit_changes())
         return changes
 
     def _excess_changes(self) -> Float:
@@ -129,6 +170,8 @@ class _SwapSearch:
     def swap(self, first: int, second: int) -> None:
         for _, gains in self._levels:
             gains.swap(first, second)
+        if self._bottleneck is not None:
+            self._visits = [gains.visits() for _, gains in self._levels]
         ours, theirs = self.placement[first], self.placement[second]
         moved = self.load[first] - self.load[second]
         self.rank_load[ours] -= moved
