@@ -12,6 +12,7 @@ from c2r.cli import (
     bench,
     demo,
     doctor,
+    estimate,
     evaluate,
     export,
     finetune,
@@ -45,6 +46,7 @@ app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)
 app.command("traffic")(traffic.traffic)
+app.command("estimate")(estimate.estimate)
 app.command("apply")(apply.apply)
 app.command("finetune")(finetune.finetune)
 app.command("run")(run.run)

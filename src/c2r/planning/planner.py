@@ -7,16 +7,20 @@ import numpy as np
 
 from c2r.errors import PlanError
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.policies import settings_per_layer
 from c2r.plans import contiguous_placement, load_max_over_mean, rank_loads
 from c2r.plans.holders import NO_EXPERTS
 from c2r.plans.plan import LayerPlan, Plan
 from c2r.plans.topology import ClusterTopology
 from c2r.prediction import LayerTraffic, TrafficReport, predict_layer, sets_on
+from c2r.prediction.cluster import DEFAULT, PRESETS, Cluster
+from c2r.prediction.time import best_time, bottleneck_weights
+from c2r.prediction.workload import Workload
 from c2r.profiling import CollaborationProfile, LayerProfile
 from c2r.types import Int
 
-OBJECTIVES = ("sets", "pairs")
+OBJECTIVES = ("time", "sets", "pairs")
 
 Sets = tuple[Int, Int]
 """Distinct routing sets `[sets, k]` and their counts `[sets]`."""
@@ -28,10 +32,12 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     top_t: int | Sequence[int] | None = None,
     seed: int = 0,
     *,
-    policy: str = "c2r",
+    policy: str | None = None,
     strength: float | Sequence[float] | None = None,
     num_nodes: int = 1,
-    objective: str = "sets",
+    objective: str | None = None,
+    cluster: Cluster | None = None,
+    workload: Workload | None = None,
     max_load: float | None = None,
     inter_node_cost: float = 8.0,
     replicas: int = 0,
@@ -46,12 +52,18 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         top_t: T, how many partners may accompany a top-1 expert: the strength of the policy
             `"c2r"` by its own name.
         seed: the same profile and seed give the same plan.
-        policy: a name in `STRENGTH_NAMES`; `"c2r"` is the published rule.
+        policy: a name in `STRENGTH_NAMES`; `"c2r"` is the published rule. None is placement alone,
+            `"top_k"`, but with `top_t` it is `"c2r"`.
         strength: the policy's one number, or one per layer; None takes the default that
             `settings_per_layer` tells.
         num_nodes: machines that the ranks are on.
-        objective: `"sets"` places for the fewest copies of the tokens counted; `"pairs"` for the
-            most co-activation within ranks, which needs no routing sets.
+        objective: `"time"` places for the least predicted time on `cluster`: that of the busiest
+            rank and link; `"sets"` for the fewest copies of the tokens counted; `"pairs"` for the
+            most co-activation within ranks, which needs no routing sets. None is `"time"` where a
+            cluster is given, else `"sets"`.
+        cluster: where the plan will run, with as many ranks and nodes; for the objective
+            `"time"` 8 H100s in a node, or as many as there are ranks, where none is given.
+        workload: what will run there; 4,096 tokens a rank of the profiled model where None.
         max_load: bound on the busiest rank's load over the mean, 1.1 for ten per cent.
         inter_node_cost: what a copy that reaches another node costs, counted in copies between
             ranks of one node: how many times slower the network between nodes is. 8 suits NVLink
@@ -69,7 +81,12 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
             routing sets to place by.
     """
     topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
+    objective = objective or ("sets" if cluster is None else "time")
     _check_profile(profile, objective)
+    bottleneck = None
+    if objective == "time":
+        bottleneck = _bottleneck(profile, topology, cluster, workload)
+    policy = policy or ("top_k" if top_t is None else "c2r")
     if top_t is not None:
         strength = _lengths(top_t, policy, strength)
     settings = settings_per_layer(policy, strength, profile.layers, num_ranks)
@@ -77,7 +94,10 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     traffic: list[LayerTraffic] = []
     for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True)):
         options = PlacementOptions(
-            seed=seed + index, max_load=max_load, inter_node_cost=inter_node_cost
+            seed=seed + index,
+            max_load=max_load,
+            inter_node_cost=inter_node_cost,
+            bottleneck=bottleneck,
         )
         sets = sets_on(layer, topology)
         placement = _place_layer(layer, sets, topology, objective, options)
@@ -106,9 +126,29 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "objective": objective,
         "max_load": max_load,
         "inter_node_cost": inter_node_cost,
+        "cluster": None if cluster is None else cluster.name,
         "predicted": _predicted(profile, layers, report),
     }
     return Plan(layers=tuple(layers), topology=topology, provenance=provenance)
+
+
+def _bottleneck(
+    profile: CollaborationProfile,
+    topology: ClusterTopology,
+    cluster: Cluster | None,
+    workload: Workload | None,
+) -> BottleneckCost:
+    """What the busiest rank and node cost in a layer, by the dispatcher that is fastest there."""
+    cluster = cluster or PRESETS[DEFAULT].of_size(topology.num_ranks, topology.num_nodes)
+    if cluster.topology != topology:
+        raise PlanError(
+            f"the cluster {cluster.name} has {cluster.num_ranks} ranks on {cluster.num_nodes} "
+            f"nodes, not {topology.num_ranks} on {topology.num_nodes}; plan for its ranks and nodes"
+        )
+    workload = workload or Workload.of(profile)
+    fastest = best_time(profile, None, cluster, workload, chunks=(1,))
+    load, visits, node_visits = bottleneck_weights(cluster, workload, fastest.dispatcher)
+    return BottleneckCost(load=load, visits=visits, node_visits=node_visits)
 
 
 def _check_profile(profile: CollaborationProfile, objective: str) -> None:

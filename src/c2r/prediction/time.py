@@ -31,6 +31,7 @@ visits, to the rank of the same place there, and then inside: first T u_n (N - 1
 share that visits node n, then T v_r (R - N).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -347,7 +348,11 @@ def layer_shares(
 
 
 def best_time(
-    profile: CollaborationProfile, plan: Plan | None, cluster: Cluster, workload: Workload
+    profile: CollaborationProfile,
+    plan: Plan | None,
+    cluster: Cluster,
+    workload: Workload,
+    chunks: Sequence[int] = CHUNKS,
 ) -> StepTime:
     """The least predicted time over dispatchers and numbers of chunks; arguments as `predict_time`.
 
@@ -357,9 +362,9 @@ def best_time(
     if 1 < cluster.num_nodes < cluster.num_ranks:
         dispatchers.append("hierarchical")
     tried = (
-        predict_time(profile, plan, cluster, workload, dispatcher=name, num_chunks=chunks)
+        predict_time(profile, plan, cluster, workload, dispatcher=name, num_chunks=number)
         for name in dispatchers
-        for chunks in CHUNKS
+        for number in chunks
     )
     return min(tried, key=lambda step: step.total)
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from c2r.errors import InputError
+from c2r.profiling import CollaborationProfile
 
 
 class Phase(StrEnum):
@@ -71,6 +72,17 @@ class ModelSizes:
         return cls(**values)
 
 
+UNKNOWN_SIZES = ModelSizes(
+    hidden_size=2048,
+    expert_size=768,
+    shared_expert_size=0,
+    num_layers=48,
+    num_moe_layers=48,
+    dense_parameters=1_500_000_000,
+)
+"""Of Qwen3-30B-A3B: what a model is taken to be whose profile does not tell its sizes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
     """Tokens that go through a model at a time.
@@ -99,6 +111,22 @@ class Workload:
             )
         if not 0 < self.value_bytes <= 8:
             raise InputError(f"values of {self.value_bytes:g} bytes; give 2 for bfloat16")
+
+    @classmethod
+    def of(
+        cls,
+        profile: CollaborationProfile,
+        tokens_per_rank: int = 4096,
+        phase: Phase = Phase.PREFILL,
+        value_bytes: float = 2.0,
+    ) -> "Workload":
+        """Tokens through the model that was profiled; of `UNKNOWN_SIZES` where it does not say."""
+        request = profile.provenance.get("request")
+        known = request.get("sizes") if isinstance(request, Mapping) else None
+        sizes = ModelSizes.from_json(known) if isinstance(known, Mapping) else UNKNOWN_SIZES
+        return cls(
+            sizes=sizes, tokens_per_rank=tokens_per_rank, phase=phase, value_bytes=value_bytes
+        )
 
     @property
     def row_bytes(self) -> float:

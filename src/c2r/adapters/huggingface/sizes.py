@@ -85,7 +85,7 @@ def _known(values: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
         value = values.get(name)
         if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
-            return max(value)
+            return int(max(value))
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None

@@ -39,6 +39,14 @@ class BottleneckCost:
             + self.node_visits * node_visits.max()
         )
 
+    def smooth(self, loads: Float, visits: Float, node_visits: Float) -> float:
+        """The same with p-norms in the place of maxima."""
+        return (
+            self.load * _norm(loads)
+            + self.visits * _norm(visits)
+            + self.node_visits * _norm(node_visits)
+        )
+
 
 def norm_changes(values: Float, labels: Int, own_changes: Float) -> Float:
     """`[E, E]` change of the p-norm of `values` when two experts swap labels.
@@ -61,6 +69,12 @@ def norm_changes(values: Float, labels: Int, own_changes: Float) -> Float:
     root = 1 / 2**_DOUBLINGS
     changes: Float = mean * ((after / len(values)) ** root - (before / len(values)) ** root)
     return changes
+
+
+def _norm(values: Float) -> float:
+    mean = max(float(values.mean()), 1e-300)
+    smooth: float = mean * float(_power(values / mean).mean()) ** (1 / 2**_DOUBLINGS)
+    return smooth
 
 
 def _power(values: Float) -> Float:

@@ -42,7 +42,8 @@ class _Replication:
         free: `[ranks]` slots that are still empty.
         saved: `[E, ranks]` the cost that a replica of the expert on that rank would save.
         rank_load: `[ranks]` tokens that the experts of each rank compute.
-        cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`.
+        cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`; or
+            that of the bottleneck, smoothed over ranks.
         load_limit: what no rank's load may exceed.
     """
 
@@ -53,11 +54,13 @@ class _Replication:
         self.free = np.full(num_ranks, num_replicas)
         self.saved = np.zeros(self.holders.shape)
         self.rank_load = np.zeros(num_ranks)
-        self.cost = 0.0
+        self._copies_cost = 0.0
+        self._bottleneck = problem.bottleneck
         self._ranks_per_node = topology.ranks_per_node
         self._levels = [(1.0, 1)]
         if topology.num_nodes > 1:
             self._levels.append((problem.inter_node_cost, self._ranks_per_node))
+        self._visits = [np.zeros(num_ranks // width) for _, width in self._levels]
         self._sets, self._weights = problem.sets, problem.counts.astype(np.float64)
         # The sets of each expert, as in `SwapGains`.
         order = np.argsort(problem.sets, axis=None, kind="stable") // problem.sets.shape[1]
@@ -66,7 +69,16 @@ class _Replication:
         self._ranks = placement[problem.sets]
         for start in range(0, len(problem.sets), _CHUNK):
             self._tally(np.arange(start, min(start + _CHUNK, len(problem.sets))), 1)
-        self.load_limit = float(self.rank_load.max()) * (1 + _TOLERANCE)
+        # Where the busiest rank is what costs, its load is weighed and needs no limit.
+        limit = float(self.rank_load.max()) * (1 + _TOLERANCE)
+        self.load_limit = limit if problem.bottleneck is None else float("inf")
+
+    @property
+    def cost(self) -> float:
+        """See the class."""
+        if self._bottleneck is None:
+            return self._copies_cost
+        return self._bottleneck.smooth(self.rank_load, self._visits[0], self._visits[-1])
 
     @property
     def key(self) -> tuple[float, float]:
@@ -98,11 +110,12 @@ class _Replication:
         weights = np.broadcast_to(sign * self._weights[set_ids, None], experts.shape)
         num_experts, num_ranks = self.holders.shape
         self.rank_load += np.bincount(ranks.ravel(), weights.ravel(), num_ranks)
-        for price, width in self._levels:
+        for (price, width), visits in zip(self._levels, self._visits, strict=True):
             labels, num_labels = ranks // width, num_ranks // width
             held = (labels[:, :, None] == np.arange(num_labels)).sum(1)
             visited = (held > 0).astype(np.float64)
-            self.cost += price * float(weights[:, 0] @ visited.sum(1))
+            self._copies_cost += price * float(weights[:, 0] @ visited.sum(1))
+            visits += weights[:, 0] @ visited
             # An expert alone on its rank frees that visit if it moves to a rank that the set visits
             # anyway. Its own rank is visited too, and is taken out: moving there saves nothing.
             alone = np.where(np.take_along_axis(held, labels, 1) == 1, weights, 0)
@@ -150,6 +163,7 @@ def replicate_experts(
         load=np.bincount(sets.ravel(), weights, len(placement)).astype(np.float64),
         topology=topology,
         inter_node_cost=options.inter_node_cost,
+        bottleneck=options.bottleneck,
     )
     state = _Replication(problem, placement, num_replicas)
     _choose(state, problem, np.random.default_rng(options.seed))

@@ -15,6 +15,7 @@ from c2r.adapters.huggingface.routers.sites import (
     model_type,
     output_entries,
 )
+from c2r.adapters.huggingface.sizes import sizes_of
 from c2r.adapters.huggingface.taps.install import (
     Installation,
     find_sites,
@@ -24,7 +25,7 @@ from c2r.adapters.huggingface.taps.install import (
     uninstall_unused,
 )
 from c2r.adapters.huggingface.taps.tap import RouterCall, Tap
-from c2r.errors import InputError, RoutingError
+from c2r.errors import InputError, ModelError, RoutingError
 from c2r.traces import LayerTrace, RoutingTrace
 
 Batch = Mapping[str, Tensor]
@@ -125,13 +126,23 @@ def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What a profile's provenance says of its model: family, name and fingerprint."""
+    """What a profile's provenance says of its model: family, name, fingerprint and sizes."""
+    sites = find_sites(model)
     name = getattr(getattr(model, "config", None), "name_or_path", "")
     return {
         "model_type": model_type(model),
         "model": str(name),
-        "model_fingerprint": fingerprint(model, find_sites(model)),
+        "model_fingerprint": fingerprint(model, sites),
+        **_known_sizes(model, len(sites)),
     }
+
+
+def _known_sizes(model: nn.Module, num_moe_layers: int) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    try:
+        return {"sizes": sizes_of(config, num_moe_layers).to_json()}
+    except (AttributeError, ModelError):  # a model that is not of transformers, or says too little
+        return {}
 
 
 def _beginning(recorder: Recorder, host: nn.Module) -> Callable[..., None]:
