@@ -122,11 +122,7 @@ class _Demo:
         from c2r.adapters.huggingface import profile
 
         with progress_bar("profiling the first halves", self.tokens) as advance:
-            return profile(
-                self.model,
-                self._batches(self.calibration),
-                on_batch=lambda _: advance(_SEQ_LEN * _BATCH_SIZE),
-            )
+            return profile(self.model, self._batches(self.calibration), on_batch=advance.reach)
 
     def _measure(self, sweep: "RunningSweep") -> list[Any]:
         """Measures all plans at once; gives a profile of the routing under each."""
