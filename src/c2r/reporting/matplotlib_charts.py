@@ -15,7 +15,7 @@ from c2r.reporting.sections.quality import quality_chart
 from c2r.results import SweepResult
 
 _COLORS = ("#0072b2", "#d55e00", "#007a59", "#a3487c", "#8a6100", "#2f7fb0", "#55585c")
-_MARKERS = "osD^Px*"
+_MARKERS = "osD^Px*vX"  # not as many as colours, so that no pair of both comes twice soon
 _DASHES = ("-", "--", ":", "-.")
 _RING: dict[str, Any] = {"marker": "o", "markersize": 13, "fillstyle": "none"}
 _TICKS = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # of an axis that is linear, then logarithmic
@@ -99,7 +99,8 @@ def _draw_chart(chart: Chart) -> Any:
             )
     if chart.linear_to is not None:
         axes.set_yscale("symlog", linthresh=chart.linear_to)
-        axes.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+        shown = [tick for tick in _TICKS if tick <= axes.get_ylim()[1]]
+        axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     x_label, y_label = chart.x_label, chart.y_label
     if chart.style == "bars":
         x_label, y_label = chart.y_label, ""
