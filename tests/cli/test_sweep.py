@@ -69,7 +69,7 @@ def test_evaluate_without_a_plan(capsys):
 
 def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
     before = json.loads(swept.read_text())
-    monkeypatch.setattr(c2r.sweeps.resumable, "Sweep", None)
+    monkeypatch.setattr(c2r.sweeps.resumable, "RunningSweep", None)
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", swept, *SMALL, *POLICIES]
     found = call_json(capsys, *arguments, "--spread", "budgeted=0.05,0.3")
     assert found["points"] == before["points"] and "partial" not in found

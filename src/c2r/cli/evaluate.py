@@ -1,4 +1,4 @@
-"""`c2r tasks`: which items of standard tasks a model has right, and whether a plan changed that."""
+"""`c2r evaluate`: which items of tasks a model has right, and whether a plan changed that."""
 
 import json as json_format
 from dataclasses import asdict, dataclass
@@ -128,7 +128,7 @@ class _Side:
         from c2r.adapters.huggingface import applied_plan
         from c2r.measuring import free_plan, unconstrained
         from c2r.plans import Plan
-        from c2r.tasks import evaluate_on_tasks
+        from c2r.tasks import evaluate as evaluate_tasks
 
         model, tokenizer = load_model_and_tokenizer(self.model, self.dtype)
         plan = applied_plan(model) or free_plan(model)
@@ -138,7 +138,7 @@ class _Side:
         plans = [plan]
         if self.compares and plain.fingerprint != plan.fingerprint:
             plans.append(plain)
-        return [evaluate_on_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
+        return [evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
 
 
 def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:

@@ -190,9 +190,10 @@ def _check_options(
 def _plan_by_target(
     profile: Any, sweep: Path, topology: Any, target: dict[str, float | None]
 ) -> Any:
-    from c2r.sweeps import Target, plan_from_sweep, read_sweep
+    from c2r.planning import plan_from_sweep
+    from c2r.results import SweepResult, Target
 
-    made = plan_from_sweep(read_sweep(sweep), profile, topology, Target(**target))
+    made = plan_from_sweep(SweepResult.load(sweep), profile, topology, Target(**target))
     expected = made.provenance["expected"]
     note(
         f"picked {expected['policy']} {expected['strength']}: "
