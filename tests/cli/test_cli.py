@@ -115,7 +115,12 @@ def test_plan_json_without_a_file(capsys, folder):
     found = call_json(capsys, "plan", folder / "profile.safetensors", "--ranks", 2)
     assert {"copies", "rank_load_max_over_mean", "placement"} <= set(found["layers"][0])
     assert {"copies", "rank_load_max_over_mean"} <= set(found["mean"])
-    assert found["layers"][0]["top_t"] == 16  # half of the experts, as published for Qwen
+    assert found["layers"][0]["policy"] == "top_k"  # placement alone: nothing is lost
+    assert found["time"]["cluster"]["num_ranks"] == 2
+    listed = call_json(
+        capsys, "plan", folder / "profile.safetensors", "--ranks", 2, "--policy", "c2r"
+    )
+    assert listed["layers"][0]["top_t"] == 16  # half of the experts, as published for Qwen
 
 
 def test_profile_is_the_same_for_a_seed(capsys, folder, tmp_path):

@@ -27,7 +27,7 @@ def test_a_plan_small_enough_to_check_by_hand():
 )
 def test_half_of_the_experts_are_partners_unless_said(num_experts, top_k, top_t):
     profile = random_profile(1, num_experts, top_k)
-    assert make_plan(profile).layers[0].top_t == top_t
+    assert make_plan(profile, policy="c2r").layers[0].top_t == top_t
 
 
 def test_partners_may_differ_in_number_per_layer():
@@ -152,7 +152,7 @@ def test_pairs_are_sets_at_k_2():
         ({"num_ranks": 13}, "12 experts cannot be placed on 13 ranks; choose at most 12 ranks"),
         ({"num_ranks": 4, "num_nodes": 3}, "4 ranks cannot be split evenly over 3 nodes"),
         ({"num_ranks": 0}, "0 ranks on 1 nodes; both must be at least 1"),
-        ({"objective": "cut"}, "objective 'cut' is unknown; choose sets or pairs"),
+        ({"objective": "cut"}, "objective 'cut' is unknown; choose time or sets or pairs"),
         ({"num_ranks": 2, "max_load": 0.5}, "max_load = 0.5"),
         ({"num_ranks": 2, "inter_node_cost": -1.0}, "inter_node_cost = -1; choose 0 or more"),
         ({"num_ranks": 2, "replicas": 7}, "7 replicas per rank do not fit 12 experts, 6 of which"),

@@ -59,12 +59,12 @@ def plan(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same plan.")] = 0,
     objective: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Place for the least predicted `time`, for the fewest copies (`sets`), or by "
-            "`pairs` where routing sets are unknown."
+            "`pairs` where routing sets are unknown. Default: time."
         ),
-    ] = "time",
+    ] = None,
     max_load: Annotated[
         float | None,
         typer.Option(
@@ -73,9 +73,12 @@ def plan(
         ),
     ] = None,
     inter_node_cost: Annotated[
-        float,
-        typer.Option(help="How many times slower the network between nodes is than within."),
-    ] = 8.0,
+        float | None,
+        typer.Option(
+            help="Place for copies, one to another node counting as so many: how many times slower "
+            "the network between nodes is than within. Default with --objective sets: 8."
+        ),
+    ] = None,
     replicas: Annotated[
         int, typer.Option(help="Further experts that each rank holds a replica of.")
     ] = 0,
@@ -117,9 +120,9 @@ def plan(
                 policy=policy,
                 strength=_parse_numbers("--strength", strength),
                 seed=seed,
-                objective=objective,
+                objective=objective or ("time" if inter_node_cost is None else "sets"),
                 max_load=max_load,
-                inter_node_cost=inter_node_cost,
+                inter_node_cost=8.0 if inter_node_cost is None else inter_node_cost,
                 replicas=replicas,
                 on_layer=lambda _: advance(),
                 on_traffic=reports.append,
@@ -164,9 +167,7 @@ def _tell(made: Any, mean: Any, steps: Any, cluster: str) -> None:
     if loads[1] > loads[0] + 0.05:
         note(f"WARNING: the busiest rank's load rises from {loads[0]:.2f} to {loads[1]:.2f}")
     if after.total > before.total:
-        note(
-            "WARNING: the plan is predicted to be slower than experts in order; do not use it here"
-        )
+        note("WARNING: predicted to be slower than experts in order; do not use it here")
 
 
 def _check_options(

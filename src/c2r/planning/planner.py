@@ -145,6 +145,8 @@ def _bottleneck(
             f"the cluster {cluster.name} has {cluster.num_ranks} ranks on {cluster.num_nodes} "
             f"nodes, not {topology.num_ranks} on {topology.num_nodes}; plan for its ranks and nodes"
         )
+    for layer in profile.layers:
+        _known(sets_on(layer, topology), layer, 'give objective="pairs"')
     workload = workload or Workload.of(profile)
     fastest = best_time(profile, None, cluster, workload, chunks=(1,))
     load, visits, node_visits = bottleneck_weights(cluster, workload, fastest.dispatcher)

@@ -55,7 +55,7 @@ class Cluster:
 
     def save(self, path: Path) -> None:
         """Writes what `read_cluster` reads. Raises `InputError` if it cannot be written."""
-        write_text(path, yaml.safe_dump(asdict(self), sort_keys=False))
+        write_text(path, yaml.safe_dump(asdict(self), sort_keys=False, width=1000))
 
 
 _TYPICAL = {
