@@ -157,7 +157,7 @@ def test_no_plan_saves_more_than_the_share_of_exchange():
 
 def test_the_break_even_is_where_a_plan_begins_to_save():
     seen, cluster = profile(), replace(ONE, num_ranks=4, inner_microseconds=10.0)
-    plan = make_plan(seen, 4, cluster=cluster, workload=MILLION)
+    plan = make_plan(seen, 4, cluster=cluster, workload=MILLION, replicas=2)
     tokens = break_even_tokens(seen, plan, cluster, MILLION)
     assert tokens is not None and tokens > 1
     worse = make_plan(seen, 4, objective="sets")
