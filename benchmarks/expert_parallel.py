@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("expert_parallel.json"))
     args, options = parser.parse_known_args()
     exit_when_stopped()
-    command = [sys.executable, "-m", "c2r.cli", "bench", "parallel", "--out", str(args.out)]
+    command = [sys.executable, "-m", "c2r", "bench", "parallel", "--out", str(args.out)]
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
         status = hosts.run([*command, *options], args.timeout, args.nice)

@@ -6,10 +6,11 @@ import signal
 
 import pytest
 import torch
+from typer.main import get_command
 
 import c2r
 from c2r.adapters.huggingface import load_tokenizer
-from c2r.cli import run_command
+from c2r.cli import app, run_command
 from c2r.training import Progress
 from tests.training.material import plan_of, text_bytes, tiny
 
@@ -73,6 +74,21 @@ def test_an_adapter_is_left_that_peft_loads(capsys, folder, tmp_path):
     torch.testing.assert_close(dict(adapted.state_dict()), dict(merged))
     plan = c2r.Plan.load(out / "adapter" / "c2r_plan.safetensors")
     c2r.apply(adapted, plan, strict=False)
+
+
+def test_the_help_tells_the_defaults_of_the_settings():
+    names = {"steps": "num_steps", "epochs": "num_epochs"}
+    told = {
+        names.get(option.name, option.name): option.show_default
+        for option in get_command(app).commands["finetune"].params
+        if isinstance(option.show_default, str)
+    }
+    numbers = {name: value for name, value in told.items() if name not in ("mode", "bf16")}
+    numbers = {name: float(v) for name, v in numbers.items() if v.replace("-", "")[0].isdigit()}
+    assert len(numbers) == 8
+    defaults = c2r.FinetuneSettings()
+    assert numbers == {name: getattr(defaults, name) for name in numbers}
+    assert (told["mode"], defaults.bf16) == (defaults.mode, told["bf16"] != "no-bf16")
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, folder, tmp_path, monkeypatch):
