@@ -5,7 +5,6 @@ import json
 import pytest
 
 import c2r.measuring
-from c2r.cli import plan
 from c2r.planning import STRENGTH_NAMES
 from tests.cli.test_cli import assert_refused, call, call_json
 
@@ -70,7 +69,7 @@ def test_evaluate_without_a_plan(capsys):
 
 def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
     before = json.loads(swept.read_text())
-    monkeypatch.setattr(c2r.sweeps.resumable, "Sweep", None)
+    monkeypatch.setattr(c2r.sweeps.resumable, "RunningSweep", None)
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", swept, *SMALL, *POLICIES]
     found = call_json(capsys, *arguments, "--spread", "budgeted=0.05,0.3")
     assert found["points"] == before["points"] and "partial" not in found
@@ -120,7 +119,7 @@ def test_transfer_and_plot(capsys, tmp_path):
 
 def test_every_policy_is_in_the_help(capsys):
     out = " ".join(call(capsys, "plan", "--help")[1].split())
-    assert set(STRENGTH_NAMES) == set(plan._POLICIES) and "budgeted" in out
+    assert all(name in out for name in STRENGTH_NAMES)
 
 
 def test_mistakes(capsys, swept, tmp_path):

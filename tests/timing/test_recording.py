@@ -7,7 +7,7 @@ import torch
 from c2r.adapters.huggingface import load_model, traces
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import ArtifactError, InputError, PlanError
-from c2r.measuring import evaluate
+from c2r.measuring import measure
 from c2r.plans import ClusterTopology
 from c2r.prediction import rows_per_rank
 from c2r.timing import Recording, name_policies, record_routings
@@ -59,7 +59,7 @@ def test_the_free_routing_is_the_models_own(model, recording):
         weights = torch.cat([layers[index].weights for layers in found])
         assert np.array_equal(routing.expert_ids[index], ids)
         assert np.allclose(routing.weights[index], weights)
-    assert routing.loss == pytest.approx(evaluate(model, batches(5000)).loss, rel=1e-5)
+    assert routing.loss == pytest.approx(measure(model, batches(5000)).loss, rel=1e-5)
 
 
 def test_policies_constrain_and_leave_the_model_as_it_was(model, recording):

@@ -1,4 +1,4 @@
-"""`c2r tasks`: which items of standard tasks a model has right, and whether a plan changed that."""
+"""`c2r evaluate`: which items of tasks a model has right, and whether a plan changed that."""
 
 import json as json_format
 from dataclasses import asdict, dataclass, replace
@@ -134,7 +134,7 @@ class _Side:
 
     def answer(self, tasks: "LoadedTasks") -> "list[TaskEvaluation]":
         from c2r.measuring import unconstrained
-        from c2r.tasks import evaluate_on_tasks
+        from c2r.tasks import evaluate as evaluate_tasks
 
         model, tokenizer = load_model_and_tokenizer(self.model, self.dtype)
         plan = plan_of(model, self.plan)
@@ -142,7 +142,7 @@ class _Side:
         plans = [plan]
         if self.with_plain and plain.fingerprint != plan.fingerprint:
             plans.append(plain)
-        return [evaluate_on_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
+        return [evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
 
 
 def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:

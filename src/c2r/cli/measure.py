@@ -1,6 +1,5 @@
 """`c2r measure`: what a plan costs in quality and sends, measured on text."""
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +41,7 @@ def measure(
     The routing is that of the plan's policy while it runs. With neither a plan nor a folder that
     holds one, all experts are on one rank.
     """
-    from c2r.measuring import measure_plan
+    from c2r import measuring
     from c2r.text import split_texts, token_batches
 
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
@@ -56,22 +55,11 @@ def measure(
         num_tokens=tokens,
         seed=seed,
     )
-    with progress_bar("evaluating, tokens", tokens) as advance:
-        reference, tally = measure_plan(
-            loaded,
-            batches,
-            chosen,
-            strict=not other_weights,
-            on_batch=lambda: advance(seq_len * batch_size),
+    with progress_bar("measuring, tokens", tokens) as advance:
+        found = measuring.measure(
+            loaded, batches, chosen, strict=not other_weights, on_batch=advance
         )
-    increase, interval = tally.loss_increase(reference)
-    document = {
-        **asdict(tally.figures(chosen)),
-        "loss_increase": increase,
-        "loss_increase_interval": list(interval),
-        "plan_fingerprint": chosen.fingerprint,
-        "expected": chosen.provenance.get("expected"),
-    }
+    document = {**found.to_json(), "expected": chosen.provenance.get("expected")}
     if json:
         print_json(document)
     else:
@@ -83,7 +71,7 @@ def _show(document: dict[str, Any]) -> None:
     rows = [
         [name.replace("_", " "), float(value), _cell(expected.get(name))]
         for name, value in document.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and name not in ("strength", "num_ranks")
     ]
     print_table("On held-out text, under the plan", ["figure", "measured", "expected"], rows)
 

@@ -45,8 +45,8 @@ def run(
     processes as the plan has ranks. In one process the model runs whole, for comparison: the loss
     is the same.
     """
+    from c2r import measuring
     from c2r.adapters.huggingface import ParallelOptions
-    from c2r.measuring import evaluate_parallel
     from c2r.plans import Plan
     from c2r.text import token_batches
 
@@ -57,7 +57,7 @@ def run(
         token_batches(texts, tokenizer, seq_len=seq_len, batch_size=batch_size, num_tokens=tokens)
     )
     with progress_bar("running, tokens of this rank", None) as advance:
-        result = evaluate_parallel(loaded, batches, advance)
+        result = measuring.run(loaded, batches, advance)
     if is_first_process():
         _report({"dispatcher": dispatcher, "num_chunks": chunks, **result.to_json()}, json)
 

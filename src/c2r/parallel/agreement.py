@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from c2r.errors import CommunicationError
-from c2r.parallel.comm import Comm, Journey
+from c2r.parallel.comm import Comm, SplitSizes
 
 
 def agree(facts: Mapping[str, Any], comm: Comm) -> None:
@@ -32,10 +32,11 @@ def agree(facts: Mapping[str, Any], comm: Comm) -> None:
 
 
 def _gather(data: bytes, comm: Comm) -> list[bytes]:
+    """The data of every rank, by exchanges of `comm`, whose errors tell which rank is missing."""
     each, what = (1,) * comm.size, "the first agreement"
     lengths = torch.full((comm.size,), len(data), device=comm.device)
-    counts = comm.exchange(lengths, Journey(send=each, receive=each, what=what)).wait().tolist()
+    counts = comm.exchange(lengths, SplitSizes(send=each, receive=each, what=what)).wait().tolist()
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(comm.device)
-    journey = Journey(send=(len(data),) * comm.size, receive=counts, what=what)
-    received = comm.exchange(own.repeat(comm.size), journey).wait()
+    sizes = SplitSizes(send=(len(data),) * comm.size, receive=counts, what=what)
+    received = comm.exchange(own.repeat(comm.size), sizes).wait()
     return [bytes(part.tolist()) for part in torch.split(received, counts)]

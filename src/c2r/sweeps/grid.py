@@ -6,7 +6,7 @@ import numpy as np
 
 from c2r.errors import PlanError
 from c2r.planning import STRENGTH_NAMES, LayerShape, parse_policy
-from c2r.sweeps.sweep import Strength, SweepPoint
+from c2r.results import Strength, SweepPoint
 
 DEFAULT_POLICIES = ("c2r", "c2r_placed", "group_limited", "budgeted", "pruned", "priced")
 
@@ -66,7 +66,7 @@ def _list_lengths(layers: Sequence[LayerShape]) -> list[Strength]:
         for row in per_share
     ]
     distinct = [row for index, row in enumerate(rows) if row not in rows[:index]]
-    return [row[0] if len(set(row)) == 1 else row for row in distinct]
+    return [row[0] if len(set(row)) == 1 else tuple(row) for row in distinct]
 
 
 def _numbers_of_ranks(layers: Sequence[LayerShape], num_ranks: int) -> list[float]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from c2r.adapters.huggingface import apply, capture, profile, remove
+from c2r.adapters.huggingface import apply, profile, remove
 from c2r.artifacts import (
     Artifact,
     damaged_file,
@@ -20,7 +20,7 @@ from c2r.artifacts import (
     write_artifact,
 )
 from c2r.errors import InputError
-from c2r.measuring.loss import token_losses
+from c2r.measuring import observing
 from c2r.parallel import gather_bytes
 from c2r.planning import make_plan, parse_policy
 from c2r.plans import ClusterTopology, LayerPlan, Plan
@@ -205,17 +205,12 @@ def _constrained(plan: Plan, policy: str, strength: float) -> Plan:
 
 def _record(model: Any, batches: Iterable[Batch]) -> RecordedRouting:
     losses, ids, weights = [], [], []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), capture(model) as recorder:
-            for batch in batches:
-                losses.append(token_losses(model, batch))
-                trace = recorder.take()
-                ids.append(torch.stack([layer.expert_ids for layer in trace.layers]))
-                weights.append(torch.stack([_weights(layer) for layer in trace.layers]))
-    finally:
-        model.train(was_training)
+    with observing(model) as observe:
+        for batch in batches:
+            found, trace = observe(batch)
+            losses.append(found.losses)
+            ids.append(torch.stack([layer.expert_ids for layer in trace.layers]))
+            weights.append(torch.stack([_weights(layer) for layer in trace.layers]))
     if not losses:
         raise InputError("the text holds no token to record; give more text")
     return RecordedRouting(

@@ -14,7 +14,6 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     reduce_gradients,
 )
 from c2r.adapters.huggingface.folders import (
-    PLAN_FILE,
     from_pretrained,
     is_hub_name,
     load_model,
@@ -23,7 +22,7 @@ from c2r.adapters.huggingface.folders import (
 )
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
-from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
+from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, evaluating
 from c2r.adapters.huggingface.routers.skeleton import read_model_layers
 from c2r.adapters.huggingface.taps.install import (
     ConstraintReport,
@@ -36,16 +35,10 @@ from c2r.adapters.huggingface.taps.install import (
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.taps.recorder import (
-    Recorder,
-    capture,
-    describe_model,
-    profile,
-    traces,
-)
+from c2r.adapters.huggingface.taps.profiling import profile
+from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
 
 __all__ = [
-    "PLAN_FILE",
     "ConstraintReport",
     "ParallelOptions",
     "PreparedPlan",
@@ -60,6 +53,7 @@ __all__ = [
     "counting_rows",
     "describe_model",
     "enforce",
+    "evaluating",
     "expert_parameters",
     "experts_forward",
     "find_sites",
