@@ -15,7 +15,8 @@ ClusterOption = Annotated[
     str | None,
     typer.Option(
         help="Where it will run: h100-8, h100-8x2, h100-8x4, h200-8, h200-8x2, a100-8, "
-        "gb200-nvl72, hosts-4-10g, hosts-4-100g, or a YAML file. Default: H100s, --ranks of them."
+        "gb200-nvl72, hosts-4-10g, hosts-4-100g, or a YAML file.",
+        show_default="H100s, as many as --ranks says",
     ),
 ]
 TokensOption = Annotated[

@@ -37,8 +37,6 @@ def estimate(
     Every part is that of the busiest rank or link. The figures of clusters are from data sheets
     unless `c2r bench cluster` measured them. The routing is the profile's: to predict a policy,
     profile the model under it.
-
-    Example: c2r estimate profile.safetensors --plan plan.safetensors --cluster h100-8x2
     """
     from c2r.plans import Plan
     from c2r.prediction import break_even_tokens

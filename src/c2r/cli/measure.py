@@ -1,6 +1,5 @@
 """`c2r measure`: what a plan costs in quality and sends, measured on text."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,18 +8,17 @@ from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
+    PlanOption,
     TextOption,
     load_model_and_tokenizer,
+    plan_of,
     resolve_texts,
 )
 
 
 def measure(
     model: ModelArgument,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Plan from `c2r plan`. [that of the model's folder, else plain top-k]"),
-    ] = None,
+    plan: PlanOption = None,
     text: TextOption = None,
     half: Annotated[
         bool, typer.Option(help="Only the second half of each text, which `c2r sweep` measures.")
@@ -48,7 +46,7 @@ def measure(
 
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     texts = resolve_texts(text)
-    chosen = _plan(loaded, plan)
+    chosen = plan_of(loaded, plan)
     batches = token_batches(
         split_texts(texts)[1] if half else texts,
         tokenizer,
@@ -66,16 +64,6 @@ def measure(
         print_json(document)
     else:
         _show(document)
-
-
-def _plan(model: Any, path: Path | None) -> Any:
-    from c2r.adapters.huggingface import applied_plan
-    from c2r.measuring import free_plan
-    from c2r.plans import Plan
-
-    if path is not None:
-        return Plan.load(path)
-    return applied_plan(model) or free_plan(model)
 
 
 def _show(document: dict[str, Any]) -> None:

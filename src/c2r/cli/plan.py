@@ -32,19 +32,25 @@ def plan(
     phase: PhaseOption = "prefill",
     top_t: Annotated[
         str | None,
-        typer.Option(help="Partners per expert: one number, or one per layer: 8,8,6,4. [E/2]"),
+        typer.Option(
+            help="Partners per expert: one number, or one per layer: 8,8,6,4.",
+            show_default="half of the experts",
+        ),
     ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Routing policy: "
-            + ", ".join(_POLICIES)
-            + ". [top_k: placement alone; with --top-t c2r]"
+            help="Routing policy, and its strength, as priced=0.1 or, one per layer, "
+            "c2r=8,8,6,4: " + ", ".join(_POLICIES) + ".",
+            show_default="top_k, placement alone; with --top-t c2r",
         ),
     ] = None,
     strength: Annotated[
         str | None,
-        typer.Option(help="The policy's T, m, eps or price: one number, or one per layer."),
+        typer.Option(
+            help="The policy's T, m, eps or price, apart from its name: one number, or one per "
+            "layer."
+        ),
     ] = None,
     sweep: Annotated[
         Path | None,
@@ -62,7 +68,8 @@ def plan(
         str | None,
         typer.Option(
             help="Place for the least predicted `time`, for the fewest copies (`sets`), or by "
-            "`pairs` where routing sets are unknown. Default: time."
+            "`pairs` where routing sets are unknown.",
+            show_default="time; with --inter-node-cost sets",
         ),
     ] = None,
     max_load: Annotated[
@@ -76,7 +83,8 @@ def plan(
         float | None,
         typer.Option(
             help="Place for copies, one to another node counting as so many: how many times slower "
-            "the network between nodes is than within. Default with --objective sets: 8."
+            "the network between nodes is than within.",
+            show_default="with --objective sets: 8",
         ),
     ] = None,
     replicas: Annotated[
@@ -106,6 +114,7 @@ def plan(
     if sweep is not None:
         made = _plan_by_target(loaded, sweep, where.topology, {**target, "max_load": max_load})
     else:
+        name, chosen = _choose(policy, strength)
         with (
             naming_flags(objective="--objective"),
             progress_bar("planning, layers", loaded.num_layers) as advance,
@@ -117,8 +126,8 @@ def plan(
                 cluster=where,
                 workload=workload,
                 top_t=_parse_numbers("--top-t", top_t),
-                policy=policy,
-                strength=_parse_numbers("--strength", strength),
+                policy=name,
+                strength=chosen,
                 seed=seed,
                 objective=objective or ("time" if inter_node_cost is None else "sets"),
                 max_load=max_load,
@@ -202,6 +211,22 @@ def _plan_by_target(
         "token were measured"
     )
     return made
+
+
+def _choose(policy: str | None, strength: str | None) -> tuple[str | None, Any]:
+    """The policy, and its strength if one is given."""
+    from c2r.planning import parse_policy
+
+    if policy is None:
+        return None, _parse_numbers("--strength", strength)
+    name, strengths = parse_policy(policy)
+    if strengths and strength is not None:
+        raise InputError(
+            f"--policy {policy} and --strength {strength} both give a strength; leave one out"
+        )
+    if strengths:
+        return name, strengths[0] if len(strengths) == 1 else strengths
+    return name, _parse_numbers("--strength", strength)
 
 
 def _parse_numbers(option: str, text: str | None) -> Any:

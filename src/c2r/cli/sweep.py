@@ -30,7 +30,10 @@ def sweep(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="Policy to try, as budgeted or budgeted=0.05,0.1; repeat. [all]"),
+        typer.Option(
+            help="Policy to try, as budgeted or budgeted=0.05,0.1; repeat.",
+            show_default="all that have a strength",
+        ),
     ] = None,
     spread: Annotated[
         list[str] | None,

@@ -8,6 +8,7 @@ from c2r.planning.policies import (
     LayerShape,
     PolicySetting,
     free_strength,
+    parse_policy,
     settings_per_layer,
     with_policy,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "free_strength",
     "make_plan",
     "order_partners",
+    "parse_policy",
     "place_experts",
     "plan_from_sweep",
     "replicate_experts",
