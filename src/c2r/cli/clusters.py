@@ -1,4 +1,4 @@
-"""The cluster and the workload that commands name, and the times predicted for them."""
+"""The cluster and the workload that commands name."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,8 +7,7 @@ import typer
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.plans import Plan
-    from c2r.prediction import Cluster, StepTime, Workload
+    from c2r.prediction import Cluster, Workload
     from c2r.profiling import CollaborationProfile
 
 ClusterOption = Annotated[
@@ -52,23 +51,6 @@ def workload_of(profile: "CollaborationProfile", tokens_per_rank: int, phase: st
     if phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
     return Workload.of(profile, tokens_per_rank, Phase(phase))
-
-
-def times_of(
-    profile: "CollaborationProfile",
-    plan: "Plan | None",
-    cluster: "Cluster",
-    workload: "Workload",
-) -> "dict[str, StepTime]":
-    """The step by dispatcher, as far as the cluster has several ranks, and nodes of several."""
-    from c2r.prediction import DISPATCHERS, predict_time
-
-    nested = 1 < cluster.num_nodes < cluster.num_ranks
-    return {
-        name: predict_time(profile, plan, cluster, workload, dispatcher=name)
-        for name in DISPATCHERS
-        if nested or name != "hierarchical"
-    }
 
 
 def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:

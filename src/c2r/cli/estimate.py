@@ -11,13 +11,14 @@ from c2r.cli.clusters import (
     TokensOption,
     cluster_of,
     describe,
-    times_of,
     workload_of,
 )
 from c2r.cli.console import JsonOption, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from c2r.prediction import StepTime
+    from c2r.plans import Plan
+    from c2r.prediction import Cluster, StepTime, Workload
+    from c2r.profiling import CollaborationProfile
 
 
 def estimate(
@@ -49,8 +50,8 @@ def estimate(
         ranks, nodes = planned.topology.num_ranks, planned.topology.num_nodes
     where = cluster_of(cluster, ranks, nodes)
     workload = workload_of(counted, tokens_per_rank, phase)
-    before = times_of(counted, None, where, workload)
-    after = {} if planned is None else times_of(counted, planned, where, workload)
+    before = _times(counted, None, where, workload)
+    after = {} if planned is None else _times(counted, planned, where, workload)
     even = None
     if planned is not None:
         even = break_even_tokens(counted, planned, where, workload)
@@ -70,6 +71,23 @@ def estimate(
     print(f"{where.name}: {where.source}")
     if planned is not None:
         _conclude(before, after, even)
+
+
+def _times(
+    profile: "CollaborationProfile",
+    plan: "Plan | None",
+    cluster: "Cluster",
+    workload: "Workload",
+) -> "dict[str, StepTime]":
+    """The step by dispatcher, as far as the cluster has several ranks, and nodes of several."""
+    from c2r.prediction import DISPATCHERS, predict_time
+
+    nested = 1 < cluster.num_nodes < cluster.num_ranks
+    return {
+        name: predict_time(profile, plan, cluster, workload, dispatcher=name)
+        for name in DISPATCHERS
+        if nested or name != "hierarchical"
+    }
 
 
 def _show(before: "dict[str, StepTime]", after: "dict[str, StepTime]", title: str) -> None:
