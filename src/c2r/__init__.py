@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from c2r.results import SweepResult as SweepResult
     from c2r.results import Target as Target
     from c2r.sweeps import SweepRequest as SweepRequest
+    from c2r.sweeps import optimize as optimize
     from c2r.sweeps import sweep as sweep
     from c2r.tasks import TaskRequest as TaskRequest
     from c2r.tasks import compare_accuracy as compare_accuracy
@@ -95,7 +96,7 @@ _ROOMS = {
     ),
     "profiling": ("CollaborationProfile", "LayerProfile", "measure_collaboration"),
     "results": ("Measurement", "SweepResult", "Target"),
-    "sweeps": ("SweepRequest", "sweep"),
+    "sweeps": ("SweepRequest", "optimize", "sweep"),
     "tasks": (
         "TaskRequest",
         "compare_accuracy",

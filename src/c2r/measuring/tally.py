@@ -20,7 +20,10 @@ _QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class RoutingTally:
-    """Sums over the tokens of each layer: `[layers]` each, `rank_rows` `[layers, ranks]`."""
+    """Sums over the tokens of each layer: `[layers]` each.
+
+    `rank_rows` and `rank_visits` are `[layers, ranks]`, `node_visits` `[layers, nodes]`.
+    """
 
     num_tokens: Float
     copies: Float
@@ -28,6 +31,8 @@ class RoutingTally:
     node_copies: Float
     active_experts: Float
     rank_rows: Float
+    rank_visits: Float
+    node_visits: Float
 
     @classmethod
     def count(cls, trace: RoutingTrace, plan: Plan) -> "RoutingTally":
@@ -59,20 +64,24 @@ def _count_layer(trace: LayerTrace, layer: LayerPlan, plan: Plan) -> dict[str, A
         contiguous_placement(layer.num_experts, num_ranks), device=ids.device
     )[ids]
     kept = used_places(ids)
+    nodes = ranks // plan.topology.ranks_per_node
+    visits, node_visits = _visits(ranks, num_ranks), _visits(nodes, plan.topology.num_nodes)
     return {
         "num_tokens": float(len(ids)),
-        "copies": _num_visited(ranks, num_ranks),
-        "copies_contiguous": _num_visited(by_order, num_ranks),
-        "node_copies": _num_visited(ranks // plan.topology.ranks_per_node, plan.topology.num_nodes),
+        "copies": float(visits.sum()),
+        "copies_contiguous": float(_visits(by_order, num_ranks).sum()),
+        "node_copies": float(node_visits.sum()),
+        "rank_visits": visits.tolist(),
+        "node_visits": node_visits.tolist(),
         "active_experts": len(torch.unique(ids[kept])) / num_ranks,
         "rank_rows": torch.bincount(ranks[kept], minlength=num_ranks).double().tolist(),
     }
 
 
-def _num_visited(places: Tensor, num_places: int) -> float:
-    """Distinct places of each token `[tokens, k]`, summed over tokens."""
+def _visits(places: Tensor, num_places: int) -> Tensor:
+    """`[places]` tokens that visit each place at least once, of the places `[tokens, k]`."""
     visited = torch.zeros(len(places), num_places, dtype=torch.bool, device=places.device)
-    return float(visited.scatter_(1, places, True).sum())
+    return visited.scatter_(1, places, True).sum(0)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -151,6 +160,9 @@ class Tally:
             loss_increase_interval=interval,
             plan_fingerprint=plan.fingerprint,
             num_ranks=plan.topology.num_ranks,
+            rank_rows=_per_token(routing.rank_rows, routing.num_tokens),
+            rank_visits=_per_token(routing.rank_visits, routing.num_tokens),
+            node_visits=_per_token(routing.node_visits, routing.num_tokens),
         )
 
     def loss_increase(self, reference: "Tally") -> tuple[float, tuple[float, float]]:
@@ -181,6 +193,10 @@ class Tally:
         if routing is not None:
             routing = RoutingTally(**{k: np.array(v) for k, v in routing.items()})
         return cls(**{**document, "routing": routing})
+
+
+def _per_token(sums: Float, num_tokens: Float) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, (sums / num_tokens[:, None]).tolist()))
 
 
 def _shared(strengths: list[float]) -> Strength:

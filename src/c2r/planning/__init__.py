@@ -1,6 +1,6 @@
 """Profile and devices in, plan out. Knows neither models nor process groups."""
 
-from c2r.planning.from_sweep import plan_from_sweep
+from c2r.planning.from_sweep import placing, plan_from_sweep
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
 from c2r.planning.planner import make_plan
@@ -26,6 +26,7 @@ __all__ = [
     "order_partners",
     "parse_policy",
     "place_experts",
+    "placing",
     "plan_from_sweep",
     "replicate_experts",
     "settings_per_layer",

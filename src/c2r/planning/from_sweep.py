@@ -1,12 +1,25 @@
 """The plan of a sweep's measured point that meets a target."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from c2r.errors import PlanMismatchError
 from c2r.planning.planner import make_plan
 from c2r.plans import ClusterTopology, Plan
+from c2r.prediction import Phase, Workload, find_cluster
 from c2r.profiling import CollaborationProfile
 from c2r.results import SweepResult, Target
+
+
+def placing(request: Mapping[str, Any], profile: CollaborationProfile) -> dict[str, Any]:
+    """What `make_plan` was told by a sweep, of which `request` is JSON data, to place experts."""
+    arguments = {name: request[name] for name in ("num_ranks", "num_nodes", "seed", "max_load")}
+    if request.get("cluster") is None:
+        return arguments
+    cluster = find_cluster(request["cluster"])
+    workload = Workload.of(profile, request["tokens_per_rank"], Phase(request["phase"]))
+    return {**arguments, "cluster": cluster, "workload": workload}
 
 
 def plan_from_sweep(
@@ -38,12 +51,9 @@ def plan_from_sweep(
     found = sweep.pick(target)
     plan = make_plan(
         profile,
-        num_ranks=topology.num_ranks,
-        num_nodes=topology.num_nodes,
         policy=found.policy,
         strength=found.strength,
-        seed=sweep.request["seed"],
-        max_load=sweep.request["max_load"],
+        **placing(sweep.request, profile),
     )
     if plan.fingerprint != found.plan_fingerprint:
         raise PlanMismatchError(

@@ -63,13 +63,14 @@ class RankShares:
         rows: `[ranks]` expert rows per token of the batch; the sum is k.
         visits: `[ranks]` share of the tokens that visit each rank.
         node_visits: `[nodes]` share that visit each node.
-        expert_chances: `[ranks, E]` rows per token of each expert on each rank that computes it.
+        expert_chances: `[ranks, E]` rows per token of each expert on each rank that computes it;
+            None where they are not known: then the weights of no expert count as read.
     """
 
     rows: Float
     visits: Float
     node_visits: Float
-    expert_chances: Float
+    expert_chances: Float | None = None
 
     @classmethod
     def of(cls, ranks: Int, sets: Int, counts: Counts, topology: ClusterTopology) -> "RankShares":
@@ -257,8 +258,10 @@ def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
     sizes, batch = workload.sizes, workload.tokens_per_rank * len(shares.rows)
     flops = 2.0 * sizes.expert_parameters * shares.rows * batch
     # An expert's weights are read where any token of the batch chose it.
-    is_read = 1.0 - np.exp(-shares.expert_chances * batch)
-    weight_bytes = is_read.sum(1) * sizes.expert_parameters * workload.value_bytes
+    is_read = 0.0
+    if shares.expert_chances is not None:
+        is_read = (1.0 - np.exp(-shares.expert_chances * batch)).sum(1)
+    weight_bytes = is_read * sizes.expert_parameters * workload.value_bytes
     products = flops / (cluster.teraflops * 1e12)
     reading = weight_bytes / (cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND)
     seconds: Float = workload.products * np.maximum(products, reading)
@@ -334,6 +337,25 @@ def predict_time(
     return StepTime(dispatcher=dispatcher, layers=tuple(layers), rest=rest_time(cluster, workload))
 
 
+def measured_time(shares: Sequence[RankShares], cluster: Cluster, workload: Workload) -> StepTime:
+    """The least time over dispatchers of a step whose layers were measured to have these shares."""
+    steps = (
+        StepTime(
+            dispatcher=name,
+            layers=tuple(layer_time(layer, cluster, workload, name) for layer in shares),
+            rest=rest_time(cluster, workload),
+        )
+        for name in _dispatchers(cluster)
+    )
+    return min(steps, key=lambda step: step.total)
+
+
+def _dispatchers(cluster: Cluster) -> tuple[str, ...]:
+    """Those that never send more rows than another, where they differ."""
+    nested = 1 < cluster.num_nodes < cluster.num_ranks
+    return ("zero_redundancy", "hierarchical") if nested else ("zero_redundancy",)
+
+
 def layer_shares(
     profile: CollaborationProfile, index: int, plan: LayerPlan | None, topology: ClusterTopology
 ) -> RankShares:
@@ -353,17 +375,16 @@ def best_time(
     cluster: Cluster,
     workload: Workload,
     chunks: Sequence[int] = CHUNKS,
+    dispatchers: Sequence[str] | None = None,
 ) -> StepTime:
     """The least predicted time over dispatchers and numbers of chunks; arguments as `predict_time`.
 
-    `k_fold` and `all_gather` are not tried: once per rank never sends more rows.
+    Unless `dispatchers` are named, `k_fold` and `all_gather` are not tried: once per rank never
+    sends more rows.
     """
-    dispatchers = ["zero_redundancy"]
-    if 1 < cluster.num_nodes < cluster.num_ranks:
-        dispatchers.append("hierarchical")
     tried = (
         predict_time(profile, plan, cluster, workload, dispatcher=name, num_chunks=number)
-        for name in dispatchers
+        for name in dispatchers or _dispatchers(cluster)
         for number in chunks
     )
     return min(tried, key=lambda step: step.total)

@@ -12,6 +12,9 @@ from c2r.artifacts import damaged_file, read_json, write_text
 Strength = float | tuple[float, ...]
 """Of a policy: one number for all layers, or one for each."""
 
+ByLayer = tuple[tuple[float, ...], ...]
+"""Figures of each layer, of each of its ranks or nodes."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
@@ -39,6 +42,9 @@ class Measurement:
         loss_increase_interval: 95 % interval of it, from paired differences between windows.
         plan_fingerprint: of the plan.
         num_ranks: devices that the plan is for.
+        rank_rows: by layer, expert rows per token of each rank; empty in files of earlier versions.
+        rank_visits: by layer, the share of the tokens that visit each rank.
+        node_visits: by layer, the share that visits each node.
         reference: plain top-k on the same placement and text; None of plain top-k itself, and in a
             sweep, whose `baseline` it is.
     """
@@ -60,7 +66,21 @@ class Measurement:
     loss_increase_interval: tuple[float, float]
     plan_fingerprint: str
     num_ranks: int
+    rank_rows: ByLayer = ()
+    rank_visits: ByLayer = ()
+    node_visits: ByLayer = ()
     reference: "Measurement | None" = None
+
+    @property
+    def busiest_visits(self) -> float:
+        """Rows that arrive at the busiest rank, over those of the mean rank times copies.
+
+        The share of tokens that visit the busiest rank times the ranks: equal to the copies where
+        all ranks are visited alike. Mean over layers; 0 where it was not measured.
+        """
+        if not self.rank_visits:
+            return 0.0
+        return sum(max(layer) * len(layer) for layer in self.rank_visits) / len(self.rank_visits)
 
     def to_json(self) -> dict[str, Any]:
         """JSON data by the names of the attributes; without `reference` where there is none."""
@@ -89,6 +109,9 @@ class Measurement:
             plan_fingerprint=str(document["plan_fingerprint"]),
             loss_increase_interval=(float(low), float(high)),
             reference=None if reference is None else cls.from_json(reference),
+            rank_rows=_by_layer(document.get("rank_rows", ())),
+            rank_visits=_by_layer(document.get("rank_visits", ())),
+            node_visits=_by_layer(document.get("node_visits", ())),
             **{name: _number(document, name) for name in _FIGURES},
         )
 
@@ -115,6 +138,13 @@ def strength_to_json(strength: Strength) -> float | list[float]:
 def strength_from_json(value: Any) -> Strength:
     """The strength in JSON data. Raises `TypeError` or `ValueError` if it is none."""
     return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
+
+
+def _by_layer(value: Any) -> ByLayer:
+    rows = tuple(tuple(map(float, row)) for row in value)
+    if not all(math.isfinite(figure) and figure >= 0 for row in rows for figure in row):
+        raise ValueError("a share of the tokens is negative or not finite")
+    return rows
 
 
 def _number(document: Mapping[str, Any], name: str) -> float:

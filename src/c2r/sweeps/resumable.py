@@ -12,7 +12,7 @@ from c2r.adapters.huggingface import describe_model, find_sites, profile, remove
 from c2r.artifacts import read_json, write_text
 from c2r.errors import ArtifactError, InputError
 from c2r.measuring import keeping_plan
-from c2r.planning import make_plan, settings_per_layer
+from c2r.planning import make_plan, placing, settings_per_layer
 from c2r.plans import ClusterTopology, Plan
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepPoint, SweepResult, TransferResult
@@ -30,7 +30,8 @@ Points = tuple[SweepPoint, ...]
 
 
 @contextmanager
-def _no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
+def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
+    """Shows nothing."""
     yield lambda _: None
 
 
@@ -49,6 +50,9 @@ class SweepRequest:
         seq_len: tokens per window of text.
         batch_size: windows per forward pass.
         seed: draws the parts of the text and the placement.
+        cluster: a preset or a YAML file; experts are then placed for the least time there.
+        tokens_per_rank: tokens of each rank in a step there.
+        phase: what is done with them there, as `Phase` names it.
     """
 
     num_ranks: int
@@ -61,6 +65,13 @@ class SweepRequest:
     seq_len: int = 512
     batch_size: int = 16
     seed: int = 0
+    cluster: str | None = None
+    tokens_per_rank: int = 4096
+    phase: str = "prefill"
+
+    def placing(self, profile: CollaborationProfile) -> dict[str, Any]:
+        """What `make_plan` is told beside the policy to place the experts."""
+        return placing(asdict(self), profile)
 
 
 def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -70,8 +81,9 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
     request: SweepRequest,
     *,
     out: str | Path | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
     note: Callable[[str], None] = lambda _: None,
+    on_profile: Callable[[CollaborationProfile], None] = lambda _: None,
 ) -> SweepResult:
     """Plans on the first half of each text, and measures many plans on the second half.
 
@@ -85,6 +97,7 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
             goes beside it, as `*.profile.safetensors`. None keeps nothing.
         progress: opens a progress bar with a text and a total of tokens, gives what advances it.
         note: takes a line for the user's eyes.
+        on_profile: called with the profile of all texts that the plans are made from.
 
     Raises:
         InputError: the texts are too short or too few, or a file cannot be written.
@@ -98,6 +111,7 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         out=None if out is None else Path(out),
         progress=progress,
         note=note,
+        on_profile=on_profile,
     )
     with keeping_plan(model):
         remove(model)
@@ -138,6 +152,7 @@ class _ResumableSweep:
     out: Path | None
     progress: Progress
     note: Callable[[str], None]
+    on_profile: Callable[[CollaborationProfile], None]
     state: Document = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
@@ -151,8 +166,11 @@ class _ResumableSweep:
         spread = [self._points([name]) for name in self.request.spread]
         self.state = self._begin(texts)
         self._started = time.monotonic() - self.state["seconds"]
-        if not self.state["complete"]:
+        if self.state["complete"]:
+            self.on_profile(self._profiled(first, self._profile_path()))
+        else:
             calibration = self._calibrate(first, self._profile_path())
+            self.on_profile(calibration.profile)
             by_layer = self._spread(spread, calibration, first)
             baseline, *measured = self._measure("all", calibration, points + by_layer, second)
             transfer = self._transfer(points, first, second) if self.request.transfer else ()
@@ -208,21 +226,19 @@ class _ResumableSweep:
         return self.request.seq_len * self.request.batch_size
 
     def _calibrate(self, texts: Sequence[Text], path: Path | None = None) -> _Calibration:
-        if path is not None and path.exists() and self.state["partial"]:
-            seen = CollaborationProfile.load(path)
-        else:
-            seen = self._profile(texts)
-            if path is not None:
-                seen.save(path)
-        placed = make_plan(
-            seen,
-            num_ranks=self.request.num_ranks,
-            num_nodes=self.request.num_nodes,
-            policy="top_k",
-            seed=self.request.seed,
-            max_load=self.request.max_load,
-        )
+        seen = self._profiled(texts, path)
+        placed = make_plan(seen, policy="top_k", **self.request.placing(seen))
         return _Calibration(profile=seen, placed=placed)
+
+    def _profiled(self, texts: Sequence[Text], path: Path | None) -> CollaborationProfile:
+        """The profile of `texts`, from the file at `path` where this sweep wrote it."""
+        is_begun = self.state["partial"] or self.state["complete"]
+        if path is not None and path.exists() and is_begun:
+            return CollaborationProfile.load(path)
+        seen = self._profile(texts)
+        if path is not None:
+            seen.save(path)
+        return seen
 
     def _profile(self, texts: Sequence[Text]) -> CollaborationProfile:
         batches = self._batches(texts, self.request.num_tokens)
