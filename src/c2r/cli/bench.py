@@ -11,7 +11,12 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
-from c2r.cli.processes import is_first_process, num_processes
+from c2r.cli.processes import (
+    is_first_process,
+    network_interface,
+    num_processes,
+    num_processes_per_machine,
+)
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +89,14 @@ def parallel(
         intermediate_size=intermediate_size,
         dtype=chosen_dtype,
     )
-    found = time_cases(shared, _cases(shared, chunks or []), shape, rounds, _note_round(rounds))
+    found = time_cases(
+        shared,
+        _cases(shared, chunks or []),
+        shape,
+        rounds,
+        _note_round(rounds),
+        network_interface(),
+    )
     if not is_first_process():
         return
     settings = {
@@ -118,7 +130,7 @@ def _topology() -> "ClusterTopology":
     from c2r.plans import ClusterTopology
 
     num_ranks = num_processes()
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    per_node = num_processes_per_machine()
     return ClusterTopology(
         num_ranks=num_ranks, num_nodes=num_ranks // per_node if per_node > 1 else 1
     )

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from c2r.adapters.huggingface import counting_rows, is_parallel
 from c2r.errors import InputError
 from c2r.measuring.loss import token_losses
-from c2r.parallel import gather_bytes
+from c2r.parallel import gather_bytes, join_world
 from c2r.types import Int
 
 
@@ -74,8 +73,8 @@ def evaluate_parallel(
         InputError: there are fewer batches than ranks, or nothing to predict.
         RoutingError, CommunicationError: as the model.
     """
-    is_spread = is_parallel(model)
-    rank, size = (dist.get_rank(), dist.get_world_size()) if is_spread else (0, 1)
+    world = join_world() if is_parallel(model) else None
+    rank, size = (world.rank, world.size) if world else (0, 1)
     if len(batches) < size:
         raise InputError(
             f"the text gives {len(batches)} batches for {size} ranks; give more text, or shorter "
@@ -101,7 +100,7 @@ def evaluate_parallel(
         "rows": {name: sent.tolist() for name, sent in rows.items()},
     }
     data = json.dumps(mine).encode()
-    return _merge([json.loads(part) for part in (gather_bytes(data) if is_spread else [data])])
+    return _merge([json.loads(part) for part in (gather_bytes(data, world) if world else [data])])
 
 
 def _merge(parts: Sequence[dict[str, Any]]) -> ParallelEvaluation:

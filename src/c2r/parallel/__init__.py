@@ -9,11 +9,13 @@ or `parallel_moe(hidden, expert_ids, weights, experts, dispatcher, num_chunks=2)
 """
 
 from c2r.parallel.agreement import agree
-from c2r.parallel.comm import Comm, Journey, ProcessGroupComm, gather_bytes
+from c2r.parallel.comm import Comm, Journey, ProcessGroupComm
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.layer import parallel_moe
+from c2r.parallel.sharded import is_sharded
 from c2r.parallel.simulated import SimulatedComm, simulate
+from c2r.parallel.world import gather_bytes, join_world
 
 __all__ = [
     "DISPATCHERS",
@@ -27,6 +29,8 @@ __all__ = [
     "SimulatedComm",
     "agree",
     "gather_bytes",
+    "is_sharded",
+    "join_world",
     "make_dispatcher",
     "parallel_moe",
     "simulate",
