@@ -1,4 +1,4 @@
-"""What torchrun, and whoever called it, tells a process; without it there is one, the first."""
+"""What the environment tells a process of the others; without torchrun there is one, the first."""
 
 import os
 

@@ -203,7 +203,8 @@ def load_parallel(
 
     Raises:
         InputError, ArtifactError: as `c2r.load_model`.
-        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`.
+        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`; or not all
+            processes come within `options.timeout`.
     """
     comm = join_world(options.timeout)
     if comm.size == 1:
