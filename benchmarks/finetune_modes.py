@@ -24,7 +24,7 @@ import c2r
 from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.assets import heldout_files, tiny_folder
 from c2r.text import read_texts, token_batches
-from c2r.training import DataSettings, FinetuneSettings, finetune, read_examples
+from c2r.training import DataSettings, FinetuneSettings, finetune, read_windows
 from c2r.training.trainable import router_parameters
 
 STEP = FinetuneSettings(batch_size=8, learning_rate=1e-4, log_every=1000)
@@ -63,7 +63,7 @@ def make_plan(tokenizer):
 def measure(rounds, steps):
     tokenizer = load_tokenizer(tiny_folder())
     plan = make_plan(tokenizer)
-    examples = read_examples(heldout_files(), tokenizer, DataSettings(seq_len=256)).examples
+    examples = read_windows(heldout_files(), tokenizer, DataSettings(seq_len=256)).windows
     seconds = {name: [] for name in CASES}
     for _ in range(rounds):
         for name, settings in CASES.items():

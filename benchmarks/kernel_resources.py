@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction, mangle_type
 
 from c2r.ops.coactivation import triton as coactivation
 from c2r.ops.constrained_topk import triton as constrained_topk
-from c2r.ops.copy_rows import Copies
+from c2r.ops.copy_rows import RowCopies
 from c2r.ops.copy_rows import triton as copying
 from c2r.ops.dispatch_layout import triton as dispatch_layout
 from c2r.ops.gated_activation import triton as gated_activation
@@ -100,7 +100,7 @@ def integers(*shape):
 
 def move_rows(num_tokens, k, width):
     pairs = num_tokens * k
-    copies = Copies(source=integers(pairs), members=integers(pairs), starts=integers(num_tokens))
+    copies = RowCopies(source=integers(pairs), members=integers(pairs), starts=integers(num_tokens))
     weights = empty(pairs, dtype=torch.float32)
     for dtype in (torch.bfloat16, torch.float64):
         hidden, rows = empty(num_tokens, width, dtype=dtype), empty(pairs, width, dtype=dtype)

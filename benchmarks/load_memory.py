@@ -64,9 +64,6 @@ def make_plan(num_layers, num_experts, num_ranks):
             name=f"model.layers.{index}.mlp.gate",
             num_experts=num_experts,
             top_k=4,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((num_experts, 0), dtype=np.int64),
             placement=rng.permutation(np.arange(num_experts) % num_ranks),
         )
         for index in range(num_layers)

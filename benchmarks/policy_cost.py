@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from c2r.planning.policies import order_partners_by_rank
-from c2r.plans import LayerPlan
+from c2r.plans import NO_EXPERTS, LayerPlan
 from c2r.routing import make_policy
 
 
@@ -26,20 +26,18 @@ def make_policies(args):
     rng = np.random.default_rng(0)
     placement = rng.permutation(np.arange(args.experts) % args.ranks)
     counts = rng.integers(0, 100, (args.experts, args.experts))
-    none = np.empty((args.experts, 0), dtype=np.int64)
     half = np.argsort(rng.random((args.experts, args.experts)), axis=1)[:, : args.experts // 2]
     settings = {
         "c2r": (args.experts / 2, half),
         "c2r_placed": (4, order_partners_by_rank(counts + counts.T, placement, 4)),
-        "group_limited": (4, none),
-        "budgeted": (0.1, none),
-        "pruned": (0.1, none),
-        "priced": (0.06, none),
+        "group_limited": (4, NO_EXPERTS),
+        "budgeted": (0.1, NO_EXPERTS),
+        "pruned": (0.1, NO_EXPERTS),
+        "priced": (0.06, NO_EXPERTS),
     }
     return {
         name: make_policy(
             LayerPlan(
-                name="",
                 num_experts=args.experts,
                 top_k=args.k,
                 policy=name,

@@ -120,6 +120,8 @@ def test_only_the_parallel_room_touches_torch_distributed():
     assert users and all(path.startswith("parallel/") for path in users)
 
 
-def test_the_environment_is_read_in_two_places():
-    assert users_of("os.environ") == {"cli/processes.py", "ops/backend.py"}
+def test_the_environment_is_read_in_three_places():
+    """What torchrun tells in the first; the others know a variable of our own each."""
+    readers = {"cli/processes.py", "ops/backend.py", "serving/binding.py"}
+    assert users_of("os.environ") == readers
     assert users_of("os.getenv") == set()

@@ -11,6 +11,8 @@ Of each policy, `LayerPlan.strength` is the one number:
     priced          what a rank must add to be visited, a share of the top-k sum of squared scores
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from c2r.plans import LayerPlan
 from c2r.traces import ScoreKind
 
 
-class RoutingPolicy(nn.Module):
+class RoutingPolicy(nn.Module, ABC):
     """Chooses k experts per token from a router's selection scores.
 
     `is_unconstrained` tells that the choice is plain top-k: callers then keep the model's own
@@ -32,13 +34,13 @@ class RoutingPolicy(nn.Module):
     is_unconstrained = False
     drops_experts = False
 
+    @abstractmethod
     def forward(self, scores: Tensor, k: int, blocked: Tensor | None = None) -> Tensor:
         """Expert ids `[..., k]` int64 for scores `[..., E]`, column 0 the best-scored of them.
 
         `blocked` `[..., E]` bool marks experts that the model's own group limit excludes; they are
         chosen only where fewer than k others exist.
         """
-        raise NotImplementedError
 
     def free_experts(self, num_free: int) -> None:
         """Lets the last `num_free` experts, which compute nothing, join any choice."""

@@ -225,12 +225,18 @@ def test_export(capsys, folder, tmp_path, engine):
     assert_refused(capsys, ["cannot write"], *arguments, "--out", tmp_path / "no" / "plan")
 
 
-def test_the_formats_offered_are_those_of_the_library():
-    from c2r.adapters import engines
-    from c2r.cli import export, import_
-
-    assert set(export.Engine) == set(engines.ExportFormat)
-    assert set(import_.ImportFormat) == {"c2r-pickle", *engines.ImportFormat}
+def test_errors_of_the_library_are_told_with_the_flag(capsys, tmp_path):
+    np.savez(tmp_path / "t.npz", layer_0=np.array([[0, 1]]))
+    arguments = ["import", tmp_path / "t.npz", "--format", "npz", "--out", tmp_path / "p"]
+    assert_refused(capsys, ["model=None", "(model is --model or --num-experts)"], *arguments)
+    assert call(capsys, *arguments, "--num-experts", 4)[0] == 0
+    matrix = np.ones((1, 6, 6), dtype=int)
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(matrix))
+    arguments = ["import", tmp_path / "c.pkl", "--format", "c2r-pickle", "--out", tmp_path / "p"]
+    assert_refused(capsys, ["top_k=None", "(top_k is --top-k)"], *arguments)
+    assert call(capsys, *arguments, "--top-k", 3)[0] == 0
+    words = ['objective="pairs"', "(objective is --objective)"]
+    assert_refused(capsys, words, "plan", tmp_path / "p", "--ranks", 2, "--json")
 
 
 def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
@@ -332,7 +338,7 @@ def test_wrong_flags(capsys):
 def test_help_does_not_import_torch():
     code = (
         "import sys; from c2r.cli import run_command as run; run(['--help']); "
-        "run(['plan', '--help']);"
+        "[run([name, '--help']) for name in ('plan', 'import', 'export', 'profile')];"
         "import c2r; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -79,7 +79,7 @@ def test_against_another_model_or_plan(capsys, folder, arguments):
 
 def test_mistakes(capsys, folder, arguments):
     assert_refused(capsys, ["name a model", "--compare"], "evaluate")
-    assert_refused(capsys, ["no task is named", "--tasks"], "evaluate", "tiny")
+    assert_refused(capsys, ["no task is named", "task_files"], "evaluate", "tiny")
     assert_refused(capsys, ["no such", "check the path"], *arguments[:-1], folder / "no such")
     assert_refused(capsys, ["limit is 0"], *arguments, "--limit", 0)
     plan = folder / "plan.safetensors"

@@ -5,7 +5,6 @@ import json
 import pytest
 
 import c2r.measuring
-from c2r.cli import plan
 from c2r.planning import STRENGTH_NAMES
 from tests.cli.test_cli import assert_refused, call, call_json
 
@@ -120,7 +119,7 @@ def test_transfer_and_plot(capsys, tmp_path):
 
 def test_every_policy_is_in_the_help(capsys):
     out = " ".join(call(capsys, "plan", "--help")[1].split())
-    assert set(STRENGTH_NAMES) == set(plan._POLICIES) and "budgeted" in out
+    assert all(name in out for name in STRENGTH_NAMES)
 
 
 def test_mistakes(capsys, swept, tmp_path):

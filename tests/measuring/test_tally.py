@@ -10,17 +10,7 @@ from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind
 
 PLAN = Plan(
-    layers=(
-        LayerPlan(
-            name="",
-            num_experts=6,
-            top_k=3,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((6, 0), dtype=np.int64),
-            placement=np.array([0, 3, 3, 2, 1, 0]),
-        ),
-    ),
+    layers=(LayerPlan(num_experts=6, top_k=3, placement=np.array([0, 3, 3, 2, 1, 0])),),
     topology=ClusterTopology(num_ranks=4, num_nodes=2),
 )
 

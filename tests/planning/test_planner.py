@@ -7,7 +7,7 @@ from c2r.errors import PlanError
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology, Plan, mean_copies, mean_node_copies
 from c2r.prediction import predict_traffic
-from c2r.profiling import CollaborationProfile
+from c2r.profiling import CollaborationProfile, LayerProfile
 from tests.planning.profiles import layer_profile, random_profile
 
 PREDICTED = {"copies": "copies_placed", "rank_load_max_over_mean": "rank_load_max_over_mean"}
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_plan_and_progress_is_told():
 
 def test_pairs_are_placed_by_pairs_only_when_asked():
     profile = random_profile(1, 12, 3, keep_sets=False)
-    with pytest.raises(PlanError, match=r"pairs only.*k = 3.*--objective pairs"):
+    with pytest.raises(PlanError, match=r"pairs only.*k = 3.*objective=\"pairs\""):
         make_plan(profile, num_ranks=4)
     plan = make_plan(profile, num_ranks=4, objective="pairs")
     assert np.bincount(plan.layers[0].placement).tolist() == [3] * 4
@@ -93,6 +93,27 @@ def test_replicas_save_copies_and_are_part_of_the_prediction():
         expected = getattr(predict_traffic(profile, replicated).mean, PREDICTED[key])
         assert replicated.provenance["predicted"][key] == pytest.approx(expected)
         assert expected <= plain.provenance["predicted"][key]
+
+
+def test_the_traffic_that_is_handed_on_is_what_would_be_predicted_again():
+    profile, handed = random_profile(2, 16, 4), []
+    for options in ({}, {"num_nodes": 2, "replicas": 1}, {"policy": "priced"}):
+        plan = make_plan(profile, 4, on_traffic=handed.append, **options)
+        assert handed.pop() == predict_traffic(profile, plan)
+    pairs = random_profile(1, 12, 3, keep_sets=False)
+    make_plan(pairs, num_ranks=4, objective="pairs", on_traffic=handed.append)
+    assert handed == []
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_the_sets_of_a_layer_are_fetched_once(num_ranks, monkeypatch):
+    profile, fetched = random_profile(2, 16, 4), []
+    routing_sets = LayerProfile.routing_sets
+    monkeypatch.setattr(
+        LayerProfile, "routing_sets", lambda layer: fetched.append(layer) or routing_sets(layer)
+    )
+    make_plan(profile, num_ranks, replicas=num_ranks // 4)
+    assert fetched == ([] if num_ranks == 1 else list(profile.layers))
 
 
 def test_replicas_need_sets():

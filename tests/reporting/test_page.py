@@ -128,15 +128,7 @@ def test_a_page_of_94_layers_and_512_experts_is_small(tmp_path):
     profile = clustered_profile(num_layers=94, num_experts=512, top_k=8, num_tokens=200)
     rng = np.random.default_rng(0)
     layers = tuple(
-        LayerPlan(
-            name=layer.name,
-            num_experts=512,
-            top_k=8,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((512, 0), dtype=np.int64),
-            placement=rng.permutation(512) // 8,
-        )
+        LayerPlan(name=layer.name, num_experts=512, top_k=8, placement=rng.permutation(512) // 8)
         for layer in profile.layers
     )
     profile.save(tmp_path / "profile")

@@ -135,12 +135,18 @@ def progress_bar(description: str, total: int | None) -> Iterator["Advance"]:
 
 
 class Advance:
-    """Moves a progress bar."""
+    """Moves a progress bar; `reached` is where `reach` has set it."""
 
     def __init__(self, progress: Progress, task: Any) -> None:
+        self.reached = 0
         self._progress = progress
         self._task = task
 
     def __call__(self, amount: int = 1, total: int | None = None) -> None:
         """Advances the bar by `amount`, of `total` where that is known only now."""
         self._progress.update(self._task, advance=amount, total=total)
+
+    def reach(self, amount: int) -> None:
+        """Sets the bar to `amount`, whatever it was."""
+        self.reached = amount
+        self._progress.update(self._task, completed=amount)

@@ -95,17 +95,10 @@ class _Demo:
         )
 
     def _profile(self) -> Any:
-        from c2r.adapters.huggingface import describe_model, traces
-        from c2r.traces import ProfileBuilder
+        from c2r.adapters.huggingface import profile
 
-        builder = ProfileBuilder()
         with progress_bar("profiling the first halves", self.tokens) as advance:
-            for trace in traces(self.model, self._batches(self.calibration)):
-                builder.update(trace)
-                advance(trace.layers[0].num_tokens)
-        profile = builder.build(describe_model(self.model))
-        assert profile is not None, "the embedded text holds tokens"
-        return profile
+            return profile(self.model, self._batches(self.calibration), on_batch=advance.reach)
 
     def _measure(self, name: str, plan: Any) -> tuple[dict[str, Any], Any]:
         """The row of the routing in force, placed as planned; and its predicted traffic."""

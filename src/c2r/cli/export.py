@@ -1,29 +1,19 @@
 """`c2r export`: a plan as a file that an engine loads."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from c2r.adapters.formats import ExportFormat
 from c2r.cli.console import JsonOption, note, print_json
 from c2r.cli.models import resolve_model
-
-
-class Engine(StrEnum):
-    """Engines whose formats can be written."""
-
-    SGLANG = "sglang"
-    VLLM = "vllm"
-    TENSORRT_LLM = "trtllm"
-    VLLM_ASCEND = "vllm-ascend"
-    MEGATRON = "megatron"
 
 
 def export(
     plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
     format_: Annotated[
-        Engine,
+        ExportFormat,
         typer.Option(
             "--format",
             help="sglang and vllm-ascend: JSON. vllm: JSON of an open proposal. trtllm: YAML. "
@@ -49,7 +39,7 @@ def export(
         from c2r.adapters.huggingface import read_model_layers
 
         num_layers = read_model_layers(resolve_model(model)).num_layers
-    written = export_plan(Plan.load(plan), format_.value, out, num_layers)
+    written = export_plan(Plan.load(plan), format_, out, num_layers)
     if json:
         print_json({"out": str(out), "launch": written.launch_line, "note": written.note})
     note(f"wrote {out}; {written.note}\n{written.launch_line}")

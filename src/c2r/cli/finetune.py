@@ -1,7 +1,7 @@
 """`c2r finetune`: a model adapted to its constraint."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +16,9 @@ from c2r.errors import InputError
 if TYPE_CHECKING:
     from c2r.plans import Plan
     from c2r.training import FinetuneSettings
-    from c2r.training.data import Example
+    from c2r.training.data import Window
 
-    Examples = Sequence[Example]
+    Windows = Sequence[Window]
 
 Document = dict[str, Any]
 
@@ -44,8 +44,12 @@ def finetune(
     control: Annotated[
         bool, typer.Option(help="Train without the constraint: the baseline to compare with.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [1]")] = None,
+    num_steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimizer steps, in place of epochs.")
+    ] = None,
+    num_epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the data. [1]")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows per step, over all processes. [16]")
     ] = None,
@@ -70,9 +74,9 @@ def finetune(
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters. [16]")] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     overlong: Annotated[
-        str, typer.Option(help="What becomes of longer examples: truncate or drop.")
+        str, typer.Option(help="What becomes of longer conversations: truncate or drop.")
     ] = "truncate",
-    packing: Annotated[bool, typer.Option(help="Several examples in one window.")] = True,
+    packing: Annotated[bool, typer.Option(help="Several pieces of text in one window.")] = True,
     eval_data: Annotated[
         list[Path] | None, typer.Option(help="Held-out data, as --data. [a share of --data]")
     ] = None,
@@ -103,59 +107,43 @@ def finetune(
     --nproc-per-node P -m c2r.cli finetune ...`; the results are those of one. The tuned model is
     loaded with `c2r.from_pretrained(OUT)`.
     """
+    arguments = dict(locals())  # options that are settings have the settings' names
     from c2r.plans import Plan
-    from c2r.training import (
-        DataSettings,
-        FinetuneSettings,
-        TrainingData,
-        check_unfinished,
-        read_examples,
-    )
+    from c2r.training import DataSettings, TrainingData, check_unfinished, read_windows
 
-    tensorboard = find_spec("tensorboard") is not None
-    given = {
-        "mode": mode,
-        "control": control,
-        "num_steps": steps,
-        "num_epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "weight_decay": weight_decay,
-        "kl_weight": kl_weight,
-        "aux_weight": aux_weight,
-        "anneal_steps": anneal_steps,
-        "lora_rank": lora_rank,
-        "bf16": bf16,
-        "gradient_checkpointing": gradient_checkpointing,
-        "expert_parallel": expert_parallel,
-        "save_every": save_every,
-        "log_every": log_every,
-        "report_to": ("tensorboard",) * tensorboard + ("wandb",) * wandb,
-        "seed": seed,
-    }
-    settings = FinetuneSettings.choose(preset, given).with_passes_of(
-        batch_per_pass, num_processes()
-    )
+    settings = _settings(arguments)
     check_unfinished(out)
     chosen = Plan.load(plan)
     loaded, tokenizer = _load(model, dtype, chosen, settings)
     windows = DataSettings(seq_len=seq_len, overlong=overlong, packing=packing, seed=seed)
 
     def read(paths: list[Path]) -> TrainingData:
-        return read_examples(paths, tokenizer, windows)
+        return read_windows(paths, tokenizer, windows)
 
     found = read(data)
     _note(
-        f"{found.num_examples} examples in {len(found.examples)} windows of up to {seq_len} "
+        f"{found.num_pieces} pieces in {len(found.windows)} windows of up to {seq_len} "
         f"tokens; {found.num_overlong} longer ({overlong}), {found.num_skipped} with nothing to "
         "learn"
     )
-    held_out = read(eval_data).examples if eval_data else None
-    document = _tune(loaded, _split(found.examples, held_out, eval_share), chosen, settings, out)
+    own = read(eval_data).windows if eval_data else None
+    training, held_out = _split(found.windows, own, eval_share)
+    document = _tune(loaded, training, held_out, chosen, settings, out)
     if is_first_process():
         tokenizer.save_pretrained(out)
         _report(document, json)
+
+
+def _settings(arguments: Document) -> "FinetuneSettings":
+    """What the options say; those left out, None, leave it to the preset and the defaults."""
+    from c2r.training import FinetuneSettings
+
+    names = {field.name for field in fields(FinetuneSettings)}
+    given = {name: value for name, value in arguments.items() if name in names}
+    has_tensorboard = find_spec("tensorboard") is not None
+    given["report_to"] = ("tensorboard",) * has_tensorboard + ("wandb",) * arguments["wandb"]
+    settings = FinetuneSettings.choose(arguments["preset"], given)
+    return settings.with_passes_of(arguments["batch_per_pass"], num_processes())
 
 
 def _note(message: str) -> None:
@@ -186,27 +174,25 @@ def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") ->
     return loaded, tokenizer
 
 
-def _split(
-    found: "Examples", held_out: "Examples | None", share: float
-) -> "tuple[Examples, Examples]":
-    from c2r.training import split_examples
+def _split(found: "Windows", held_out: "Windows | None", share: float) -> "tuple[Windows, Windows]":
+    from c2r.training import split_windows
 
-    return split_examples(found, share) if held_out is None else (found, held_out)
+    return split_windows(found, share) if held_out is None else (found, held_out)
 
 
 def _tune(
     model: Any,
-    data: "tuple[Examples, Examples]",
+    training: "Windows",
+    held_out: "Windows",
     plan: "Plan",
     settings: "FinetuneSettings",
     out: Path,
 ) -> Document:
-    """Trains, and measures the held-out examples before and after."""
+    """Trains, and measures the held-out windows before and after."""
     from c2r.measuring import unconstrained
     from c2r.training import Progress, measure_held_out
     from c2r.training import finetune as tune
 
-    training, held_out = data
     free = unconstrained(plan)
     rows = {
         "before, plain top-k": measure_held_out(model, held_out, free),

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.flags import naming_flags
 from c2r.errors import InputError
+from c2r.policy_names import STRENGTH_NAMES
 
-_POLICIES = ("top_k", "c2r", "c2r_placed", "group_limited", "budgeted", "pruned", "priced")
+_POLICIES = tuple(STRENGTH_NAMES)
 
 
 def plan(
@@ -68,19 +70,23 @@ def plan(
     """
     from c2r.planning import make_plan
     from c2r.plans import ClusterTopology
-    from c2r.prediction import predict_traffic
+    from c2r.prediction import TrafficReport, predict_traffic
     from c2r.profiling import CollaborationProfile
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
     loaded = CollaborationProfile.load(profile)
     target = {"max_loss_increase": max_loss_increase, "copies": copies}
+    reports: list[TrafficReport] = []
     _check_options(sweep, target, (policy, strength, top_t, replicas or None))
     if sweep is not None:
         topology = ClusterTopology(num_ranks=ranks, num_nodes=nodes)
         made = _plan_by_target(loaded, sweep, topology, {**target, "max_load": max_load})
     else:
-        with progress_bar("planning, layers", loaded.num_layers) as advance:
+        with (
+            naming_flags(objective="--objective"),
+            progress_bar("planning, layers", loaded.num_layers) as advance,
+        ):
             made = make_plan(
                 loaded,
                 num_ranks=ranks,
@@ -94,10 +100,11 @@ def plan(
                 inter_node_cost=inter_node_cost,
                 replicas=replicas,
                 on_layer=lambda _: advance(),
+                on_traffic=reports.append,
             )
     if out is not None:
         made.save(out)
-    report = predict_traffic(loaded, made)
+    report = reports[0] if reports else predict_traffic(loaded, made)
     if json:
         print_json(_document(made, report.to_json(), out))
     mean = report.mean

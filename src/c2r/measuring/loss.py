@@ -61,7 +61,7 @@ def evaluate(
                 total += losses.double().sum().item()
                 count += len(losses)
                 if on_batch:
-                    on_batch(trace.layers[0].num_tokens)
+                    on_batch(trace.num_tokens)
     finally:
         model.train(was_training)
     profile = builder.build(describe_model(model))

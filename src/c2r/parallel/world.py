@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from c2r.errors import CommunicationError
-from c2r.parallel.comm import Comm, Journey, ProcessGroupComm
+from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
 from c2r.parallel.faults import first_line
 
 _LONG_SECONDS = 1800.0  # One process may profile or write a model while the others wait.
@@ -76,8 +76,8 @@ def gather_bytes(
         comm = join_world(backend="gloo")
     each = (1,) * comm.size
     lengths = torch.full((comm.size,), len(data), device=comm.device)
-    counts = comm.exchange(lengths, Journey(send=each, receive=each, what=what)).wait().tolist()
+    counts = comm.exchange(lengths, SplitSizes(send=each, receive=each, what=what)).wait().tolist()
     own = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).to(comm.device)
-    journey = Journey(send=(len(data),) * comm.size, receive=counts, what=what)
-    received = comm.exchange(own.repeat(comm.size), journey).wait().cpu()
+    sizes = SplitSizes(send=(len(data),) * comm.size, receive=counts, what=what)
+    received = comm.exchange(own.repeat(comm.size), sizes).wait().cpu()
     return [part.numpy().tobytes() for part in torch.split(received, counts)]

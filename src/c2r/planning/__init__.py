@@ -4,7 +4,6 @@ from c2r.planning.partners import order_partners
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
 from c2r.planning.planner import make_plan
 from c2r.planning.policies import (
-    STRENGTH_NAMES,
     LayerShape,
     PolicySetting,
     free_strength,
@@ -12,6 +11,7 @@ from c2r.planning.policies import (
     with_policy,
 )
 from c2r.planning.spreading import LayerSensitivity, spread_strengths
+from c2r.policy_names import STRENGTH_NAMES
 
 __all__ = [
     "STRENGTH_NAMES",

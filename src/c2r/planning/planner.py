@@ -8,13 +8,18 @@ import numpy as np
 from c2r.errors import PlanError
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
 from c2r.planning.policies import settings_per_layer
-from c2r.plans import contiguous_placement, load_max_over_mean, mean_distinct, rank_loads, row_loads
+from c2r.plans import contiguous_placement, load_max_over_mean, rank_loads
+from c2r.plans.holders import NO_EXPERTS
 from c2r.plans.plan import LayerPlan, Plan
 from c2r.plans.topology import ClusterTopology
+from c2r.prediction import LayerTraffic, TrafficReport, predict_layer, sets_on
 from c2r.profiling import CollaborationProfile, LayerProfile
 from c2r.types import Int
 
 OBJECTIVES = ("sets", "pairs")
+
+Sets = tuple[Int, Int]
+"""Distinct routing sets `[sets, k]` and their counts `[sets]`."""
 
 
 def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -31,6 +36,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     inter_node_cost: float = 8.0,
     replicas: int = 0,
     on_layer: Callable[[int], None] | None = None,
+    on_traffic: Callable[[TrafficReport], None] | None = None,
 ) -> Plan:
     """The plan for `profile`: experts placed, and the routing policy with what it needs to know.
 
@@ -53,6 +59,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         replicas: r, further experts that each rank holds a replica of; a token takes the one on
             a rank that it visits anyway (see `assign_ranks`).
         on_layer: called with the number of each layer when it is planned.
+        on_traffic: called with what `predict_traffic` says of the plan, which was predicted for its
+            provenance anyway; not called where the profile does not hold the routing sets.
 
     Raises:
         PlanError: the profile is empty, the strength does not fit, there are more ranks than
@@ -65,26 +73,32 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     if top_t is not None:
         strength = _lengths(top_t, policy, strength)
     settings = settings_per_layer(policy, strength, profile.layers, num_ranks)
-    layers = []
+    layers: list[LayerPlan] = []
+    traffic: list[LayerTraffic] = []
     for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True)):
         options = PlacementOptions(
             seed=seed + index, max_load=max_load, inter_node_cost=inter_node_cost
         )
-        placement = _place_layer(layer, topology, objective, options)
-        layers.append(
-            LayerPlan(
-                name=layer.name,
-                num_experts=layer.num_experts,
-                top_k=layer.top_k,
-                policy=setting.policy,
-                strength=setting.strength,
-                partners=setting.partners(layer, placement),
-                placement=placement,
-                replicas=_replicate_layer(layer, placement, topology, replicas, options),
-            )
+        sets = sets_on(layer, topology)
+        placement = _place_layer(layer, sets, topology, objective, options)
+        planned = LayerPlan(
+            name=layer.name,
+            num_experts=layer.num_experts,
+            top_k=layer.top_k,
+            policy=setting.policy,
+            strength=setting.strength,
+            partners=setting.partners(layer, placement),
+            placement=placement,
+            replicas=_replicate_layer(layer, sets, placement, topology, replicas, options),
         )
+        layers.append(planned)
+        if sets is not None:
+            traffic.append(predict_layer(layer, planned, topology, sets))
         if on_layer is not None:
             on_layer(index)
+    report = TrafficReport(topology=topology, layers=tuple(traffic))
+    if on_traffic is not None and len(traffic) == len(layers):
+        on_traffic(report)
     provenance: dict[str, Any] = {
         **_origin(profile),
         "num_tokens": profile.num_tokens,
@@ -92,7 +106,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "objective": objective,
         "max_load": max_load,
         "inter_node_cost": inter_node_cost,
-        "predicted": _predict(profile, layers, topology),
+        "predicted": _predicted(profile, layers, report),
     }
     return Plan(layers=tuple(layers), topology=topology, provenance=provenance)
 
@@ -117,7 +131,11 @@ def _lengths(
 
 
 def _place_layer(
-    layer: LayerProfile, topology: ClusterTopology, objective: str, options: PlacementOptions
+    layer: LayerProfile,
+    sets: Sets | None,
+    topology: ClusterTopology,
+    objective: str,
+    options: PlacementOptions,
 ) -> Int:
     if topology.num_ranks == 1:
         return contiguous_placement(layer.num_experts, 1)
@@ -127,31 +145,31 @@ def _place_layer(
         return place_experts(
             pairs, layer.coactivation[first, second], layer.load, topology, options
         )
-    sets, counts = _routing_sets(layer, "ask for the objective pairs (--objective pairs)")
-    return place_experts(sets, counts, layer.load, topology, options)
+    known = _known(sets, layer, 'give objective="pairs"')
+    return place_experts(*known, layer.load, topology, options)
 
 
 def _replicate_layer(
     layer: LayerProfile,
+    sets: Sets | None,
     placement: Int,
     topology: ClusterTopology,
     num_replicas: int,
     options: PlacementOptions,
 ) -> Int:
     if num_replicas == 0:
-        return np.empty((0, 0), dtype=np.int64)
-    sets, counts = _routing_sets(layer, "plan without replicas")
-    return replicate_experts(sets, counts, placement, topology, num_replicas, options)
+        return NO_EXPERTS
+    known = _known(sets, layer, "plan without replicas")
+    return replicate_experts(*known, placement, topology, num_replicas, options)
 
 
-def _routing_sets(layer: LayerProfile, otherwise: str) -> tuple[Int, Int]:
-    routing_sets = layer.routing_sets()
-    if routing_sets is None:
+def _known(sets: Sets | None, layer: LayerProfile, otherwise: str) -> Sets:
+    if sets is None:
         raise PlanError(
             f"the profile holds pairs only, which do not tell the routing sets at "
             f"k = {layer.top_k}; {otherwise}, or profile the model itself"
         )
-    return routing_sets
+    return sets
 
 
 def _origin(profile: CollaborationProfile) -> dict[str, Any]:
@@ -160,21 +178,19 @@ def _origin(profile: CollaborationProfile) -> dict[str, Any]:
     return {**known, "profile": dict(profile.provenance)}
 
 
-def _predict(
-    profile: CollaborationProfile, layers: Sequence[LayerPlan], topology: ClusterTopology
+def _predicted(
+    profile: CollaborationProfile, layers: Sequence[LayerPlan], report: TrafficReport
 ) -> dict[str, float]:
-    """Mean figures over layers of the tokens that were profiled."""
-    busiest, copies = [], []
-    for layer, plan in zip(profile.layers, layers, strict=True):
-        loads = rank_loads(layer.load, plan.placement, topology.num_ranks)
-        if (routing_sets := layer.routing_sets()) is not None:
-            sets, counts = routing_sets
-            ranks = plan.ranks_of(sets, topology)
-            copies.append(mean_distinct(ranks, counts))
-            if plan.replicas.size:
-                loads = row_loads(ranks, counts, topology.num_ranks)
-        busiest.append(load_max_over_mean(loads))
-    figures = {"rank_load_max_over_mean": float(np.mean(busiest))}
-    if len(copies) == len(layers):
-        figures["copies"] = float(np.mean(copies))
-    return figures
+    """Mean figures over layers of the tokens that were profiled; pairs do not tell the copies."""
+    if len(report.layers) == len(layers):
+        mean = report.mean
+        return {
+            "rank_load_max_over_mean": mean.rank_load_max_over_mean,
+            "copies": mean.copies_placed,
+        }
+    num_ranks = report.topology.num_ranks
+    busiest = [
+        load_max_over_mean(rank_loads(layer.load, plan.placement, num_ranks))
+        for layer, plan in zip(profile.layers, layers, strict=True)
+    ]
+    return {"rank_load_max_over_mean": float(np.mean(busiest))}

@@ -11,19 +11,9 @@ from c2r.ops.limits import check_top_t
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import check_ranks
 from c2r.plans.plan import Plan
+from c2r.policy_names import STRENGTH_NAMES
 from c2r.profiling import CollaborationProfile, LayerProfile
 from c2r.types import Int
-
-STRENGTH_NAMES = {
-    "top_k": "",
-    "c2r": "T",
-    "c2r_placed": "m",
-    "group_limited": "m",
-    "budgeted": "eps",
-    "pruned": "eps",
-    "priced": "price",
-}
-"""Every policy, and the name of its strength; `top_k` has none."""
 
 
 class LayerShape(Protocol):
@@ -186,12 +176,13 @@ def order_partners_by_rank(coactivation: Int, placement: Int, num_ranks: int) ->
     counts = coactivation.astype(np.float64)
     np.fill_diagonal(counts, 0.0)
     held = counts @ np.eye(int(placement.max()) + 1)[placement]
-    held[np.arange(num_experts), placement] = np.inf
+    held[np.arange(num_experts), placement] = np.inf  # its own rank comes first, whatever it holds
     turn = np.argsort(np.argsort(-held, axis=1, kind="stable"), axis=1)
     rows = []
     for expert, partners in enumerate(everyone):
         turns = turn[expert, placement[partners]]
         rows.append(partners[np.argsort(turns, kind="stable")][: np.sum(turns < num_ranks)])
+    # A filled-up row lists the expert itself, which changes nothing: it is allowed anyhow.
     width = max(len(row) for row in rows)
     padded = [np.pad(row, (0, width - len(row)), constant_values=i) for i, row in enumerate(rows)]
     return np.array(padded, dtype=np.int64).reshape(num_experts, width)

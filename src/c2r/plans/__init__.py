@@ -12,11 +12,12 @@ from c2r.plans.copies import (
     remote_share,
     row_loads,
 )
-from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
 from c2r.plans.plan import LayerPlan, Plan
 from c2r.plans.topology import ClusterTopology
 
 __all__ = [
+    "NO_EXPERTS",
     "ClusterTopology",
     "LayerPlan",
     "Plan",

@@ -5,8 +5,10 @@ from c2r.prediction.traffic import (
     LayerTraffic,
     TrafficReport,
     bytes_per_token,
+    predict_layer,
     predict_traffic,
     rows_per_rank,
+    sets_on,
 )
 
 __all__ = [
@@ -14,7 +16,9 @@ __all__ = [
     "RankTraffic",
     "TrafficReport",
     "bytes_per_token",
+    "predict_layer",
     "predict_rank_traffic",
     "predict_traffic",
     "rows_per_rank",
+    "sets_on",
 ]

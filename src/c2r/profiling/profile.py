@@ -1,5 +1,6 @@
 """The collaboration profile: counts of which experts were chosen together, per MoE layer."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,7 +121,11 @@ class CollaborationProfile:
                 f"{_describe(theirs)}; merge profiles of the same model"
             )
         if _fingerprint(self) != _fingerprint(other):
-            raise InputError("cannot merge profiles: their model fingerprints differ")
+            raise InputError(
+                "cannot merge profiles: their model fingerprints differ, "
+                f"{json.dumps(_fingerprint(self))} against {json.dumps(_fingerprint(other))}; "
+                "merge profiles of one model and the same weights"
+            )
         rng = np.random.default_rng([seed, self.num_tokens, other.num_tokens])
         layers = tuple(a.merge(b, rng) for a, b in zip(self.layers, other.layers, strict=True))
         complete = self.provenance.get("complete", True) and other.provenance.get("complete", True)

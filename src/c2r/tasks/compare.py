@@ -10,7 +10,7 @@ import numpy.typing as npt
 from c2r.errors import InputError
 from c2r.types import Bool, Float
 
-_NUM_RESAMPLES = 10_000
+_NUM_RESAMPLES = 10_000  # 250 beyond each end of the interval: its ends move little with the seed
 _QUANTILES = (0.025, 0.975)  # 95 % intervals
 _SIGNIFICANCE = 0.05
 _FEWEST_ITEMS = 6  # that must differ, all one way, for McNemar's p to be below 5 %: 2 / 2^6
@@ -77,6 +77,7 @@ def compare_accuracy(
     gained = sum(int((task > 0).sum()) for task in differences)
     lost = sum(int((task < 0).sum()) for task in differences)
     rng = np.random.default_rng(seed)
+    # Resampled within tasks, so that small tasks weigh as much as large ones, as in the mean.
     resampled = np.mean([_resampled_means(task, rng) for task in differences], axis=0)
     low, high = np.quantile(resampled, _QUANTILES).tolist()
     return Comparison(
@@ -106,5 +107,6 @@ def _mean_of_tasks(values: Sequence[npt.NDArray[np.generic]]) -> float:
 
 def _resampled_means(values: npt.NDArray[np.int8], rng: np.random.Generator) -> Float:
     size = len(values)
+    # One at a time: a table of all draws would hold 10,000 indices for each item.
     draws = (rng.integers(size, size=size) for _ in range(_NUM_RESAMPLES))
     return np.array([values[drawn].mean() for drawn in draws])

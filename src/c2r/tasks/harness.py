@@ -23,7 +23,7 @@ from c2r.plans import Plan
 from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
 from c2r.tasks.results import TaskEvaluation, TaskResult
 
-_METRICS = ("acc", "exact_match")
+_METRICS = ("acc", "exact_match")  # those that are right or wrong for each item, in this order
 
 
 def evaluate_on_tasks(
@@ -65,7 +65,7 @@ def evaluate_on_tasks(
             lm,
             {"tasks": {task.task_name: task for task in flat}},
             samples={task.task_name: _fitting(task, lm, request.limit) for task in flat},
-            bootstrap_iters=0,
+            bootstrap_iters=0,  # intervals are made from pairs, in `compare_accuracy`
         )
     answers = found["samples"]
     results = [_result(*entry, answers, lm, request.limit) for entry in tasks.members.items()]
@@ -80,7 +80,7 @@ def _prefix(tokenizer: Any) -> int | None:
     """What the harness puts before a text that begins with nothing, where no token is meant to."""
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
         return None
-    return int(tokenizer.encode("\n")[-1])
+    return int(tokenizer.encode("\n")[-1])  # a new line is the least that can go before
 
 
 @contextmanager
@@ -90,6 +90,7 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
 
     def count(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], __: Any) -> None:
         trace = recorder.take()
+        # With a mask the recorder has left padding out; the harness gives none and pads with zeros.
         if kwargs.get("attention_mask") is None:
             trace = trace.of_tokens(_is_token(args[0] if args else kwargs["input_ids"]))
         tally = RoutingTally.count(trace, plan)
@@ -108,6 +109,7 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
 
 def _is_token(input_ids: Tensor) -> Tensor:
     """`[batch * tokens]` bool: false for the zeros with which the harness fills up its rows."""
+    # From the end, positions are tokens once any id but 0 has come: zeros inside a text stay.
     return (input_ids != 0).flip(1).cumsum(1).flip(1).flatten() > 0
 
 
@@ -139,6 +141,7 @@ def _routing(tallies: Sequence[RoutingTally]) -> dict[str, float]:
 def _result(
     name: str, members: Sequence[Any], answers: dict[str, Any], lm: Any, limit: int | None
 ) -> TaskResult:
+    """The items of a task, or of all tasks of a group one after the other."""
     rows = [_first_filter(answers[task.task_name]) for task in members]
     num_asked = sum(len(range(len(task.eval_docs))[:limit]) for task in members)
     metric = next((m for m in _METRICS if all(m in row for part in rows for row in part)), None)
@@ -162,6 +165,7 @@ def _result(
 
 
 def _first_filter(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of rows that come once for each filter of a task's answers, those of its first."""
     return [row for row in rows if row["filter"] == rows[0]["filter"]]
 
 
@@ -177,10 +181,12 @@ def _loglikelihoods(row: dict[str, Any]) -> tuple[float, ...]:
 
 def _num_truncated(row: dict[str, Any], lm: Any) -> int:
     texts = ["".join(pair) for pair in row["arguments"] if isinstance(pair[-1], str)]
+    # One more than fits: the last token is predicted, not read.
     return sum(len(lm.tok_encode(text)) > lm.max_length + 1 for text in texts)
 
 
 def _provenance(model: Any, plan: Plan, request: TaskRequest) -> dict[str, Any]:
+    """What an evaluation has to be repeated with, as JSON data."""
     packages = {"c2r": "c2r-moe", "lm_eval": "lm_eval", "transformers": "transformers"}
     settings = {key: _plain(value) for key, value in asdict(request).items()}
     return {

@@ -72,6 +72,7 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
     shots = PAPER_TASKS if "paper" in request.tasks else {}
     members: dict[str, list[Any]] = {}
     with quiet():
+        # Only definitions of ours: then the harness need not look for its own, which takes seconds.
         is_local = all(isinstance(entry, dict) for entry in specifications.values())
         manager = _manager(knows_names=not is_local)
         for name, specification in specifications.items():
@@ -115,6 +116,7 @@ def _specifications(request: TaskRequest) -> dict[str, Any]:
     for name in names:
         if request.folder is not None and name in LOCAL_TASKS:
             questions = read_questions(name, request.folder)
+            # The item asked is no shot of its own prompt, so one more than the shots is needed.
             if len(questions) <= (request.num_shots or 0):
                 raise InputError(
                     f"{name} has {len(questions)} items, too few for {request.num_shots} shots "
@@ -130,7 +132,7 @@ def _specifications(request: TaskRequest) -> dict[str, Any]:
             raise InputError(f"there is no task file {path}; check the path")
         found[path.stem] = str(path)
     if not found:
-        raise InputError("no task is named; give --tasks or --task-file")
+        raise InputError("no task is named; give tasks or task_files")
     return found
 
 
@@ -143,6 +145,7 @@ def _manager(knows_names: bool) -> Any:
 
 
 def _load(manager: Any, specification: Any) -> list[Any]:
+    """The tasks behind one specification, several where it is a group; failures in one line."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
     from yaml import YAMLError
@@ -153,13 +156,13 @@ def _load(manager: Any, specification: Any) -> list[Any]:
         close = get_close_matches(specification, {*manager.all_tasks, *LOCAL_TASKS})
         near = f"; near are {', '.join(close)}" if close else ""
         raise InputError(
-            f"there is no task {specification}{near}; `lm-eval ls tasks` lists the names, and "
-            f"--tasks-dir gives {', '.join(LOCAL_TASKS)}"
+            f"there is no task {specification}{near}; `lm-eval ls tasks` lists the names, and a "
+            f"folder of their files gives {', '.join(LOCAL_TASKS)}"
         ) from None
     except ConnectionError as error:
         raise InputError(
             f"task {specification} needs the Hugging Face hub, which cannot be reached ({error}); "
-            "go online once, or use --tasks-dir or --task-file"
+            "go online once, or give a folder of task files, or task_files"
         ) from error
     except (OSError, ValueError, TypeError, YAMLError, TemplateError, DatasetsError) as error:
         raise InputError(
@@ -168,6 +171,8 @@ def _load(manager: Any, specification: Any) -> list[Any]:
 
 
 def _definition(name: str, questions: Sequence[Question]) -> dict[str, Any]:
+    """A task in the harness's own words; shots are drawn from the items, never the one asked."""
+
     def items(**_: Any) -> Any:
         from datasets import Dataset
 

@@ -120,6 +120,7 @@ def compare_evaluations(
         )
     for name, task in ours.items():
         _check_items(task, theirs[name])
+    # Both in the order of their ids: the harness may have answered them in another.
     correct, others = (
         [np.array(_by_id(tasks[name]), dtype=bool) for name in ours] for tasks in (ours, theirs)
     )
@@ -139,7 +140,7 @@ def _check_items(task: TaskResult, other: TaskResult) -> None:
         raise InputError(
             f"{task.name}: {num_ours} of {len(task.ids)} items are in the first result only, "
             f"{num_theirs} of {len(other.ids)} in the second only; compare results of the same "
-            "--limit, --shots, --seed and files"
+            "limit, num_shots, seed and files"
         )
 
 

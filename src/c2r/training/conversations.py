@@ -49,6 +49,7 @@ def read_conversations(text: Text) -> Iterator[Conversation]:
 
 
 def _messages(record: dict[str, Any], source: str) -> Messages:
+    """The messages of one line, whichever of the known forms it has."""
     if "messages" in record:
         return [_message(m, "role", "content", source) for m in _list(record, "messages", source)]
     if "conversations" in record:
@@ -121,6 +122,7 @@ def render(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[
         text = _render(messages, tokenizer)
         for index, message in enumerate(messages):
             if message["role"] == "assistant" and message["content"].strip():
+                # Rendered up to there: templates add headings and ends that no search would find.
                 before = _render(messages[:index], tokenizer, asks=True)
                 through = _render(messages[: index + 1], tokenizer)
                 if not (text.startswith(through) and through.startswith(before)):

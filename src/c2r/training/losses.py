@@ -12,7 +12,8 @@ from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, score_mass, used_pla
 from c2r.training.data import NO_LOSS
 
 _ROWS = 1024
-"""Rows of logits that are widened to float32 at a time."""
+"""Rows of logits that are widened to float32 at a time: 0.5 GB at a vocabulary of 128,000.
+Chosen by hand."""
 
 
 def next_token_labels(labels: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ def balance_loss(trace: RoutingTrace, mask: Tensor, comm: Comm | None = None) ->
     counts = torch.stack([_count(layer, mask) for layer in trace.layers]).sum(0)
     mass = torch.stack([_probabilities(layer)[mask].sum(0) for layer in trace.layers]).sum(0)
     totals = torch.cat([counts, (mask.sum() * len(trace.layers)).to(counts.dtype)[None]])
+    # Counts carry no gradient, so one sum over processes is all that the frequencies need.
     if comm is not None:
         comm.all_reduce(totals)
     num_processes = 1 if comm is None else comm.size
@@ -57,11 +59,13 @@ def balance_loss(trace: RoutingTrace, mask: Tensor, comm: Comm | None = None) ->
 
 
 def _count(layer: LayerTrace, mask: Tensor) -> Tensor:
+    """`[E]` tokens of each expert, dropped ones left out."""
     ids = layer.expert_ids[mask]
     return torch.bincount(ids[used_places(ids)], minlength=layer.scores.shape[-1]).float()
 
 
 def _probabilities(layer: LayerTrace) -> Tensor:
+    """`[tokens, E]` scores that sum to 1; gates, each between 0 and 1, are made to."""
     mass = score_mass(layer.scores, layer.score_kind)
     return mass / mass.sum(-1, keepdim=True) if layer.score_kind is ScoreKind.GATES else mass
 
@@ -94,6 +98,7 @@ class _Divergence(torch.autograd.Function):
             ours = logits[part].float().log_softmax(-1)
             theirs = reference[part].float().log_softmax(-1)
             chance = theirs.exp()
+            # 0 * log 0 is 0, but -inf times 0 is NaN: masked where the reference excludes a token.
             total += (chance * (theirs - ours)).masked_fill_(chance == 0, 0.0).sum()
             gradient[part] = ours.exp_().sub_(chance)
         ctx.save_for_backward(gradient)

@@ -42,6 +42,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, base: Any, **options: Any) -> None:
         super().__init__(**options)
         self.base = base
+        # Keeps the Trainer from wrapping the model in DDP, which would sum experts of unlike ids.
         self.is_distributed_loading_by_transformers = is_parallel(base)
         self.parts: dict[str, Tensor] = {}
         """Parts of the loss, added up since the last entry of the log."""
@@ -85,6 +86,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 write()
             except (OSError, SafetensorError) as error:
                 failure = error
+        # All hear of a failure before any raises; the others would wait for one that raised alone.
         failed = torch.tensor(float(failure is not None), device=self.args.device)
         if self.accelerator.reduce(failed, "sum"):
             raise InputError(
@@ -144,6 +146,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             get_total_norm([grad for p, grad in trained.items() if (p in experts) is is_own])
             for is_own in (True, False)
         )
+        # Experts of other processes count once each, weights that all hold once in all.
         norm = (self.accelerator.reduce(own.square(), "sum") + shared.square()).sqrt()
         clip_grads_with_norm_(trained, self.args.max_grad_norm, norm)
         return norm
@@ -152,6 +155,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Nothing yet: weights come with the optimizer, when both exist."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Puts back weights, optimizer, schedule and log: the first moment when all exist."""
         if checkpoint is None:
             return
         shared = Part.read(Path(checkpoint) / SHARED)
@@ -159,6 +163,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         for part in (shared, own):
             unpack_weights(self.model, self._inner_optimizer(), part.tensors)
         self.lr_scheduler.load_state_dict(dict(shared.facts["scheduler"]))
+        # The scheduler knows the rate of the next step, the optimizer's groups still the first.
         for group, rate in zip(
             self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
         ):
@@ -205,6 +210,7 @@ class Stopping:
 
     def _ask(self, *_: Any) -> None:
         self.is_asked = True
+        # A second Ctrl-C is one who will not wait.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

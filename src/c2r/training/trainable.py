@@ -11,10 +11,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, find_sites
+from c2r.adapters.huggingface import PreparedPlan, enforce, find_sites
 from c2r.adapters.huggingface.routers.sites import evaluating
 from c2r.errors import InputError
 from c2r.plans import Plan
+from c2r.plans.model_folder import save_plan
 from c2r.training.settings import Mode
 
 
@@ -55,6 +56,7 @@ def training_only(model: nn.Module, mode: Mode, lora_rank: int) -> Iterator[Any]
 
 
 def _with_adapters(model: nn.Module, rank: int) -> Any:
+    """The PEFT model around `model`: adapters in all linear layers but those of routers."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -64,7 +66,7 @@ def _with_adapters(model: nn.Module, rank: int) -> Any:
     routers = "|".join(re.escape(site.name) for site in find_sites(model))
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
+        lora_alpha=2 * rank,  # the usual choice: updates scaled by 2, whatever the rank
         target_modules="all-linear",
         exclude_modules=rf"(?:{routers})(?:\..*)?",
         task_type="CAUSAL_LM",
@@ -92,7 +94,7 @@ def save_adapter(adapted: Any, model: nn.Module, plan: Plan, folder: Path) -> No
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    plan.save(folder / PLAN_FILE)
+    save_plan(plan, folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -114,14 +116,10 @@ class Teacher:
     adapted: Any = None
     originals: Mapping[nn.Parameter, Tensor] = field(default_factory=dict)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the teacher takes beside the model."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.originals.values())
-
     @contextmanager
     def in_place(self, current: PreparedPlan) -> Iterator[None]:
         """Turns the model into the teacher inside the block, and back to `current` after it."""
+        # Tensors change places, nothing is copied; the optimizer knows parameters, not their data.
         trained = {parameter: parameter.data for parameter in self.originals}
         adapters = nullcontext() if self.adapted is None else self.adapted.disable_adapter()
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from c2r.adapters.engines import import_traces
 from c2r.adapters.engines.c2r_pickle import read_c2r_pickle
 from c2r.errors import InputError
 
@@ -68,8 +69,18 @@ def test_damaged_files_are_refused(tmp_path):
             read_c2r_pickle(tmp_path / "d.pkl", 2)
     with pytest.raises(InputError, match="No such file"):
         read_c2r_pickle(tmp_path / "none.pkl", 2)
-    with pytest.raises(InputError, match="--top-k 4 does not fit 3 experts"):
+    with pytest.raises(InputError, match="top_k=4 does not fit 3 experts"):
         read_c2r_pickle(write(tmp_path / "c.pkl", counts()), 4)
+
+
+def test_import_traces_is_the_door_to_pairs_too(tmp_path):
+    path = write(tmp_path / "c.pkl", counts())
+    read = import_traces("c2r-pickle", [path], top_k=2)
+    assert (read.num_bad, read.profile.provenance) == (0, read_c2r_pickle(path, 2).provenance)
+    assert np.array_equal(read.profile.layers[0].coactivation, counts(0)[0])
+    for paths, top_k in (([path], None), ([path, path], 2)):
+        with pytest.raises(InputError, match=f"{len(paths)} files and top_k={top_k} do not do"):
+            import_traces("c2r-pickle", paths, top_k=top_k)
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the authors' matrices are not here")

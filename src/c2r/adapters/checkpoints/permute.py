@@ -6,6 +6,7 @@ The permutation is stored with it, so that the original can be had back byte by 
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +22,23 @@ from c2r.adapters.checkpoints.order import (
     renumber_layer,
 )
 from c2r.adapters.checkpoints.rewrite import (
-    PERMUTATION_FILE,
     Advance,
     other_weights,
     rewritten_folder,
     tensor_changes,
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
-from c2r.adapters.huggingface.folders import PLAN_FILE
 from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
 from c2r.errors import InputError, ModelError
 from c2r.plans import Plan
+from c2r.plans.model_folder import (
+    OWN_FOLDER,
+    PERMUTATION_FILE,
+    PLAN_FILE,
+    permutation_path,
+    plan_path,
+    save_plan,
+)
 
 _GROUP_KEYS = ("n_group", "num_expert_group")
 
@@ -80,15 +87,13 @@ def permute_checkpoint(
     """
     source, folder = Path(source), Path(folder)
     checkpoint = open_checkpoint(source)
-    if (source / PERMUTATION_FILE).is_file():
-        raise InputError(
-            f"{source} is permuted already; `c2r permute {source} --undo --out FOLDER` first"
-        )
-    has_plan = (source / PLAN_FILE).is_file()
+    if permutation_path(source) is not None:
+        raise InputError(f"{source} is permuted already; undo that first (undo_permutation)")
+    own_plan = plan_path(source)
     if plan is None:
-        if not has_plan:
-            raise InputError(f"{source} carries no plan; give one with --plan")
-        plan = Plan.load(source / PLAN_FILE)
+        if own_plan is None:
+            raise InputError(f"{source} carries no plan; give one")
+        plan = Plan.load(own_plan)
     config = _read_config(source)
     expected = [(layer.name, layer.num_experts) for layer in plan.layers]
     found, untouched = find_moe_layers(checkpoint.tensors, expected, config)
@@ -100,11 +105,11 @@ def permute_checkpoint(
     if num_groups > 1:
         for layer, order in zip(found, orders, strict=True):
             check_groups(layer.stem, order, num_groups)
-    permutation = _encode_permutation(found, orders, source_has_plan=has_plan)
+    permutation = _encode_permutation(found, orders, source_has_plan=own_plan is not None)
     changes = tensor_changes(found, orders)
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
         permuted = _permuted_plan(plan, orders)
-        permuted.save(partial / PLAN_FILE)
+        save_plan(permuted, partial)
         _write_config(partial, config, permuted)
     return _report(checkpoint, found, untouched)
 
@@ -128,11 +133,11 @@ def undo_permutation(
     permutation = _encode_permutation(found, orders, source_has_plan=source_had_plan)
     changes = tensor_changes(found, orders)
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
-        (partial / PERMUTATION_FILE).unlink()
+        shutil.rmtree(partial / OWN_FOLDER)  # it holds the permutation that was undone
         original = None
         if source_had_plan:
-            original = _original_plan(Plan.load(source / PLAN_FILE), orders)
-            original.save(partial / PLAN_FILE)
+            original = _original_plan(_permuted_plan_of(source), orders)
+            save_plan(original, partial)
         _write_config(partial, config, original)
     return _report(checkpoint, found, untouched)
 
@@ -160,10 +165,17 @@ def _encode_permutation(
     return encode_artifact(Artifact(kind="permutation", header=header, arrays=arrays))
 
 
+def _permuted_plan_of(folder: Path) -> Plan:
+    path = plan_path(folder)
+    if path is None:
+        raise InputError(f"{folder} has lost its {PLAN_FILE}; permute the original again")
+    return Plan.load(path)
+
+
 def _read_permutation(folder: Path) -> tuple[list[str], list[ExpertOrder], bool]:
     """The layers of a permuted checkpoint, the orders that undo it, and whether it had a plan."""
-    path = folder / PERMUTATION_FILE
-    if not path.is_file():
+    path = permutation_path(folder)
+    if path is None:
         raise InputError(f"{folder} has no {PERMUTATION_FILE}; there is nothing to undo")
     artifact = read_artifact(path, "permutation")
     with damaged_file(path):
@@ -205,8 +217,10 @@ def _renumber_plan(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, unless it names single experts, which renaming would make wrong."""
     config = read_json(folder / "config.json")
     quantization = json.dumps(config.get("quantization_config"))
+    # Names are perhaps patterns, and JSON doubles the backslash before a dot.
     if re.search(r"experts\\*\.\d", quantization):
         raise ModelError(
             f"the quantization_config of {folder} names single experts, whose numbers would "
@@ -227,6 +241,7 @@ def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) ->
 
 def _num_groups(config: Mapping[str, Any]) -> int:
     """Groups that the routers limit tokens to; 1 where they limit none."""
+    # DeepSeek-V2's method for plain top-k, whatever groups the config states.
     if _find(config, ("topk_method",)) == "greedy":
         return 1
     stated = _find(config, _GROUP_KEYS)

@@ -61,7 +61,7 @@ class Shard:
                 "data_offsets": (tensor.begin, tensor.end),
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-len(text) % 8)  # as safetensors does, so that tensors start aligned
         return len(text).to_bytes(8, "little") + text
 
 
@@ -124,6 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_index(folder: Path, shards: tuple[Shard, ...], weight_map: Mapping[str, str]) -> None:
+    """Raises `InputError` unless index and shards name the same tensors in the same files."""
     found = {tensor.name: shard.path.name for shard in shards for tensor in shard.tensors}
     wrong = sorted(name for name, shard in weight_map.items() if found.get(name) != shard)
     extra = sorted(found.keys() - weight_map.keys())
@@ -140,6 +141,10 @@ def _check_index(folder: Path, shards: tuple[Shard, ...], weight_map: Mapping[st
 
 
 def _read_shard(path: Path, named_by: str = "") -> Shard:
+    """Reads the header of one file and holds it against the file's size.
+
+    Raises `InputError`, which says that `named_by` names the file, where it is missing.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -158,6 +163,7 @@ def _read_shard(path: Path, named_by: str = "") -> Shard:
         tensors = tuple(_read_tensor(name, entry) for name, entry in header.items())
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} has a damaged header ({error}); download it again") from None
+    # Copied as ranges, bytes that no tensor claims would be lost, and overlaps written twice.
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
         if tensor.begin != end:

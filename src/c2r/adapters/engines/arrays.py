@@ -10,7 +10,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from c2r.adapters.engines.engine import TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
+from c2r.adapters.formats import ImportFormat
 from c2r.errors import InputError
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 65_536
@@ -79,3 +81,6 @@ def _blocks(file: IO[bytes]) -> Iterator[npt.NDArray[Any]]:
         if len(content) < num_rows * row_bytes:
             raise ValueError(f"it ends within row {start + len(content) // max(row_bytes, 1)}")
         yield np.frombuffer(content, dtype).reshape(num_rows, *shape[1:])
+
+
+TRACE_FORMAT = TraceFormat(name=ImportFormat.NPZ, pattern="*.npz", read=read_layer_arrays)

@@ -52,7 +52,7 @@ def read_c2r_pickle(path: Path, top_k: int) -> CollaborationProfile:
         )
     num_experts = counts.shape[1]
     if not 2 <= top_k <= num_experts:
-        raise InputError(f"--top-k {top_k} does not fit {num_experts} experts; choose 2 to E")
+        raise InputError(f"top_k={top_k} does not fit {num_experts} experts; choose 2 to E")
     counts = counts.astype(np.int64)
     counts[:, np.arange(num_experts), np.arange(num_experts)] = 0
     if (counts < 0).any() or (counts != counts.transpose(0, 2, 1)).any():

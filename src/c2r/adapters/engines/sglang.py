@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from c2r.adapters.engines.engine import Engine, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.errors import InputError
+from c2r.plans import Plan
 
 _KEY = "physical_to_logical_map"
 
 
-def encode(slots: SlotMap, num_layers: int | None = None) -> str:
+def encode(slots: SlotMap, _plan: Plan, num_layers: int | None) -> str:
     """The JSON file: one row for each layer of the model, dense ones in the order of the ids.
 
     Args:
@@ -118,3 +121,21 @@ def _loads_only(path: Path, mode: str) -> InputError:
         f"{path} is of recorder mode {mode}: it holds how often each expert was used, not which "
         "were used together; record with --expert-distribution-recorder-mode per_token"
     )
+
+
+ENGINE = Engine(
+    name=ExportFormat.SGLANG,
+    encode=encode,
+    decode=decode,
+    launch_line=launch_line,
+    note=(
+        "the plan saves traffic with --moe-a2a-backend deepep or mooncake, which send a token once "
+        "to each rank; with the default backend `none`, which gathers all tokens on all ranks, "
+        "no placement changes it"
+    ),
+)
+TRACE_FORMAT = TraceFormat(
+    name=ImportFormat.SGLANG_PER_TOKEN,
+    pattern="expert_distribution_recorder_*.pt",
+    read=read_per_token,
+)

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from c2r.adapters.engines.engine import Engine, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.errors import InputError
+from c2r.plans import Plan
 
 _BLOCK_TOKENS = 65_536
 _KEY = re.compile(r"^(\d+)_(\d+)$")  # iteration and layer
 
 
-def encode(slots: SlotMap) -> str:
+def encode(slots: SlotMap, _plan: Plan, _num_layers: int | None) -> str:
     """The YAML file that `moe_config.load_balancer` names; keys are layer numbers of the model."""
     lines = ["initial_global_assignments:"]
     lines += [f"  {number}: {slots.layers[number].tolist()}" for number in sorted(slots.layers)]
@@ -91,3 +94,21 @@ def read_raw(path: Path, bad: BadRecords) -> Iterator[Record]:
                         yield Record(where, int(match[2]), tensor[start:stop])
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {path}: {error}; give a safetensors file") from None
+
+
+ENGINE = Engine(
+    name=ExportFormat.TENSORRT_LLM,
+    encode=encode,
+    decode=decode,
+    launch_line=launch_line,
+    note=(
+        "the plan saves traffic with the all-to-all of WideEP under attention data parallelism; "
+        "where tokens are gathered on all ranks no placement changes it"
+    ),
+)
+TRACE_FORMAT = TraceFormat(
+    name=ImportFormat.TENSORRT_LLM_RAW,
+    pattern="rank*_raw.safetensors",
+    read=read_raw,
+    num_experts=num_experts,
+)

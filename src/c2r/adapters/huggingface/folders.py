@@ -1,6 +1,5 @@
 """A model folder that carries its plan: an ordinary Hugging Face folder with one file more."""
 
-import json
 import os
 import re
 import shutil
@@ -24,10 +23,9 @@ from transformers import (
 
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.taps.install import applied_plan, apply, find_sites
-from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
-from c2r.plans import Plan
+from c2r.errors import InputError, ModelError, PlanError
+from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
 
-PLAN_FILE = "c2r_plan.safetensors"
 PARALLEL_ATTRIBUTE = "_c2r_experts"
 """Holds the paths of the experts that are spread over ranks."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -104,8 +102,9 @@ def _loading(source: str | Path) -> Iterator[None]:
 def constrain(model: PreTrainedModel, source: str | Path) -> None:
     """Applies the plan that the folder of a model holds; without one, checks that it is MoE."""
     folder = Path(source)
-    if (folder / PLAN_FILE).is_file():
-        apply(model, _read_plan(folder))
+    plan = read_plan(folder) if folder.is_dir() else None
+    if plan is not None:
+        apply(model, plan)
     else:
         find_sites(model)
 
@@ -156,7 +155,7 @@ def save_pretrained(
                 del model.config.c2r
             else:
                 model.config.c2r = before
-        plan.save(temporary / PLAN_FILE)
+        save_plan(plan, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
@@ -175,7 +174,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no model folder (no config.json); check the path")
-    if not (folder / PLAN_FILE).is_file():
+    if plan_path(folder) is None:
         raise InputError(
             f"{folder} has no {PLAN_FILE}; make a constrained model with "
             f"`c2r apply {folder} --plan PLAN --out FOLDER`"
@@ -195,25 +194,6 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
             f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "
             "files beside the model"
         ) from error
-
-
-def _read_plan(folder: Path) -> Plan:
-    plan = Plan.load(folder / PLAN_FILE)
-    named = _named_plan(folder)
-    if named != plan.fingerprint:
-        raise PlanMismatchError(
-            f"{folder}/config.json names plan {named}, but {PLAN_FILE} is {plan.fingerprint}; "
-            "write the folder again with `c2r apply`"
-        )
-    return plan
-
-
-def _named_plan(folder: Path) -> str | None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return str(config["c2r"]["plan_fingerprint"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,12 +14,21 @@ from c2r.plans.copies import load_max_over_mean, rank_loads
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Int
 
+# All chosen by hand when the search was made. benchmarks/placement_quality.py holds what comes out
+# against long mt-kahypar runs, benchmarks/placement_scale.py tells the time that large layers take.
 _BUDGET_MICROSECONDS = 1_500_000
+"""Of a layer at effort 1, as `_step_microseconds` estimates it: a large model in minutes."""
 _SEARCH_LENGTH = (120, 400)
+"""Bounds of the swaps of one search, 1.5 E between them: fewer leave a small layer unsearched, more
+take starts from a large one."""
 _SHAKEN = 0.25
+"""Share of the experts that a restart moves: with few the search falls back into the same optimum,
+with many it begins anew."""
 _MAX_STARTS = 8
+"""Starts before the best is shaken: the rest of the budget improves what is good already."""
 _PATIENCE = 8
-_TOLERANCE = 1 + 1e-9
+"""Restarts in a row without a gain that end the search before its budget."""
+_TOLERANCE = 1 + 1e-9  # of the load limit: what float sums may exceed it by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -142,11 +151,13 @@ def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random
     budget = _BUDGET_MICROSECONDS * options.effort / _step_microseconds(problem)
     num_searches = max(2, round(budget / length))
     contiguous = contiguous_placement(num_experts, num_ranks)
+    # The contiguous placement counts as found, unsearched: so the result is never worse than it.
     starts = _known_starts(problem, options, rng)
     found = [contiguous, *starts]
     while len(starts) < min(num_searches // 2, _MAX_STARTS):
         starts.append(rng.permutation(contiguous))
     for start in starts:
+        # Nodes are settled first: a copy to a node costs most, and swaps seldom cross nodes later.
         nested = _nodes_first(problem, start, length, rng)
         found.append(improve_placement(problem, nested, length, rng))
     best = min(found, key=problem.order)
@@ -174,7 +185,13 @@ def _known_starts(
 
 
 def _step_microseconds(problem: PlacementProblem) -> float:
-    """About what one swap costs, from measurements; only the sizes count, never the clock."""
+    """About what one swap costs; only the sizes count, never the clock.
+
+    With the clock the same seed would give another plan on another machine. Three terms: the calls
+    of numpy, the pins of the sets that hold one of the two experts, and the [E, E] table of swaps.
+    The factors are from measurements on a machine that was not recorded: on another the budget is
+    met less exactly, but the plan stays the same.
+    """
     touched = 2.0 * problem.sets.size * problem.sets.shape[1] / problem.num_experts
     each: float = 100 + 0.03 * touched + 0.022 * problem.num_experts**2
     return each if problem.topology.num_nodes == 1 else 2 * each

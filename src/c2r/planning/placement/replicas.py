@@ -13,19 +13,25 @@ import numpy as np
 from c2r.errors import PlanError
 from c2r.planning.placement.place import PlacementOptions
 from c2r.planning.placement.search import PlacementProblem
-from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Bool, Counts, Float, Int
 
 Pair = tuple[int, int]
 """An expert and a rank that holds a replica of it."""
 
+# Chosen by hand; benchmarks/placement_replicas.py shows what comes out on the embedded model.
 _TRIED = 12
+"""Replicas really tried for a slot, by saving, and as many by load: the savings kept know neither
+how tokens turn to other holders nor the limit on load."""
 _MAX_PASSES = 4
+"""Passes that empty each slot once: each is dear, and later ones rarely find anything."""
 _MAX_PATIENCE = 8
+"""Random refills in a row without a gain before the search ends, where layers are small."""
 _REFILL_BUDGET = 1_000_000
-_CHUNK = 8192
-_TOLERANCE = 1e-9
+"""Expert ids looked at in refills without a gain: large layers end after fewer than that."""
+_CHUNK = 8192  # sets at a time, for whom [sets, k, ranks] and [sets, E] tables are held
+_TOLERANCE = 1e-9  # gains and limits below it are rounding
 
 
 class _Replication:
@@ -43,7 +49,7 @@ class _Replication:
     def __init__(self, problem: PlacementProblem, placement: Int, num_replicas: int) -> None:
         topology = problem.topology
         num_ranks = topology.num_ranks
-        self.holders = holders_of(placement, np.empty((0, 0), dtype=np.int64), num_ranks)
+        self.holders = holders_of(placement, NO_EXPERTS, num_ranks)
         self.free = np.full(num_ranks, num_replicas)
         self.saved = np.zeros(self.holders.shape)
         self.rank_load = np.zeros(num_ranks)
@@ -53,6 +59,7 @@ class _Replication:
         if topology.num_nodes > 1:
             self._levels.append((problem.inter_node_cost, self._ranks_per_node))
         self._sets, self._weights = problem.sets, problem.counts.astype(np.float64)
+        # The sets of each expert, as in `SwapGains`.
         order = np.argsort(problem.sets, axis=None, kind="stable") // problem.sets.shape[1]
         ends = np.cumsum(np.bincount(problem.sets.ravel(), minlength=len(placement)))
         self._sets_of = np.split(order, ends[:-1])
@@ -77,6 +84,7 @@ class _Replication:
     def _hold(self, expert: int, rank: int, held: bool) -> None:
         self.holders[expert, rank] = held
         self.free[rank] += -1 if held else 1
+        # Only sets that hold the expert can go elsewhere, and only those that do are counted anew.
         concerned = self._sets_of[expert]
         ranks = assign_ranks(self._sets[concerned], self.holders, self._ranks_per_node)
         moved = (ranks != self._ranks[concerned]).any(1)
@@ -95,6 +103,8 @@ class _Replication:
             held = (labels[:, :, None] == np.arange(num_labels)).sum(1)
             visited = (held > 0).astype(np.float64)
             self.cost += price * float(weights[:, 0] @ visited.sum(1))
+            # An expert alone on its rank frees that visit if it moves to a rank that the set visits
+            # anyway. Its own rank is visited too, and is taken out: moving there saves nothing.
             alone = np.where(np.take_along_axis(held, labels, 1) == 1, weights, 0)
             leaving = np.zeros((len(set_ids), num_experts))
             np.put_along_axis(leaving, experts, alone, 1)
@@ -184,6 +194,8 @@ def _choose(state: _Replication, problem: PlacementProblem, rng: np.random.Gener
 
 def _refill(state: _Replication, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
     """Fills slots anew, in the order given: better replicas, or `added` where none are found."""
+    # Replicas are taken out for trial; what brings no gain is undone replica by replica, for a copy
+    # of the whole state would cost more than the few sets that a replica concerns.
     excess, cost = state.key
     for pair in emptied:
         state.remove(*pair)
@@ -200,7 +212,10 @@ def _refill(state: _Replication, load: Float, added: list[Pair], emptied: list[P
 
 
 def _add_best(state: _Replication, load: Float, ranks: Bool) -> Pair:
-    """Adds the replica on `ranks` that saves most within the load limit, and tells which."""
+    """Adds the replica on `ranks` that saves most within the load limit, and tells which.
+
+    The first tried that saves anything within the limit is taken; else the least harmful of all.
+    """
     cost = state.cost
     tried = {}
     for pair in _candidates(state, load, ranks):

@@ -16,6 +16,9 @@ from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Float, Int
 
 _OSCILLATION = 5
+"""Steps in a row over the load limit, or within it, after which the penalty doubles or halves: the
+search is to cross the limit again and again, where the best placements within it are. Chosen by
+hand; the scheme is strategic oscillation (Glover 1989)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,7 +65,10 @@ class PlacementProblem:
 
 
 class _SwapSearch:
-    """A placement, one empty place on each rank with an expert less, and all its swap changes."""
+    """A placement, an empty slot on each rank with an expert less, and all its swap changes.
+
+    Empty slots are experts without load that no set holds: so a move is a swap as well.
+    """
 
     def __init__(self, problem: PlacementProblem, placement: Int) -> None:
         topology = problem.topology
@@ -102,15 +108,19 @@ class _SwapSearch:
             changes += penalty * self._excess_changes()
         ranks = self.placement
         changes[ranks[:, None] == ranks] = np.inf
+        # An empty slot may move, but not onto a rank that has one: sizes would differ by two.
         full = self._has_empty[ranks]
         changes[self.num_experts :, full] = np.inf
         changes[full, self.num_experts :] = np.inf
         return changes
 
     def _excess_changes(self) -> Float:
+        """`[E, E]` change of the load above the limit when two experts swap ranks."""
+
         def over(load: Float) -> Float:
             return np.maximum(load - self.limit, 0)
 
+        # Each side alone, here for there, then the sum with its transpose is the whole swap.
         here = self.rank_load[self.placement]
         heavier = here[:, None] + self.load - self.load[:, None]
         half = over(heavier) - over(here)[:, None]
@@ -141,6 +151,7 @@ class _Memory:
 
     def forbid(self, changes: Float, state: _SwapSearch, step: int) -> None:
         """Makes forbidden swaps infinite, unless they lead below the best cost."""
+        # Aspiration: a swap back is allowed where it beats the best placement met.
         held = self._until[:, state.placement] > step
         beaten = state.cost + changes < self._best_key[1] - self._tolerance
         changes[(held | held.T) & ~beaten] = np.inf
@@ -177,7 +188,10 @@ def improve_placement(
     """
     state = _SwapSearch(problem, start)
     memory = _Memory(state, problem.topology.num_ranks)
+    # How long a swap back is forbidden is drawn anew each time, so that the search falls into no
+    # cycle (Taillard 1991). The bounds, 3 to 4 + E / 4, are chosen by hand.
     longest = 4 + len(state.placement) // 4
+    # To begin with, an expert of mean load above the limit costs as much as one copy of all tokens.
     penalty, streak = float(problem.counts.sum() / max(problem.load.mean(), 1e-300)), 0
     for step in range(1, steps + 1):
         changes = state.changes(penalty)

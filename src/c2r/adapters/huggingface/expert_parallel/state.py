@@ -40,6 +40,7 @@ def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     for parameter in whole:  # A rank that did not use a parameter still takes part in its sum.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    # One message per type instead of one per parameter; types in the same order on all ranks.
     for dtype in sorted({p.dtype for p in whole}, key=str):
         grads = [p.grad for p in whole if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])

@@ -1,7 +1,7 @@
 """Reads routing traces off a running model, constrained or not."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,7 @@ from c2r.adapters.huggingface.taps.install import (
 )
 from c2r.adapters.huggingface.taps.tap import RouterCall, Tap
 from c2r.errors import InputError, RoutingError
-from c2r.profiling import CollaborationProfile
-from c2r.traces import LayerTrace, ProfileBuilder, RoutingTrace
+from c2r.traces import LayerTrace, RoutingTrace
 
 Batch = Mapping[str, Tensor]
 
@@ -97,7 +96,7 @@ def capture(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
         uninstall_unused(model)
 
 
-def traces(model: nn.Module, batches: Iterable[Batch]) -> Iterator[RoutingTrace]:
+def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace, None, None]:
     """Runs `model` on each batch and gives its routing trace.
 
     In evaluation mode, without gradients, cache and language-model head; the modes are put back
@@ -125,38 +124,7 @@ def traces(model: nn.Module, batches: Iterable[Batch]) -> Iterator[RoutingTrace]
             yield recorder.take()
 
 
-def profile(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    seed: int = 0,
-    on_batch: Callable[[int], None] | None = None,
-) -> CollaborationProfile:
-    """The collaboration profile of `model` on text.
-
-    Args:
-        model: a transformers model; left as it was.
-        batches: as in `traces`.
-        seed: draws the sample of routing sets where there are too many to keep all.
-        on_batch: called after each batch with the number of tokens counted so far.
-
-    Raises:
-        ModelError: the model is not supported.
-        InputError: no batches, or one without input_ids.
-        RoutingError: a router gives NaN scores.
-    """
-    builder = ProfileBuilder(seed=seed)
-    for trace in traces(model, batches):
-        builder.update(trace)
-        if on_batch is not None:
-            on_batch(builder.num_tokens)
-    result = builder.build({**describe_model(model), "seed": seed, "complete": True})
-    if result is None:
-        raise InputError("no batches to profile; give at least one")
-    return result
-
-
-def describe_model(model: nn.Module, sites: tuple[RouterSite, ...] | None = None) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> dict[str, Any]:
     """What a profile's provenance says of its model: family, name and fingerprint."""
     name = getattr(getattr(model, "config", None), "name_or_path", "")
     return {
