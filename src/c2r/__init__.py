@@ -30,17 +30,19 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from c2r.errors import C2RError
-    from c2r.measuring import evaluate, measure_plan
+    from c2r.measuring import RunResult, measure, run
     from c2r.ops.constrained_topk import constrained_topk
     from c2r.planning import make_plan, with_policy
     from c2r.plans import ClusterTopology, LayerPlan, Plan
     from c2r.prediction import predict_traffic
     from c2r.profiling import CollaborationProfile, LayerProfile, measure_collaboration
+    from c2r.results import Measurement, SweepResult, Target
+    from c2r.sweeps import SweepRequest, sweep
     from c2r.tasks import (
         TaskRequest,
         compare_accuracy,
         compare_evaluations,
-        evaluate_on_tasks,
+        evaluate,
         load_tasks,
     )
     from c2r.training import FinetuneSettings, finetune
@@ -65,17 +67,19 @@ _ROOMS = {
         "save_pretrained",
     ),
     "errors": ("C2RError",),
-    "measuring": ("evaluate", "measure_plan"),
+    "measuring": ("RunResult", "measure", "run"),
     "ops.constrained_topk": ("constrained_topk",),
     "planning": ("make_plan", "with_policy"),
     "plans": ("ClusterTopology", "LayerPlan", "Plan"),
     "prediction": ("predict_traffic",),
     "profiling": ("CollaborationProfile", "LayerProfile", "measure_collaboration"),
+    "results": ("Measurement", "SweepResult", "Target"),
+    "sweeps": ("SweepRequest", "sweep"),
     "tasks": (
         "TaskRequest",
         "compare_accuracy",
         "compare_evaluations",
-        "evaluate_on_tasks",
+        "evaluate",
         "load_tasks",
     ),
     "training": ("FinetuneSettings", "finetune"),

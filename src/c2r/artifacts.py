@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
@@ -68,6 +68,28 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically. Raises `InputError` as `atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON data in the file at `path`.
+
+    Raises `ArtifactError` if the file is missing or no JSON, or holds a number that is not finite.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not JSON ({error}); give another file") from None
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The JSON data of `content`. Raises `ValueError` if it is none, or has NaN or infinity."""
+    return json.loads(content, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
 
 
 def encode_artifact(artifact: Artifact) -> bytes:

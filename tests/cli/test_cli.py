@@ -3,12 +3,16 @@
 import json
 import os
 import pickle
+import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.main import get_command
 
 from c2r.cli import app, run_command
 from c2r.ops.backend import OPS_WITH_KERNELS
@@ -118,6 +122,21 @@ def test_plan_json_without_a_file(capsys, folder):
     assert found["layers"][0]["top_t"] == 16  # half of the experts, as published for Qwen
 
 
+def test_a_policy_with_its_strength_is_the_policy_and_its_strength(capsys, folder):
+    plan = ["plan", folder / "profile.safetensors", "--ranks", 4]
+    for together, apart in [
+        (["priced=0.1"], ["priced", "--strength", 0.1]),
+        (["c2r=8,8,6,4"], ["c2r", "--strength", "8,8,6,4"]),
+        (["c2r=8"], ["c2r", "--top-t", 8]),
+    ]:
+        ours, theirs = (call_json(capsys, *plan, "--policy", *words) for words in (together, apart))
+        assert ours["fingerprint"] == theirs["fingerprint"]
+    both = [*plan, "--policy", "priced=0.1", "--strength", 0.2, "--json"]
+    assert_refused(capsys, ["--policy priced=0.1 and --strength 0.2", "leave one out"], *both)
+    both = [*plan, "--policy", "c2r=8", "--top-t", 8, "--json"]
+    assert_refused(capsys, ["give c2r its strength only"], *both)
+
+
 def test_profile_is_the_same_for_a_seed(capsys, folder, tmp_path):
     again = tmp_path / "again.safetensors"
     arguments = ["--tokens", "6000", "--seq-len", "256", "--out", again]
@@ -160,7 +179,7 @@ def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, m
 def test_ranks_share_the_text_and_merge(folder, tmp_path):
     out = tmp_path / "p.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29611", "-m", "c2r.cli", "profile", "tiny", "--tokens", "6000"]
+    command += ["--master-port", "29611", "-m", "c2r", "profile", "tiny", "--tokens", "6000"]
     command += ["--seq-len", "256", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -335,9 +354,47 @@ def test_wrong_flags(capsys):
         assert status == 0 and "--json" in out
 
 
+def commands_of(group, *path):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, *path, name)
+        else:
+            yield " ".join([*path, name]), command
+
+
+COMMANDS = dict(commands_of(get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_an_example_that_the_command_takes(name, capsys):
+    status, out, _ = call(capsys, *name.split(), "--help")
+    last = out.splitlines()[-1]
+    found = re.fullmatch(rf"  Example: (c2r|torchrun .* -m c2r) {name}( .*)", last)
+    assert status == 0 and found, last
+    COMMANDS[name].make_context(name, shlex.split(found[2]))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_defaults_have_one_notation(name):
+    for option in COMMANDS[name].params:
+        assert not re.search(r"\bdefault\b|\]$", option.help or "", re.IGNORECASE), option.name
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert call(capsys, "--version") == (0, f"c2r {version('c2r-moe')}\n", "")
+
+
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "c2r", "frobnicate"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'frobnicate'" in done.stderr
+
+
 def test_help_does_not_import_torch():
     code = (
-        "import sys; from c2r.cli import run_command as run; run(['--help']); "
+        "import sys; from c2r.cli import run_command as run; run(['--help']); run(['--version']); "
         "[run([name, '--help']) for name in ('plan', 'import', 'export', 'profile')];"
         "import c2r; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )

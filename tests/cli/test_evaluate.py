@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
         run_command(["profile", "tiny", "--out", profile, "--tokens", "4096", "--seq-len", "256"])
         == 0
     )
-    policy = ["--policy", "budgeted", "--strength", "0.3"]
+    policy = ["--policy", "budgeted=0.3"]
     assert run_command(["plan", profile, "--ranks", "4", *policy, "--out", plan]) == 0
     items = [{"goal": goal, "sol1": "With care.", "sol2": "Slowly, I see."} for goal in GOALS]
     (folder / "piqa-valid.jsonl").write_text("\n".join(map(json.dumps, items)))

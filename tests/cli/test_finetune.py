@@ -1,19 +1,17 @@
 """`c2r finetune` as a user starts it."""
 
-import inspect
 import json
 import os
-import re
 import signal
 from dataclasses import fields
 
 import pytest
 import torch
+from typer.main import get_command
 
 import c2r
 from c2r.adapters.huggingface import load_tokenizer
-from c2r.cli import run_command
-from c2r.cli.finetune import finetune
+from c2r.cli import app, run_command
 from c2r.plans.model_folder import PLAN_FILE
 from c2r.training import FinetuneSettings, Progress
 from tests.training.material import plan_of, text_bytes, tiny
@@ -97,18 +95,16 @@ WITHOUT_OPTION = {"accumulation", "max_grad_norm", "report_to"}  # two are compu
 
 
 def test_the_defaults_that_help_tells_are_those_of_the_settings():
-    options = inspect.signature(finetune).parameters
+    options = {option.name: option for option in get_command(app).commands["finetune"].params}
     settings = {field.name: field.default for field in fields(FinetuneSettings)}
     assert settings.keys() - options.keys() == WITHOUT_OPTION
     told = {}
     for name in settings.keys() & options.keys():
-        (option,) = options[name].annotation.__metadata__
-        match = re.search(r"\[([^]]+)\]$", option.help)
-        if match:
-            told[name] = match[1]
+        if isinstance(options[name].show_default, str):
+            told[name] = options[name].show_default
             assert options[name].default is None, "a preset may still say otherwise"
     assert told.pop("aux_weight") == "the model's, if it has one" and settings["aux_weight"] is None
-    assert told.pop("bf16") == "no" and settings["bf16"] is False
+    assert told.pop("bf16") == "no-bf16" and settings["bf16"] is False
     assert told.pop("mode") == settings["mode"]
     assert {name: float(text) for name, text in told.items()} == {n: settings[n] for n in told}
     assert len(told) == 8

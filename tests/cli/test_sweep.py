@@ -69,7 +69,7 @@ def test_evaluate_without_a_plan(capsys):
 
 def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
     before = json.loads(swept.read_text())
-    monkeypatch.setattr(c2r.sweeps.resumable, "Sweep", None)
+    monkeypatch.setattr(c2r.sweeps.resumable, "RunningSweep", None)
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", swept, *SMALL, *POLICIES]
     found = call_json(capsys, *arguments, "--spread", "budgeted=0.05,0.3")
     assert found["points"] == before["points"] and "partial" not in found
@@ -125,7 +125,7 @@ def test_every_policy_is_in_the_help(capsys):
 def test_mistakes(capsys, swept, tmp_path):
     profile = swept.with_suffix(".profile.safetensors")
     for arguments, words in [
-        (["--policy", "oracle"], ["oracle", "choose from"]),
+        (["--policy", "oracle"], ["oracle", "choose top_k, c2r"]),
         (["--policy", "budgeted=much"], ["budgeted=much", "budgeted=0.05,0.1"]),
         (["--policy", "budgeted=1"], ["eps = 1.0", "below 1"]),
         (["--policy", "group_limited=5"], ["m = 5", "4 ranks", "from 1 to 4"]),

@@ -24,7 +24,7 @@ def hostile_files(folder):
     """Every name that comes from a model, a file or a measurement holds markup."""
     sweep = sweep_document()
     sweep["points"][0]["policy"] = HOSTILE
-    sweep["request"] = {"model": HOSTILE}
+    sweep["request"]["model"] = HOSTILE
     benchmark = benchmark_document() | {"benchmark": HOSTILE, "baseline": HOSTILE}
     benchmark["cases"][0]["case"]["name"] = HOSTILE
     profile, paths = clustered_profile(model=HOSTILE), [folder / "profile", folder / "sweep"]

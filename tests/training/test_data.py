@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.assets import tiny_folder
 from c2r.errors import InputError
-from c2r.training.data import NO_LOSS, DataSettings, Piece, collate, pack, read_windows
+from c2r.measuring import NO_LOSS
+from c2r.training.data import DataSettings, Piece, collate, pack, read_windows
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"

@@ -8,7 +8,7 @@ from c2r.errors import ModelError
 from c2r.measuring import unconstrained
 from c2r.parallel import simulate
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind
-from c2r.training.losses import balance_loss, divergence_sum, next_token_labels
+from c2r.training.losses import balance_loss, divergence_sum
 from tests.training.material import plan_of, text_bytes, tiny
 
 
@@ -113,8 +113,3 @@ def test_divergence_and_its_gradient():
     ours = divergence_sum(logits, reference)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(2 * ours, logits)[0], gradient)
-
-
-def test_the_next_token_of_each():
-    labels = torch.tensor([[-100, 1, 2], [3, -100, 5]])
-    assert next_token_labels(labels).tolist() == [[1, 2, -100], [-100, 5, -100]]

@@ -4,6 +4,8 @@ A user's mistake ends in one line on stderr and exit status 2; Ctrl-C in status 
 """
 
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -26,8 +28,17 @@ from c2r.cli import (
     sweep,
     traffic,
 )
-from c2r.cli.console import note
+from c2r.cli.console import example, note
 from c2r.errors import C2RError
+
+
+def _show_version(is_asked: bool) -> None:
+    from importlib.metadata import version
+
+    if is_asked:
+        print(f"c2r {version('c2r-moe')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="c2r",
@@ -39,23 +50,39 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("profile")(profile.profile)
-app.command("import")(import_.import_)
-app.command("inspect")(inspect.inspect)
-app.command("plan")(plan.plan)
-app.command("sweep")(sweep.sweep)
-app.command("traffic")(traffic.traffic)
-app.command("apply")(apply.apply)
-app.command("finetune")(finetune.finetune)
-app.command("run")(run.run)
-app.command("measure")(measure.measure)
-app.command("evaluate")(evaluate.evaluate)
-app.command("permute")(permute.permute)
-app.command("export")(export.export)
-app.command("report")(report.report)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+def _add(name: str, command: Callable[..., None], usage: str, start: str = "c2r") -> None:
+    app.command(name, epilog=example(f"{start} {name} {usage}"))(command)
+
+
+_add("profile", profile.profile, "MODEL --text corpus.txt --out profile.safetensors")
+_add("import", import_.import_, "traces/ --format npz --num-experts 64 --out profile.safetensors")
+_add("inspect", inspect.inspect, "profile.safetensors --layer 2")
+_add("plan", plan.plan, "profile.safetensors --ranks 4 --policy priced=0.1 --out plan.safetensors")
+_add("sweep", sweep.sweep, "MODEL --ranks 4 --policy priced=0.03,0.1 --out sweep.json")
+_add("traffic", traffic.traffic, "profile.safetensors --plan plan.safetensors")
+_add("apply", apply.apply, "MODEL --plan plan.safetensors --out constrained/")
+_add("finetune", finetune.finetune, "MODEL --plan plan.safetensors --data corpus.txt --out tuned/")
+_add("run", run.run, "MODEL --plan plan.safetensors", "torchrun --nproc-per-node 4 -m c2r")
+_add("measure", measure.measure, "MODEL --plan plan.safetensors --text corpus.txt")
+_add("evaluate", evaluate.evaluate, "MODEL --plan plan.safetensors --tasks piqa --out piqa.json")
+_add("permute", permute.permute, "MODEL --plan plan.safetensors --out permuted/")
+_add("export", export.export, "--plan plan.safetensors --format sglang --out placement.json")
+_add("report", report.report, "profile.safetensors plan.safetensors sweep.json --out report.html")
 app.add_typer(bench.app, name="bench")
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
+_add("demo", demo.demo, "--out demo/")
+_add("doctor", doctor.doctor, "--json")
 
 
 def main() -> None:

@@ -29,6 +29,11 @@ JsonOption = Annotated[
 ]
 
 
+def example(command: str) -> str:
+    """The last line of a command's help; the mark in front keeps it in one line."""
+    return f"\b\nExample: {command}"
+
+
 def note(message: str) -> None:
     """A line for the user's eyes, on stderr."""
     print(message, file=sys.stderr, flush=True)

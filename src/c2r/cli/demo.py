@@ -3,17 +3,21 @@
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.models import load_model_and_tokenizer, resolve_texts
 
+if TYPE_CHECKING:
+    from c2r.results import Measurement, SweepResult
+    from c2r.sweeps import RunningSweep, SweepRequest
+
 _NUM_RANKS = 4
 _SEQ_LEN = 512
+_BATCH_SIZE = 8
 _SETTINGS = (("c2r", 16), ("c2r", 8), ("priced", 0.03), ("priced", 0.1))
 """Lists of half of the experts, as published for Qwen, and of a quarter; and a price for ranks."""
 _CHOSEN = "priced-0.1"
@@ -32,8 +36,8 @@ def demo(
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    rows = _Demo.prepare(out, tokens).run()
-    page = _write_report(rows, out)
+    rows, sweep = _Demo.prepare(out, tokens).run()
+    page = _write_report(sweep, out)
     seconds = time.monotonic() - started
     if json:
         report = None if page is None else str(page)
@@ -50,6 +54,7 @@ class _Demo:
     out: Path
     model: Any
     tokenizer: Any
+    texts: Any
     calibration: Any
     evaluation: Any
     tokens: int
@@ -60,38 +65,57 @@ class _Demo:
 
         note("The embedded model: byte-level Qwen2-MoE, 4 layers, 32 experts, k = 4.")
         model, tokenizer = load_model_and_tokenizer("tiny")
-        calibration, evaluation = split_texts(resolve_texts(None))
+        texts = resolve_texts(None)
+        calibration, evaluation = split_texts(texts)
         return cls(
             out=out,
             model=model,
             tokenizer=tokenizer,
+            texts=texts,
             calibration=calibration,
             evaluation=evaluation,
             tokens=tokens,
         )
 
-    def run(self) -> list[dict[str, Any]]:
-        from c2r.adapters.huggingface import apply, remove
-        from c2r.planning import STRENGTH_NAMES, make_plan, with_policy
+    def run(self) -> "tuple[list[dict[str, Any]], SweepResult]":
+        """The rows of the table, and the curve that they are on."""
+        from c2r.planning import STRENGTH_NAMES, make_plan
+        from c2r.prediction import predict_traffic
+        from c2r.results import SweepPoint, SweepResult
+        from c2r.sweeps import RunningSweep, describe_request
 
         profile = self._profile()
         profile.save(self.out / "profile.safetensors")
         placed = make_plan(profile, num_ranks=_NUM_RANKS, policy="top_k")
-        rows = self._measure_unconstrained(placed)
-        for policy, strength in _SETTINGS:
-            plan = with_policy(placed, profile, policy, strength)
+        settings = [SweepPoint(policy=name, strength=strength) for name, strength in _SETTINGS]
+        sweep = RunningSweep.of(placed, profile, settings)
+        for (policy, strength), plan in zip(_SETTINGS, sweep.plans[1:], strict=True):
             plan.save(_plan_file(self.out, f"{policy}-{strength}"))
-            apply(self.model, plan)
-            rows.append(self._measure(f"{policy}, {STRENGTH_NAMES[policy]} = {strength}", plan)[0])
-            remove(self.model)
-        self._save_constrained(plan)
-        return rows
+        self._save_constrained(sweep.plans[-1])
+        free, *constrained = self._measure(sweep)
+        baseline, *points = sweep.measured()
+        rows = _unconstrained_rows(baseline, predict_traffic(free, placed).mean, free)
+        for (policy, strength), point, seen in zip(_SETTINGS, points, constrained, strict=True):
+            rows.append(_row(f"{policy}, {STRENGTH_NAMES[policy]} = {strength}", point, seen))
+        request = describe_request(self._request(), self.model, self.texts)
+        return rows, SweepResult(request=request, baseline=baseline, points=tuple(points))
+
+    def _request(self) -> "SweepRequest":
+        from c2r.sweeps import SweepRequest
+
+        return SweepRequest(
+            num_ranks=_NUM_RANKS,
+            policies=tuple(f"{policy}={strength}" for policy, strength in _SETTINGS),
+            num_tokens=self.tokens,
+            seq_len=_SEQ_LEN,
+            batch_size=_BATCH_SIZE,
+        )
 
     def _batches(self, texts: Any) -> Any:
         from c2r.text import token_batches
 
         return token_batches(
-            texts, self.tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=self.tokens
+            texts, self.tokenizer, seq_len=_SEQ_LEN, batch_size=_BATCH_SIZE, num_tokens=self.tokens
         )
 
     def _profile(self) -> Any:
@@ -100,34 +124,18 @@ class _Demo:
         with progress_bar("profiling the first halves", self.tokens) as advance:
             return profile(self.model, self._batches(self.calibration), on_batch=advance.reach)
 
-    def _measure(self, name: str, plan: Any) -> tuple[dict[str, Any], Any]:
-        """The row of the routing in force, placed as planned; and its predicted traffic."""
-        from c2r.measuring import evaluate
-        from c2r.prediction import predict_traffic
-        from c2r.profiling import mean_metrics, measure_collaboration
+    def _measure(self, sweep: "RunningSweep") -> list[Any]:
+        """Measures all plans at once; gives a profile of the routing under each."""
+        from c2r.traces import ProfileBuilder
 
-        with progress_bar(f"{name}: loss and traffic", self.tokens) as advance:
-            found = evaluate(self.model, self._batches(self.evaluation), advance)
-        traffic = predict_traffic(found.profile, plan).mean
-        metrics = mean_metrics([measure_collaboration(layer) for layer in found.profile.layers])
-        row = {
-            "routing": name,
-            "dispatch": "once per rank, placed",
-            "loss": found.loss,
-            "copies": traffic.copies_placed,
-            "rank_load": traffic.rank_load_max_over_mean,
-            "effective_collaborators": metrics.effective_collaborators,
-        }
-        return row, traffic
-
-    def _measure_unconstrained(self, plan: Any) -> list[dict[str, Any]]:
-        placed, traffic = self._measure("plain top-k", plan)
-        contiguous = {**placed, "rank_load": traffic.rank_load_max_over_mean_contiguous}
-        return [
-            {**contiguous, "dispatch": "once per expert", "copies": traffic.copies_k_fold},
-            {**contiguous, "dispatch": "once per rank", "copies": traffic.copies_contiguous},
-            placed,
-        ]
+        builders = [ProfileBuilder() for _ in sweep.plans]
+        batches = self._batches(self.evaluation)
+        with progress_bar("measuring the second halves", self.tokens) as advance:
+            for num_tokens in sweep.run(
+                self.model, batches, lambda index, trace: builders[index].update(trace)
+            ):
+                advance(num_tokens)
+        return [builder.build() for builder in builders]
 
     def _save_constrained(self, plan: Any) -> None:
         from c2r.adapters.huggingface import apply, remove, save_pretrained
@@ -140,17 +148,41 @@ class _Demo:
         remove(self.model)
 
 
+def _row(name: str, found: "Measurement", seen: Any) -> dict[str, Any]:
+    from c2r.profiling import mean_metrics, measure_collaboration
+
+    metrics = mean_metrics([measure_collaboration(layer) for layer in seen.layers])
+    return {
+        "routing": name,
+        "dispatch": "once per rank, placed",
+        "loss": found.loss,
+        "copies": found.copies,
+        "rank_load": found.rank_load_max_over_mean,
+        "effective_collaborators": metrics.effective_collaborators,
+    }
+
+
+def _unconstrained_rows(found: "Measurement", traffic: Any, seen: Any) -> list[dict[str, Any]]:
+    """Plain top-k, sent and placed in three ways."""
+    placed = _row("plain top-k", found, seen)
+    contiguous = {**placed, "rank_load": traffic.rank_load_max_over_mean_contiguous}
+    return [
+        {**contiguous, "dispatch": "once per expert", "copies": traffic.copies_k_fold},
+        {**contiguous, "dispatch": "once per rank", "copies": found.copies_contiguous},
+        placed,
+    ]
+
+
 def _plan_file(out: Path, name: str) -> Path:
     return out / f"plan-{name}.safetensors"
 
 
-def _write_report(rows: list[dict[str, Any]], out: Path) -> Path | None:
+def _write_report(sweep: "SweepResult", out: Path) -> Path | None:
     """The page of what the demo found; None where plotly is not installed."""
-    from c2r.artifacts import write_text
     from c2r.reporting import build_report, read_inputs, write_page
 
     curve = out / "curve.json"
-    write_text(curve, dumps(_curve(rows)) + "\n")
+    sweep.save(curve)
     if find_spec("plotly") is None:
         note("no report: it needs plotly, `pip install 'c2r-moe[report]'`")
         return None
@@ -158,30 +190,6 @@ def _write_report(rows: list[dict[str, Any]], out: Path) -> Path | None:
     plan = _plan_file(out, _CHOSEN)
     write_page(build_report(read_inputs([out / "profile.safetensors", plan, curve])), page)
     return page
-
-
-def _curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows in the shape of a sweep."""
-    _, contiguous, placed, *constrained = rows
-    figures = [
-        {
-            "loss": row["loss"],
-            "copies": row["copies"],
-            "rank_load_max_over_mean": row["rank_load"],
-        }
-        for row in (placed, *constrained)
-    ]
-    baseline = {
-        "policy": "top_k",
-        **figures[0],
-        "copies_contiguous": contiguous["copies"],
-    }
-    points = [
-        {"policy": policy, "strength": strength, **point}
-        for (policy, strength), point in zip(_SETTINGS, figures[1:], strict=True)
-    ]
-    request = {"model": "tiny", "num_ranks": _NUM_RANKS, "command": "c2r demo"}
-    return {"request": request, "baseline": baseline, "points": points}
 
 
 def _show(rows: list[dict[str, Any]], out: Path) -> None:

@@ -1,14 +1,14 @@
-"""`c2r tasks`: which items of standard tasks a model has right, and whether a plan changed that."""
+"""`c2r evaluate`: which items of tasks a model has right, and whether a plan changed that."""
 
 import json as json_format
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table
-from c2r.cli.models import DtypeOption, load_model_and_tokenizer
+from c2r.cli.models import DtypeOption, PlanOption, load_model_and_tokenizer, plan_of
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,10 +20,7 @@ def evaluate(
         str | None,
         typer.Argument(help="Hugging Face folder or hub name; `tiny` is the embedded model."),
     ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Plan from `c2r plan`. [that of the model's folder, else plain top-k]"),
-    ] = None,
+    plan: PlanOption = None,
     tasks: Annotated[
         str,
         typer.Option(
@@ -42,13 +39,16 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items.")] = None,
     shots: Annotated[
-        int | None, typer.Option(help="Solved items in each prompt. [the task's]")
+        int | None,
+        typer.Option(help="Solved items in each prompt.", show_default="the task's own"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Requests per forward pass.")] = 8,
     seed: Annotated[int, typer.Option(help="Draws the shots, and the resamples.")] = 0,
     against: Annotated[
         str | None,
-        typer.Option(help="Another model to compare with. [the same with plain top-k]"),
+        typer.Option(
+            help="Another model to compare with.", show_default="the same with plain top-k"
+        ),
     ] = None,
     against_plan: Annotated[
         Path | None, typer.Option(help="Plan of the model that is compared with.")
@@ -90,9 +90,17 @@ def evaluate(
             seed=seed,
         )
         other = against is not None or against_plan is not None
-        sides = [_Side(model, plan, dtype, not other_weights, not (other or no_compare))]
+        sides = [
+            _Side(
+                model=model,
+                plan=plan,
+                dtype=dtype,
+                strict=not other_weights,
+                with_plain=not (other or no_compare),
+            )
+        ]
         if other and not no_compare:
-            sides.append(_Side(against or model, against_plan, dtype, not other_weights, False))
+            sides.append(replace(sides[0], model=against or model, plan=against_plan))
         loaded = load_tasks(request)
         found = [evaluation for side in sides for evaluation in side.answer(loaded)]
         document = found[0].to_json()
@@ -114,31 +122,27 @@ def evaluate(
         _show(found, comparison)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Side:
-    """A model and its plan; where it compares, plain top-k on the same placement too."""
+    """A model and its plan; `with_plain`, then plain top-k on the same placement too."""
 
     model: str
     plan: Path | None
     dtype: str
     strict: bool
-    compares: bool
+    with_plain: bool
 
     def answer(self, tasks: "LoadedTasks") -> "list[TaskEvaluation]":
-        from c2r.adapters.huggingface import applied_plan
-        from c2r.measuring import free_plan, unconstrained
-        from c2r.plans import Plan
-        from c2r.tasks import evaluate_on_tasks
+        from c2r.measuring import unconstrained
+        from c2r.tasks import evaluate as evaluate_tasks
 
         model, tokenizer = load_model_and_tokenizer(self.model, self.dtype)
-        plan = applied_plan(model) or free_plan(model)
-        if self.plan is not None:
-            plan = Plan.load(self.plan)
+        plan = plan_of(model, self.plan)
         plain = unconstrained(plan)
         plans = [plan]
-        if self.compares and plain.fingerprint != plan.fingerprint:
+        if self.with_plain and plain.fingerprint != plan.fingerprint:
             plans.append(plain)
-        return [evaluate_on_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
+        return [evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
 
 
 def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:

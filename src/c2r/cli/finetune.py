@@ -35,7 +35,9 @@ def finetune(
     ],
     mode: Annotated[
         str | None,
-        typer.Option(help="full, router (routers only) or lora (adapters and routers). [full]"),
+        typer.Option(
+            help="full, router (routers only) or lora (adapters and routers).", show_default="full"
+        ),
     ] = None,
     preset: Annotated[
         str | None,
@@ -48,41 +50,50 @@ def finetune(
         int | None, typer.Option("--steps", help="Optimizer steps, in place of epochs.")
     ] = None,
     num_epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes over the data. [1]")
+        int | None, typer.Option("--epochs", help="Passes over the data.", show_default="1")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows per step, over all processes. [16]")
+        int | None, typer.Option(help="Windows per step, over all processes.", show_default="16")
     ] = None,
     batch_per_pass: Annotated[
         int,
         typer.Option(min=1, help="Windows per forward pass of a process, at most; they add up."),
     ] = 4,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak. [2e-5]")] = None,
-    warmup: Annotated[
-        float | None, typer.Option(help="Share of the steps to reach it. [0]")
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its peak.", show_default="2e-5")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [0]")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps to reach it.", show_default="0")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0")] = None,
     kl_weight: Annotated[
-        float | None, typer.Option(help="Weight of the KL from the unconstrained model. [0]")
+        float | None,
+        typer.Option(help="Weight of the KL from the unconstrained model.", show_default="0"),
     ] = None,
     aux_weight: Annotated[
-        float | None, typer.Option(help="Weight of the balance loss. [the model's, if it has one]")
+        float | None,
+        typer.Option(help="Weight of the balance loss.", show_default="the model's, if it has one"),
     ] = None,
     anneal_steps: Annotated[
-        int | None, typer.Option(help="First steps, in which the policy tightens. [0]")
+        int | None,
+        typer.Option(help="First steps, in which the policy tightens.", show_default="0"),
     ] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters. [16]")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapters.", show_default="16")
+    ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     overlong: Annotated[
         str, typer.Option(help="What becomes of longer conversations: truncate or drop.")
     ] = "truncate",
     packing: Annotated[bool, typer.Option(help="Several pieces of text in one window.")] = True,
     eval_data: Annotated[
-        list[Path] | None, typer.Option(help="Held-out data, as --data. [a share of --data]")
+        list[Path] | None,
+        typer.Option(help="Held-out data, as --data.", show_default="a share of --data"),
     ] = None,
     eval_share: Annotated[float, typer.Option(help="Share of the windows to hold out.")] = 0.02,
     bf16: Annotated[
-        bool | None, typer.Option(help="Compute in bfloat16, weights in --dtype. [no]")
+        bool | None,
+        typer.Option(help="Compute in bfloat16, weights in --dtype.", show_default="no-bf16"),
     ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Recompute layers in backward, to hold less.")
@@ -104,7 +115,7 @@ def finetune(
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
     goes on from the last checkpoint to the same weights. On several processes: `torchrun
-    --nproc-per-node P -m c2r.cli finetune ...`; the results are those of one. The tuned model is
+    --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model is
     loaded with `c2r.from_pretrained(OUT)`.
     """
     arguments = dict(locals())  # options that are settings have the settings' names
@@ -159,7 +170,7 @@ def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") ->
     if settings.expert_parallel and num_processes() == 1:
         raise InputError(
             "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
-            f"{plan.topology.num_ranks} -m c2r.cli finetune ...`"
+            f"{plan.topology.num_ranks} -m c2r finetune ...`"
         )
     load = (
         (lambda source, chosen: load_parallel(source, plan, chosen))

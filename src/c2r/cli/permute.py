@@ -15,7 +15,8 @@ def permute(
     model: Annotated[str, typer.Argument(help="Folder with safetensors weights, or `tiny`.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not hold anything yet.")],
     plan: Annotated[
-        Path | None, typer.Option(help="Plan from `c2r plan`. Default: the one in the folder.")
+        Path | None,
+        typer.Option(help="Plan from `c2r plan`.", show_default="the one in the folder"),
     ] = None,
     undo: Annotated[
         bool, typer.Option("--undo", help="Restore the original order of a permuted folder.")

@@ -19,15 +19,25 @@ def plan(
     nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
     top_t: Annotated[
         str | None,
-        typer.Option(help="Partners per expert: one number, or one per layer: 8,8,6,4. [E/2]"),
+        typer.Option(
+            help="Partners per expert: one number, or one per layer: 8,8,6,4.",
+            show_default="half of the experts",
+        ),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Routing policy: " + ", ".join(_POLICIES) + ". [c2r]"),
+        typer.Option(
+            help="Routing policy, and its strength, as priced=0.1 or, one per layer, "
+            "c2r=8,8,6,4: " + ", ".join(_POLICIES) + ".",
+            show_default="c2r",
+        ),
     ] = None,
     strength: Annotated[
         str | None,
-        typer.Option(help="The policy's T, m, eps or price: one number, or one per layer."),
+        typer.Option(
+            help="The policy's T, m, eps or price, apart from its name: one number, or one per "
+            "layer."
+        ),
     ] = None,
     sweep: Annotated[
         Path | None,
@@ -83,6 +93,7 @@ def plan(
         topology = ClusterTopology(num_ranks=ranks, num_nodes=nodes)
         made = _plan_by_target(loaded, sweep, topology, {**target, "max_load": max_load})
     else:
+        name, chosen = _choose(policy or "c2r", strength)
         with (
             naming_flags(objective="--objective"),
             progress_bar("planning, layers", loaded.num_layers) as advance,
@@ -92,8 +103,8 @@ def plan(
                 num_ranks=ranks,
                 num_nodes=nodes,
                 top_t=_parse_numbers("--top-t", top_t),
-                policy=policy or "c2r",
-                strength=_parse_numbers("--strength", strength),
+                policy=name,
+                strength=chosen,
                 seed=seed,
                 objective=objective,
                 max_load=max_load,
@@ -137,9 +148,10 @@ def _check_options(
 def _plan_by_target(
     profile: Any, sweep: Path, topology: Any, target: dict[str, float | None]
 ) -> Any:
-    from c2r.sweeps import Target, plan_from_sweep, read_sweep
+    from c2r.planning import plan_from_sweep
+    from c2r.results import SweepResult, Target
 
-    made = plan_from_sweep(read_sweep(sweep), profile, topology, Target(**target))
+    made = plan_from_sweep(SweepResult.load(sweep), profile, topology, Target(**target))
     expected = made.provenance["expected"]
     note(
         f"picked {expected['policy']} {expected['strength']}: "
@@ -147,6 +159,20 @@ def _plan_by_target(
         "token were measured"
     )
     return made
+
+
+def _choose(policy: str, strength: str | None) -> tuple[str, Any]:
+    """The policy, and its strength if one is given."""
+    from c2r.planning import parse_policy
+
+    name, strengths = parse_policy(policy)
+    if strengths and strength is not None:
+        raise InputError(
+            f"--policy {policy} and --strength {strength} both give a strength; leave one out"
+        )
+    if strengths:
+        return name, strengths[0] if len(strengths) == 1 else strengths
+    return name, _parse_numbers("--strength", strength)
 
 
 def _parse_numbers(option: str, text: str | None) -> Any:

@@ -29,7 +29,7 @@ def run(
     dispatcher: Annotated[
         str, typer.Option(help="zero_redundancy, hierarchical, all_gather or k_fold.")
     ] = "zero_redundancy",
-    num_chunks: Annotated[
+    chunks: Annotated[
         int, typer.Option(help="Parts of a batch that travel and compute at the same time.")
     ] = 1,
     timeout: Annotated[
@@ -40,25 +40,25 @@ def run(
 ) -> None:
     """Run a model on text with its experts spread over ranks; report loss, speed and traffic.
 
-    Start it by `torchrun --nproc-per-node P -m c2r.cli run MODEL --plan PLAN`, with as many
+    Start it by `torchrun --nproc-per-node P -m c2r run MODEL --plan PLAN`, with as many
     processes as the plan has ranks. In one process the model runs whole, for comparison: the loss
     is the same.
     """
+    from c2r import measuring
     from c2r.adapters.huggingface import ParallelOptions
-    from c2r.measuring import evaluate_parallel
     from c2r.plans import Plan
     from c2r.text import token_batches
 
-    options = ParallelOptions(dispatcher=dispatcher, num_chunks=num_chunks, timeout=timeout)
+    options = ParallelOptions(dispatcher=dispatcher, num_chunks=chunks, timeout=timeout)
     texts = resolve_texts(text)
     loaded, tokenizer = _load(model, dtype, Plan.load(plan), options)
     batches = list(
         token_batches(texts, tokenizer, seq_len=seq_len, batch_size=batch_size, num_tokens=tokens)
     )
     with progress_bar("running, tokens of this rank", None) as advance:
-        result = evaluate_parallel(loaded, batches, advance)
+        result = measuring.run(loaded, batches, advance)
     if is_first_process():
-        _report({"dispatcher": dispatcher, "num_chunks": num_chunks, **result.to_json()}, json)
+        _report({"dispatcher": dispatcher, "num_chunks": chunks, **result.to_json()}, json)
 
 
 def _load(model: str, dtype: str, plan: "Plan", options: Any) -> tuple[Any, Any]:

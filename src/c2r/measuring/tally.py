@@ -1,4 +1,4 @@
-"""What one plan costs and saves on text: sums that grow batch by batch, and figures of them."""
+"""What one plan costs and sends on text: sums that grow batch by batch, and what they come to."""
 
 import math
 from copy import copy
@@ -9,43 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from c2r.measuring.forward import ForwardPass
 from c2r.plans import LayerPlan, Plan, contiguous_placement, load_max_over_mean, remote_share
+from c2r.results import Measurement, Strength
 from c2r.traces import LayerTrace, RoutingTrace, used_places
 from c2r.types import Float
 
 _QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """Quality and traffic under one plan.
-
-    Attributes:
-        loss: nats per predicted token.
-        perplexity: exp(loss).
-        kl: of the reference's next-token distribution to this one, nats per predicted token.
-        top1_agreement: share of predicted tokens whose likeliest next token is the reference's.
-        copies: distinct ranks that a token visits, mean over tokens and layers, its own counted.
-        copies_contiguous: the same, were the experts placed in the order of their ids.
-        remote_copies: `copies` but for the token's own rank, on any rank with equal chance.
-        node_copies: distinct nodes that a token visits.
-        rank_load_max_over_mean: expert rows of the busiest rank over the mean; mean over layers.
-        active_experts_per_rank: distinct experts that a batch uses on a rank, mean over batches,
-            ranks and layers.
-        num_tokens: predicted tokens.
-    """
-
-    loss: float
-    perplexity: float
-    kl: float
-    top1_agreement: float
-    copies: float
-    copies_contiguous: float
-    remote_copies: float
-    node_copies: float
-    rank_load_max_over_mean: float
-    active_experts_per_rank: float
-    num_tokens: int
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -133,6 +103,13 @@ class Tally:
         else:
             self.routing.add(routing)
 
+    def add_windows(self, found: ForwardPass, reference: ForwardPass) -> None:
+        """Adds every row of a batch in which a token is predicted, as a window of its own."""
+        for row, kept in enumerate(found.is_predicted):
+            if kept.any():
+                ours, theirs = (pass_.logits[row][kept] for pass_ in (found, reference))
+                self.add_window(ours, theirs, found.targets[row][kept])
+
     def add_window(self, logits: Tensor, reference: Tensor, targets: Tensor) -> None:
         """Adds one window: `[predicted, vocabulary]` logits, `[predicted]` token ids."""
         ours, theirs = (values.float().log_softmax(-1) for values in (logits, reference))
@@ -144,22 +121,36 @@ class Tally:
         self.kl += float(divergence.double().sum())
         self.num_agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
 
-    def figures(self, plan: Plan) -> Figures:
-        """The figures so far; at least one token must have been predicted."""
-        assert self.routing is not None, "no batch was counted"
+    def measured(self, plan: Plan, reference: "Tally | None" = None) -> Measurement:
+        """What it comes to so far; at least one token must have been predicted.
+
+        Args:
+            plan: the plan that was tallied.
+            reference: of plain top-k on the same windows; None where this is plain top-k.
+        """
+        assert self.routing is not None, "a batch was counted"
         routing, total = self.routing, sum(self.num_predicted)
         means = routing.means()
         loss = sum(self.losses) / total
-        return Figures(
+        increase, interval = self.loss_increase(self if reference is None else reference)
+        return Measurement(
+            policy="+".join(dict.fromkeys(layer.policy for layer in plan.layers)),
+            strength=_shared([layer.strength for layer in plan.layers]),
             loss=loss,
             perplexity=math.exp(loss),
             kl=self.kl / total,
+            copies=means["copies"],
+            copies_contiguous=means["copies_contiguous"],
+            rank_load_max_over_mean=means["rank_load_max_over_mean"],
             top1_agreement=self.num_agreeing / total,
             remote_copies=means["copies"] * remote_share(plan.topology.num_ranks),
             node_copies=float((routing.node_copies / routing.num_tokens).mean()),
             active_experts_per_rank=float(routing.active_experts.mean() / self.num_batches),
             num_tokens=total,
-            **means,
+            loss_increase=increase,
+            loss_increase_interval=interval,
+            plan_fingerprint=plan.fingerprint,
+            num_ranks=plan.topology.num_ranks,
         )
 
     def loss_increase(self, reference: "Tally") -> tuple[float, tuple[float, float]]:
@@ -190,3 +181,7 @@ class Tally:
         if routing is not None:
             routing = RoutingTally(**{k: np.array(v) for k, v in routing.items()})
         return cls(**{**document, "routing": routing})
+
+
+def _shared(strengths: list[float]) -> Strength:
+    return strengths[0] if len(set(strengths)) == 1 else tuple(strengths)

@@ -1,5 +1,6 @@
 """Profile and devices in, plan out. Knows neither models nor process groups."""
 
+from c2r.planning.from_sweep import plan_from_sweep
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
 from c2r.planning.planner import make_plan
@@ -7,6 +8,7 @@ from c2r.planning.policies import (
     LayerShape,
     PolicySetting,
     free_strength,
+    parse_policy,
     settings_per_layer,
     with_policy,
 )
@@ -22,7 +24,9 @@ __all__ = [
     "free_strength",
     "make_plan",
     "order_partners",
+    "parse_policy",
     "place_experts",
+    "plan_from_sweep",
     "replicate_experts",
     "settings_per_layer",
     "spread_strengths",

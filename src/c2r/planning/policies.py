@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from c2r.errors import PlanError
+from c2r.errors import InputError, PlanError
 from c2r.ops.limits import check_top_t
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import check_ranks
@@ -72,6 +72,31 @@ class PolicySetting:
         return np.empty((layer.num_experts, 0), dtype=np.int64)
 
 
+def parse_policy(text: str) -> tuple[str, tuple[float, ...]]:
+    """The policy and the strengths of `priced=0.1` or `budgeted=0.05,0.1`; none of `priced`.
+
+    Raises:
+        InputError: what follows the `=` is not numbers with commas between.
+        PlanError: the policy is unknown.
+    """
+    policy, equals, strengths = text.partition("=")
+    _check_known(policy)
+    if not equals:
+        return policy, ()
+    try:
+        return policy, tuple(float(part) for part in strengths.split(","))
+    except ValueError:
+        raise InputError(
+            f"the strengths of {text} are not numbers with commas between; write priced=0.1 or "
+            "budgeted=0.05,0.1"
+        ) from None
+
+
+def _check_known(policy: str) -> None:
+    if policy not in STRENGTH_NAMES:
+        raise PlanError(f"policy {policy!r} is unknown; choose {', '.join(STRENGTH_NAMES)}")
+
+
 def settings_per_layer(
     policy: str,
     strength: float | Sequence[float] | None,
@@ -87,8 +112,7 @@ def settings_per_layer(
         PlanError: the policy is unknown, there are not as many strengths as layers, one does not
             fit its layer, or there are more ranks than experts.
     """
-    if policy not in STRENGTH_NAMES:
-        raise PlanError(f"policy {policy!r} is unknown; choose {', '.join(STRENGTH_NAMES)}")
+    _check_known(policy)
     if strength is None:
         strengths = [_default_strength(policy, layer) for layer in layers]
     elif isinstance(strength, int | float | np.integer | np.floating):

@@ -34,12 +34,13 @@ class LayerTraffic:
 
     Attributes:
         copies_k_fold: rows sent by k-fold dispatch, one per expert: k.
-        copies_contiguous: distinct ranks visited, experts placed in the order of their ids.
-        copies_placed: distinct ranks visited under the plan's placement.
+        copies_contiguous: distinct ranks that a token visits, its own counted, with the experts
+            placed in the order of their ids.
+        copies_placed: the same under the plan's placement; measured, it is `Measurement.copies`.
         remote_copies_k_fold: expected rows of k-fold dispatch that leave the token's own rank.
         remote_copies_contiguous: the same of `copies_contiguous`.
         remote_copies_placed: the same of `copies_placed`.
-        node_copies_contiguous: distinct nodes visited, the token's own counted.
+        node_copies_contiguous: distinct nodes that a token visits, its own counted.
         node_copies_placed: the same under the plan's placement.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean, as placed.
         rank_load_max_over_mean_contiguous: the same, experts in the order of their ids.

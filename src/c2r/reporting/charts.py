@@ -42,7 +42,8 @@ class Series:
 class Chart:
     """Series on common axes; `style` says how they are drawn.
 
-    `table` stands behind the chart where it tells more than the series do.
+    `table` stands behind the chart where it tells more than the series do. Where `linear_to` is
+    given, matplotlib draws y linear up to it and logarithmic beyond; plotly has no such axis.
     """
 
     slug: str
@@ -53,6 +54,7 @@ class Chart:
     style: Literal["lines", "bars"] = "lines"
     note: str = ""
     table: Table | None = None
+    linear_to: float | None = None
 
     def to_table(self) -> Table:
         """The numbers that are drawn."""

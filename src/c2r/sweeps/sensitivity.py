@@ -5,20 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from c2r.adapters.huggingface import prepare
-from c2r.measuring.measure import check_predicted, measure_plans, unconstrained
-from c2r.measuring.tally import Tally
+from c2r.measuring import Tally, check_predicted, measure_plans, unconstrained
 from c2r.planning import LayerSensitivity, free_strength, spread_strengths, with_policy
 from c2r.plans import Plan
 from c2r.profiling import CollaborationProfile
-from c2r.sweeps.sweep import SweepPoint
+from c2r.results import SweepPoint
+from c2r.text import Batch
 
 
 def spread_points(
     model: Any,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     placed: Plan,
     profile: CollaborationProfile,
     points: Sequence[SweepPoint],
@@ -41,8 +40,8 @@ def spread_points(
     return tuple(
         SweepPoint(
             policy=point.policy,
-            strength=spread_strengths(
-                layers, float(np.mean([layer.copies[index] for layer in layers]))
+            strength=tuple(
+                spread_strengths(layers, float(np.mean([layer.copies[index] for layer in layers])))
             ),
         )
         for index, point in enumerate(points, start=1)
@@ -50,7 +49,7 @@ def spread_points(
 
 
 def measure_sensitivity(
-    model: Any, batches: Iterable[dict[str, Tensor]], plans: Sequence[Plan]
+    model: Any, batches: Iterable[Batch], plans: Sequence[Plan]
 ) -> list[LayerSensitivity]:
     """How much the output minds each layer, at the strength it has in each plan.
 

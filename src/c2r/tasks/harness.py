@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import capture, describe_model, enforce, prepare
-from c2r.adapters.huggingface.routers.sites import evaluating
+from c2r.adapters.huggingface import capture, describe_model, enforce, evaluating, prepare
 from c2r.errors import InputError
-from c2r.measuring.measure import keeping_plan
-from c2r.measuring.tally import RoutingTally
+from c2r.measuring import RoutingTally, keeping_plan
 from c2r.plans import Plan
 from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
 from c2r.tasks.results import TaskEvaluation, TaskResult
@@ -26,7 +24,7 @@ from c2r.tasks.results import TaskEvaluation, TaskResult
 _METRICS = ("acc", "exact_match")  # those that are right or wrong for each item, in this order
 
 
-def evaluate_on_tasks(
+def evaluate(
     model: Any, tokenizer: Any, tasks: LoadedTasks, plan: Plan, *, strict: bool = True
 ) -> TaskEvaluation:
     """The answers of `model` under `plan`.
@@ -51,7 +49,7 @@ def evaluate_on_tasks(
     for task in flat:
         task.set_fewshot_seed(seed=request.seed)
     with quiet(), keeping_plan(model), evaluating(model), _counting(model, plan) as tallies:
-        from lm_eval.evaluator import evaluate
+        from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
 
         enforce(model, prepared)
@@ -61,7 +59,7 @@ def evaluate_on_tasks(
             batch_size=request.batch_size,
             prefix_token_id=_prefix(tokenizer),
         )
-        found = evaluate(
+        found = evaluator.evaluate(
             lm,
             {"tasks": {task.task_name: task for task in flat}},
             samples={task.task_name: _fitting(task, lm, request.limit) for task in flat},

@@ -1,7 +1,7 @@
 """What is compared: cases, the size of the layer, and what each case took."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,45 @@ class CaseTimes:
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data."""
         return {**asdict(self), "over_longer_alone": self.over_longer_alone}
+
+
+def dispatcher_cases(
+    routings: Iterable[str], topology: ClusterTopology, chunks: Sequence[int] = ()
+) -> list[Case]:
+    """Every way to run the layer, k-fold dispatch first: the baseline.
+
+    Args:
+        routings: names of those of a recording; all but the unconstrained run placed only.
+        topology: the ranks; on several nodes there is hierarchical dispatch too.
+        chunks: numbers of parts in which k-fold and the placed cases also overlap.
+    """
+    once = Case(name="zero_redundancy", dispatcher="zero_redundancy")
+    placed = replace(once, name="zero_redundancy, placed", is_placed=True)
+    cases = [
+        Case(name="k_fold", dispatcher="k_fold"),
+        Case(name="all_gather", dispatcher="all_gather"),
+        once,
+        placed,
+    ]
+    cases += [
+        replace(placed, name=f"{placed.name}, {routing}", routing=routing)
+        for routing in routings
+        if routing != UNCONSTRAINED
+    ]
+    overlapped = [case for case in cases if case.is_placed or case.dispatcher == "k_fold"]
+    if topology.num_nodes > 1:
+        name = "hierarchical"
+        cases += [
+            replace(case, name=case.name.replace(case.dispatcher, name), dispatcher=name)
+            for case in cases
+            if case.dispatcher == once.dispatcher
+        ]
+    cases += [
+        replace(case, name=f"{case.name}, {count} chunks", num_chunks=count)
+        for case in overlapped
+        for count in chunks
+    ]
+    return cases
 
 
 def predict_rows(case: Case, expert_ids: Int, placement: Int, topology: ClusterTopology) -> int:

@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2r.errors import InputError
+from c2r.measuring import NO_LOSS
 from c2r.text import Text, read_texts
 from c2r.training.conversations import read_conversations, render
-
-NO_LOSS = -100
-"""The label of a token that is not to be learnt."""
 
 _NUM_OPEN = 1024
 """Latest windows that a piece may still join. All of them would make packing quadratic; older ones

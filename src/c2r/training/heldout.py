@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from c2r.adapters.huggingface import capture, enforce, prepare
-from c2r.adapters.huggingface.routers.sites import evaluating
+from c2r.adapters.huggingface import enforce, prepare
 from c2r.errors import InputError
-from c2r.measuring import RoutingTally
+from c2r.measuring import RoutingTally, observing
 from c2r.plans import Plan
-from c2r.training.data import NO_LOSS, Window, collate
-from c2r.training.losses import cross_entropy_sum, next_token_labels
+from c2r.training.data import Window, collate
+from c2r.training.losses import cross_entropy_sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,17 +57,15 @@ def measure_held_out(
     """
     enforce(model, prepare(model, plan, strict=False))
     total, num_predicted, tally = 0.0, 0, None
-    with evaluating(model), torch.no_grad(), capture(model) as recorder:
+    with observing(model) as observe:
         for start in range(0, len(windows), batch_size):
             batch = collate(windows[start : start + batch_size])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            targets = next_token_labels(batch.pop("labels"))
-            mask = batch.pop("attention_mask").flatten().bool()
-            is_predicted = targets != NO_LOSS
-            logits = model(**batch, use_cache=False).logits[is_predicted]
-            total += float(cross_entropy_sum(logits, targets[is_predicted]))
-            num_predicted += len(logits)
-            counted = RoutingTally.count(recorder.take().of_tokens(mask), plan)
+            mask = batch.pop("attention_mask").flatten().bool()  # positions tell packed pieces
+            found, trace = observe(batch)
+            kept = found.is_predicted
+            total += float(cross_entropy_sum(found.logits[kept], found.targets[kept]))
+            num_predicted += int(kept.sum())
+            counted = RoutingTally.count(trace.of_tokens(mask.to(kept.device)), plan)
             if tally is None:
                 tally = counted
             else:

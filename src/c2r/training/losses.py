@@ -9,16 +9,10 @@ from torch import Tensor
 from c2r.errors import ModelError
 from c2r.parallel import Comm
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, score_mass, used_places
-from c2r.training.data import NO_LOSS
 
 _ROWS = 1024
 """Rows of logits that are widened to float32 at a time: 0.5 GB at a vocabulary of 128,000.
 Chosen by hand."""
-
-
-def next_token_labels(labels: Tensor) -> Tensor:
-    """For each position the token that follows it, `[batch, tokens]`; -100 where none counts."""
-    return F.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
 
 
 def balance_loss(trace: RoutingTrace, mask: Tensor, comm: Comm | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from c2r.measuring.tally import RoutingTally
+from c2r.measuring import RoutingTally
 from c2r.plans import Plan
 from c2r.profiling import measure_collaboration
 from c2r.traces import ProfileBuilder, RoutingTrace

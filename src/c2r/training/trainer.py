@@ -13,12 +13,13 @@ from transformers import PrinterCallback, TrainerCallback
 
 from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
 from c2r.errors import RoutingError, TrainingError
+from c2r.measuring import NO_LOSS, next_token_targets
 from c2r.parallel import Comm, join_world
 from c2r.plans import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import anneal
-from c2r.training.data import NO_LOSS, Window
-from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
+from c2r.training.data import Window
+from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum
 from c2r.training.metrics import routing_metrics
 from c2r.training.resuming import ResumableTrainer
 from c2r.training.settings import FinetuneSettings
@@ -108,7 +109,8 @@ class ConstrainedTrainer(ResumableTrainer):
     ) -> Any:
         """Mean nats per predicted token of the whole step, KL and balance loss added."""
         batch = dict(inputs)
-        targets = next_token_labels(batch.pop("labels"))
+        targets = next_token_targets(batch)
+        del batch["labels"]
         mask = batch.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
         # DDP takes the mean over processes; times their number it is the sum, over all tokens of
         # the step: so the loss does not depend on how a step is split.
@@ -167,7 +169,7 @@ class ConstrainedTrainer(ResumableTrainer):
         self, batch_samples: list[dict[str, Tensor]], device: torch.device
     ) -> Tensor:
         """Predicted tokens of a step, over all accumulated batches and processes."""
-        counts = [(next_token_labels(batch["labels"]) != NO_LOSS).sum() for batch in batch_samples]
+        counts = [(next_token_targets(batch) != NO_LOSS).sum() for batch in batch_samples]
         total: Tensor = self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
         return total
 

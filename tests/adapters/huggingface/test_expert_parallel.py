@@ -199,7 +199,7 @@ def rows_sent_as_predicted(comm):
     ids = tokens(comm.size, 64)[comm.rank : comm.rank + 1]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with counting_rows(model) as rows:
-        profile = c2r.evaluate(model, [batch]).profile
+        profile = c2r.profile(model, [batch])
     predicted = c2r.predict_traffic(profile, plan)
     for sent, layer in zip(rows.values(), predicted.layers, strict=True):
         assert int(sent.sum()) == round(layer.copies_placed * ids.numel())

@@ -22,7 +22,7 @@ from c2r.adapters.huggingface.folders import (
 )
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
-from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
+from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule, evaluating
 from c2r.adapters.huggingface.routers.skeleton import read_model_layers
 from c2r.adapters.huggingface.taps.install import (
     ConstraintReport,
@@ -53,6 +53,7 @@ __all__ = [
     "counting_rows",
     "describe_model",
     "enforce",
+    "evaluating",
     "expert_parameters",
     "experts_forward",
     "find_sites",

@@ -1,4 +1,4 @@
-"""Runs a model under several plans on the same text."""
+"""Runs a model under one plan or several on the same text."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,22 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from c2r.adapters.huggingface import (
     PreparedPlan,
     applied_plan,
-    capture,
     enforce,
     find_sites,
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.routers.sites import evaluating
 from c2r.errors import InputError, ModelError
+from c2r.measuring.forward import Batch, observing
 from c2r.measuring.tally import RoutingTally, Tally
 from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.results import Measurement
+from c2r.traces import RoutingTrace
 
 
 def unconstrained(plan: Plan) -> Plan:
@@ -51,12 +50,52 @@ def free_plan(model: Any) -> Plan:
     return Plan(layers=layers, topology=ClusterTopology(num_ranks=1))
 
 
+def measure(
+    model: Any,
+    batches: Iterable[Batch],
+    plan: Plan | None = None,
+    *,
+    strict: bool = True,
+    on_batch: Callable[[int], None] | None = None,
+) -> Measurement:
+    """What `plan` costs in quality and sends, beside plain top-k on the same placement.
+
+    Args:
+        model: a causal language model; its mode and the plan that is applied to it are put back.
+        batches: dicts of `input_ids` and `attention_mask`, `[batch, seq_len]`; each row is one
+            window of the interval.
+        plan: made for `model`; need not be applied. None for plain top-k, all experts on one rank.
+        strict: also require that the router weights are those that were profiled.
+        on_batch: called with the tokens of each batch, padding included.
+
+    Raises:
+        InputError: the batches hold no token to predict.
+        PlanMismatchError: the plan was made for another model.
+        ModelError: the model is not supported, or its loss is not finite.
+        RoutingError: a router gives NaN scores.
+    """
+    plan = free_plan(model) if plan is None else plan
+    free = unconstrained(plan)
+    plans = (plan,) if plan.fingerprint == free.fingerprint else (free, plan)
+    tallies = [Tally() for _ in plans]
+    prepared = [prepare(model, entry, strict) for entry in plans]
+    for num_tokens in measure_plans(model, batches, prepared, tallies):
+        if on_batch is not None:
+            on_batch(num_tokens)
+    check_predicted(tallies[0])
+    reference = tallies[0].measured(plans[0])
+    if len(plans) == 1:
+        return reference
+    return replace(tallies[1].measured(plan, tallies[0]), reference=reference)
+
+
 def measure_plans(
     model: Any,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     plans: Sequence[PreparedPlan],
     tallies: Sequence[Tally],
-) -> Iterator[None]:
+    on_trace: Callable[[int, RoutingTrace], None] | None = None,
+) -> Iterator[int]:
     """Runs every plan on each batch in turn; yields after each batch, when all tallies are level.
 
     The first plan is the reference of all. Its logits of one batch are held, no more. The model's
@@ -68,26 +107,28 @@ def measure_plans(
             window of the tallies.
         plans: prepared for `model`.
         tallies: one for each plan, grown in place.
+        on_trace: called with the index of each plan and how the model routed a batch under it.
+
+    Yields:
+        the tokens of the batch, padding included.
 
     Raises:
         ModelError: the loss is not finite.
         RoutingError: a router gives NaN scores.
     """
-    with (
-        keeping_plan(model),
-        evaluating(model),
-        torch.no_grad(),
-        capture(model) as recorder,
-    ):
+    with keeping_plan(model), observing(model) as observe:
         for batch in batches:
-            reference: Tensor | None = None
-            for prepared, tally in zip(plans, tallies, strict=True):
+            reference = None
+            for index, (prepared, tally) in enumerate(zip(plans, tallies, strict=True)):
                 enforce(model, prepared)
-                logits = _logits(model, batch)
-                reference = logits if reference is None else reference
-                tally.add_routing(RoutingTally.count(recorder.take(), prepared.plan))
-                _add_windows(tally, logits, reference, batch)
-            yield
+                found, trace = observe(batch)
+                reference = found if reference is None else reference
+                tally.add_routing(RoutingTally.count(trace, prepared.plan))
+                tally.add_windows(found, reference)
+                _check_finite(tally)
+                if on_trace is not None:
+                    on_trace(index, trace)
+            yield batch["input_ids"].numel()
 
 
 @contextmanager
@@ -104,58 +145,15 @@ def keeping_plan(model: Any) -> Iterator[None]:
             enforce(model, prepared)
 
 
-def measure_plan(
-    model: Any,
-    batches: Iterable[dict[str, Tensor]],
-    plan: Plan,
-    *,
-    strict: bool = True,
-    on_batch: Callable[[], None] | None = None,
-) -> tuple[Tally, Tally]:
-    """The tallies of plain top-k on the plan's placement, and of `plan`.
-
-    Args:
-        model: a causal language model.
-        batches: as in `measure_plans`.
-        plan: made for `model`; need not be applied.
-        strict: also require that the router weights are those that were profiled.
-        on_batch: called after each batch.
-
-    Raises:
-        InputError: the batches hold no token to predict.
-        PlanMismatchError: the plan was made for another model.
-        ModelError, RoutingError: as `measure_plans`.
-    """
-    plans = [prepare(model, entry, strict) for entry in (unconstrained(plan), plan)]
-    reference, tally = Tally(), Tally()
-    for _ in measure_plans(model, batches, plans, (reference, tally)):
-        if on_batch is not None:
-            on_batch()
-    check_predicted(tally)
-    return reference, tally
-
-
 def check_predicted(tally: Tally) -> None:
     """Raises `InputError` if no token was predicted."""
     if not sum(tally.num_predicted):
         raise InputError("the text holds no token to predict; give more text")
 
 
-def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits
-
-
-def _add_windows(tally: Tally, logits: Tensor, reference: Tensor, batch: dict[str, Tensor]) -> None:
-    ids, mask = batch["input_ids"].to(logits.device), batch["attention_mask"].to(logits.device)
-    is_predicted = (mask[:, 1:] * mask[:, :-1]).bool()
-    for row, kept in enumerate(is_predicted):
-        if kept.any():
-            window, expected = (values[row, :-1][kept] for values in (logits, reference))
-            tally.add_window(window, expected, ids[row, 1:][kept])
+def _check_finite(tally: Tally) -> None:
     if not math.isfinite(sum(tally.losses)):
         raise ModelError(
-            "the model's loss is not finite on this text; check its weights, and its dtype "
-            "(--dtype float32)"
+            "the model's loss is not finite on this text; check its weights, and its dtype: "
+            "float32 has the widest range"
         )

@@ -1,0 +1,54 @@
+"""The plan of a sweep's measured point that meets a target."""
+
+from dataclasses import asdict, replace
+
+from c2r.errors import PlanMismatchError
+from c2r.planning.planner import make_plan
+from c2r.plans import ClusterTopology, Plan
+from c2r.profiling import CollaborationProfile
+from c2r.results import SweepResult, Target
+
+
+def plan_from_sweep(
+    sweep: SweepResult,
+    profile: CollaborationProfile,
+    topology: ClusterTopology,
+    target: Target,
+) -> Plan:
+    """The plan of the measured point that meets `target` best.
+
+    Its provenance holds the target, and under `expected` the measurement as JSON data.
+
+    Args:
+        sweep: of the model that is planned for.
+        profile: the one that the sweep planned by, which it wrote beside its JSON.
+        topology: the devices, those of the sweep.
+        target: what is asked.
+
+    Raises:
+        PlanError: no point meets the target.
+        PlanMismatchError: the sweep was of other devices or of another profile.
+    """
+    swept = sweep.topology
+    if swept != topology:
+        raise PlanMismatchError(
+            f"the sweep is of {swept.num_ranks} ranks on {swept.num_nodes} nodes, not of "
+            f"{topology.num_ranks} on {topology.num_nodes}; sweep those"
+        )
+    found = sweep.pick(target)
+    plan = make_plan(
+        profile,
+        num_ranks=topology.num_ranks,
+        num_nodes=topology.num_nodes,
+        policy=found.policy,
+        strength=found.strength,
+        seed=sweep.request["seed"],
+        max_load=sweep.request["max_load"],
+    )
+    if plan.fingerprint != found.plan_fingerprint:
+        raise PlanMismatchError(
+            "the sweep planned by another profile; give the one that it wrote beside its JSON "
+            "(*.profile.safetensors)"
+        )
+    provenance = {**plan.provenance, "target": asdict(target), "expected": found.to_json()}
+    return replace(plan, provenance=provenance)
