@@ -213,7 +213,8 @@ def main():
     for each in layers.values():
         each.run()
     deviations = errors(layers, contenders.own)
-    seconds = interleave({name: each.run for name, each in layers.items()}, args.rounds)
+    runs = {name: each.run for name, each in layers.items()}
+    seconds = interleave(runs, ProcessGroupComm(), args.rounds)
     if contenders.rank == 0:
         report(contenders, seconds, deviations)
     dist.destroy_process_group()

@@ -1,6 +1,5 @@
 """`c2r bench`: how long things take, here."""
 
-import os
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,12 @@ import typer
 
 from c2r.cli.console import JsonOption, example, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
-from c2r.cli.processes import is_first_process, num_processes
+from c2r.cli.processes import (
+    is_first_process,
+    network_interface,
+    num_processes,
+    num_processes_per_machine,
+)
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,7 +84,9 @@ def parallel(
     shared = share_recording(own)
     if save_recording is not None and is_first_process():
         shared.save(save_recording)
-    report = time_dispatchers(shared, shape, rounds, chunks or (), _note_round(rounds))
+    report = time_dispatchers(
+        shared, shape, rounds, chunks or (), _note_round(rounds), network_interface()
+    )
     if not is_first_process():
         return
     document = report.to_json()
@@ -106,7 +112,7 @@ def _topology() -> "ClusterTopology":
     from c2r.plans import ClusterTopology
 
     num_ranks = num_processes()
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    per_node = num_processes_per_machine()
     return ClusterTopology(
         num_ranks=num_ranks, num_nodes=num_ranks // per_node if per_node > 1 else 1
     )

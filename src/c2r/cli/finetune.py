@@ -1,6 +1,5 @@
 """`c2r finetune`: a model adapted to its constraint."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.models import DtypeOption, ModelArgument, load_model_and_tokenizer
-from c2r.cli.processes import is_first_process, num_processes
+from c2r.cli.processes import is_first_process, num_processes, place_on_machine
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") ->
     remove(loaded)  # a folder may carry a plan
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
-        loaded.to(f"{kind}:{os.environ.get('LOCAL_RANK', '0')}")
+        loaded.to(f"{kind}:{place_on_machine()}")
     return loaded, tokenizer
 
 

@@ -1,6 +1,5 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from c2r.cli.models import (
     load_model_and_tokenizer,
     resolve_texts,
 )
-from c2r.cli.processes import is_first_process
+from c2r.cli.processes import is_first_process, is_launched
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -65,7 +64,7 @@ def run(
 def _load(model: str, dtype: str, plan: "Plan", options: Any) -> tuple[Any, Any]:
     from c2r.adapters.huggingface import apply, load_parallel
 
-    if "WORLD_SIZE" in os.environ:
+    if is_launched():
         loaded, tokenizer = load_model_and_tokenizer(
             model, dtype, lambda source, chosen: load_parallel(source, plan, chosen, options)
         )

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from c2r.adapters.huggingface import counting_rows, evaluating, is_parallel
 from c2r.errors import InputError
 from c2r.measuring.forward import Batch, forward
-from c2r.parallel import gather_bytes
+from c2r.parallel import gather_bytes, join_world
 from c2r.types import Int
 
 
@@ -71,8 +70,8 @@ def run(
         InputError: there are fewer batches than ranks, or nothing to predict.
         RoutingError, CommunicationError: as the model.
     """
-    is_spread = is_parallel(model)
-    rank, size = (dist.get_rank(), dist.get_world_size()) if is_spread else (0, 1)
+    world = join_world() if is_parallel(model) else None
+    rank, size = (world.rank, world.size) if world else (0, 1)
     if len(batches) < size:
         raise InputError(
             f"the text gives {len(batches)} batches for {size} ranks; give more text, or shorter "
@@ -99,7 +98,7 @@ def run(
         "rows": {name: sent.tolist() for name, sent in rows.items()},
     }
     data = json.dumps(mine).encode()
-    return _merge([json.loads(part) for part in (gather_bytes(data) if is_spread else [data])])
+    return _merge([json.loads(part) for part in (gather_bytes(data, world) if world else [data])])
 
 
 def _merge(parts: Sequence[dict[str, Any]]) -> RunResult:

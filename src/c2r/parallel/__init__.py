@@ -10,12 +10,14 @@ draws one token through a dispatch.
 """
 
 from c2r.parallel.agreement import agree
-from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes, gather_bytes
+from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.layer import parallel_moe
 from c2r.parallel.profiles import save_merged
+from c2r.parallel.sharded import is_sharded
 from c2r.parallel.simulated import SimulatedComm, simulate
+from c2r.parallel.world import gather_bytes, join_world
 
 __all__ = [
     "DISPATCHERS",
@@ -29,6 +31,8 @@ __all__ = [
     "SplitSizes",
     "agree",
     "gather_bytes",
+    "is_sharded",
+    "join_world",
     "make_dispatcher",
     "parallel_moe",
     "save_merged",

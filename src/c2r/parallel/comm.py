@@ -1,11 +1,12 @@
-"""The only place that knows ranks: exchange between the processes that torchrun started.
+"""Exchange between the processes that torchrun started; no other room touches torch.distributed.
 
 A `Comm` sends rows of a tensor to every rank and brings those that every rank sent. Exchanges are
 differentiable: the backward of one is the opposite exchange. They must be started by all ranks in
 the same order, and so must their backwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from c2r.errors import CommunicationError
-from c2r.parallel.faults import grace_seconds, missing_ranks
+from c2r.parallel.faults import first_line, grace_seconds, missing_ranks
 from c2r.parallel.pending import Pending
 from c2r.parallel.wire import RAW, Codec, TaggedCodec
 
@@ -77,6 +78,14 @@ class Comm(Protocol):
         """
         ...
 
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Adds up `tensor` over the ranks, in place. Raises `CommunicationError` as `exchange`."""
+        ...
+
+    def barrier(self) -> None:
+        """Waits until all ranks are here. Raises `CommunicationError` as `exchange`."""
+        ...
+
     def subset(self, members: Sequence[int]) -> "Comm":
         """The group of some of the ranks, this one among them; every rank must ask for its own."""
         ...
@@ -125,6 +134,14 @@ class ProcessGroupComm:
 
         return Pending(arrive)
 
+    def all_reduce(self, tensor: Tensor) -> None:
+        """See `Comm.all_reduce`."""
+        self._complete(dist.all_reduce, tensor, what="the sum over ranks")
+
+    def barrier(self) -> None:
+        """See `Comm.barrier`."""
+        self._complete(dist.barrier, what="the barrier")
+
     def subset(self, members: Sequence[int]) -> "ProcessGroupComm":
         """See `Comm.subset`; asked again for the same ranks, the same group."""
         key = tuple(members)
@@ -137,31 +154,38 @@ class ProcessGroupComm:
 
     def start(self, sent: Tensor, received: Tensor, sizes: SplitSizes) -> Any:
         """Starts one exchange of raw rows; gives the work to `finish`."""
-        try:
+        parts = list(sizes.receive), list(sizes.send)
+        with self._naming_who_is_missing(sizes.what):
             return dist.all_to_all_single(
-                received,
-                sent.contiguous(),
-                list(sizes.receive),
-                list(sizes.send),
-                group=self.group,
-                async_op=True,
+                received, sent.contiguous(), *parts, group=self.group, async_op=True
             )
-        except RuntimeError as error:
-            raise self._failure(sizes, error) from None
 
     def finish(self, work: Any, sizes: SplitSizes) -> None:
         """Waits for the exchange. Raises `CommunicationError` if a rank does not answer."""
-        try:
-            work.wait(timedelta(seconds=self.timeout - grace_seconds(self.timeout)))
-        except RuntimeError as error:
-            raise self._failure(sizes, error) from None
+        with self._naming_who_is_missing(sizes.what):
+            self._wait(work)
 
-    def _failure(self, sizes: SplitSizes, error: RuntimeError) -> CommunicationError:
-        missing = missing_ranks(self.group, sizes.what, self.timeout)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    def _complete(self, collective: Callable[..., Any], *tensors: Tensor, what: str) -> None:
+        with self._naming_who_is_missing(what):
+            self._wait(collective(*tensors, group=self.group, async_op=True))
+
+    def _wait(self, work: Any) -> None:
+        work.wait(timedelta(seconds=self.timeout - grace_seconds(self.timeout)))
+
+    @contextmanager
+    def _naming_who_is_missing(self, what: str) -> Iterator[None]:
+        """Turns a failure of torch's in the block into a `CommunicationError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._failure(what, error) from None
+
+    def _failure(self, what: str, error: RuntimeError) -> CommunicationError:
+        missing = missing_ranks(self.group, what, self.timeout)
+        reason = first_line(error)
         who = f"rank {', '.join(map(str, missing))}" if missing else "a rank"
         return CommunicationError(
-            f"{who} did not answer rank {self.rank} in {sizes.what} (timeout "
+            f"{who} did not answer rank {self.rank} in {what} (timeout "
             f"{self.timeout:g} s; {reason}); look at the output of {who}"
         )
 
@@ -236,19 +260,3 @@ class _Arrive(torch.autograd.Function):
         # what was sent, so it is handed over in `trip.back`, and any tensor of the shape will do.
         ctx.trip.back.start(grad.contiguous())
         return grad, None
-
-
-def gather_bytes(data: bytes) -> list[bytes]:
-    """The data of every rank, in rank order, on every rank; starts a gloo group where none is."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(data)]))
-    longest = int(max(lengths))
-    padded = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
-    received = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
-    dist.all_gather(received, padded)
-    return [
-        block[: int(length)].numpy().tobytes()
-        for block, length in zip(received, lengths, strict=True)
-    ]

@@ -36,3 +36,9 @@ def missing_ranks(group: Any, what: str, timeout: float) -> tuple[int, ...]:
     except RuntimeError:  # The process that keeps the store is gone.
         return ()
     return tuple(sorted(missing))
+
+
+def first_line(error: RuntimeError) -> str:
+    """What torch said, without its stack."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no reason given"

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import torch.distributed as dist
-
 from c2r.artifacts import decode_artifact, encode_artifact
-from c2r.parallel.comm import gather_bytes
+from c2r.parallel.world import gather_bytes, join_world
 from c2r.profiling import CollaborationProfile
 
 
@@ -19,9 +17,10 @@ def save_merged(own: CollaborationProfile, path: str | Path) -> CollaborationPro
     Raises:
         InputError: the profiles are of different models, or the file cannot be written.
     """
-    parts = gather_bytes(encode_artifact(own.to_artifact()))
+    world = join_world(backend="gloo")
+    parts = gather_bytes(encode_artifact(own.to_artifact()), world)
     merged = None
-    if dist.get_rank() == 0:
+    if world.rank == 0:
         first, *others = (
             CollaborationProfile.from_artifact(decode_artifact(part, "profile")) for part in parts
         )
@@ -29,5 +28,5 @@ def save_merged(own: CollaborationProfile, path: str | Path) -> CollaborationPro
         for other in others:
             merged = merged.merge(other)
         merged.save(path)
-    gather_bytes(b"written")
+    world.barrier()
     return merged

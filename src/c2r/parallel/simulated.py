@@ -68,6 +68,14 @@ class SimulatedComm:
         )
         return Pending.of(received)
 
+    def all_reduce(self, tensor: Tensor) -> None:
+        """See `Comm.all_reduce`."""
+        tensor.copy_(torch.stack(self._trade([tensor.clone()] * self.size)).sum(0))
+
+    def barrier(self) -> None:
+        """See `Comm.barrier`."""
+        self._trade([None] * self.size)
+
     def subset(self, members: Sequence[int]) -> "SimulatedComm":
         """See `Comm.subset`."""
         return SimulatedComm(self._world_rank, tuple(members), self._meetings)

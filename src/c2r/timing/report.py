@@ -58,6 +58,7 @@ def time_dispatchers(
     num_rounds: int,
     chunks: Sequence[int] = (),
     on_round: Callable[[int], None] | None = None,
+    interface: str | None = None,
 ) -> TimingReport:
     """Times every dispatcher on `recording`; the same report on all ranks but for `machine`.
 
@@ -67,13 +68,14 @@ def time_dispatchers(
         num_rounds: how often each case runs.
         chunks: as in `dispatcher_cases`.
         on_round: called with the number of each round when it is over.
+        interface: as in `time_cases`.
 
     Raises:
         InputError, CommunicationError: as `time_cases`.
     """
     cases = dispatcher_cases(recording.routings, recording.topology, chunks)
     return TimingReport(
-        cases=tuple(time_cases(recording, cases, shape, num_rounds, on_round)),
+        cases=tuple(time_cases(recording, cases, shape, num_rounds, on_round, interface)),
         topology=recording.topology,
         losses={name: routing.loss for name, routing in recording.routings.items()},
         settings={

@@ -1,7 +1,6 @@
 """Runs all cases on the ranks of this process group, in interleaved rounds."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from c2r.errors import InputError
-from c2r.parallel import Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
+from c2r.parallel import Comm, Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
 from c2r.plans import contiguous_placement, load_max_over_mean
 from c2r.timing.cases import Case, CaseTimes, TimedLayer, predict_rows
 from c2r.timing.clocks import Spread, interface_bytes, spread_of_ratios
@@ -34,6 +32,7 @@ def time_cases(
     shape: TimedLayer,
     num_rounds: int,
     on_round: Callable[[int], None] | None = None,
+    interface: str | None = None,
 ) -> list[CaseTimes]:
     """Times every case on every layer of `recording`, in interleaved rounds; the same on all ranks.
 
@@ -43,12 +42,14 @@ def time_cases(
         shape: of the layer.
         num_rounds: how often each case runs.
         on_round: called with the number of each round when it is over.
+        interface: the network interface that the ranks send through, to count its bytes; None
+            counts none.
 
     Raises:
         InputError: the recording is for another number of ranks, or has too few tokens.
         CommunicationError: a rank does not answer.
     """
-    bench = _Bench(recording, shape)
+    bench = _Bench(recording, shape, interface)
     runners = [_Runner(case, bench) for case in cases]
     for runner in runners:
         runner.warm_up()
@@ -61,23 +62,24 @@ def time_cases(
             ("communication", runner.run_communication),
         )
     }
-    seconds = interleave(runs, num_rounds, on_round)
+    seconds = interleave(runs, bench.comm, num_rounds, on_round)
     return _report(runners, seconds, num_rounds)
 
 
 def interleave(
     runs: Mapping[Any, Callable[[], None]],
+    comm: Comm,
     num_rounds: int,
     on_round: Callable[[int], None] | None = None,
 ) -> dict[Any, list[float]]:
-    """Seconds of each run in each round, from all ranks ready until all are through."""
+    """Seconds of each run in each round, from all ranks of `comm` ready until all are through."""
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for index in range(num_rounds):
         for name, run in runs.items():
-            dist.barrier()
+            comm.barrier()
             before = time.perf_counter()
             run()
-            dist.barrier()
+            comm.barrier()
             seconds[name].append(time.perf_counter() - before)
         if on_round is not None:
             on_round(index)
@@ -97,9 +99,10 @@ class _Inputs:
 class _Bench:
     """What the cases share on this rank: routing, inputs, expert weights and clocks."""
 
-    def __init__(self, recording: Recording, shape: TimedLayer) -> None:
+    def __init__(self, recording: Recording, shape: TimedLayer, interface: str | None) -> None:
         self.recording = recording
         self.shape = shape
+        self.interface = interface
         self.meter = Meter()
         self.comm = ClockedComm(self.meter)
         self._experts: dict[tuple[int, ...], SwiGLUExperts] = {}
@@ -152,6 +155,11 @@ class _Bench:
             weights=torch.from_numpy(weights[self.comm.rank].copy()).requires_grad_(),
             grad_output=grad_output,
         )
+
+    def bytes_sent(self) -> int | None:
+        """Bytes that left through the interface of this rank's exchanges so far."""
+        counted = interface_bytes(self.interface or "")
+        return None if counted is None else counted[0]
 
     def _by_rank(self, tokens: Any) -> Any:
         size, count = self.comm.size, self.shape.num_tokens
@@ -243,10 +251,10 @@ class _Runner:
         """The layers as they are, clocked part by part."""
         meter = self.bench.meter
         meter.watch.seconds.clear()
-        before = _bytes_sent()
+        before = self.bench.bytes_sent()
         for layer in self.layers:
             layer.step(meter.around(layer.experts))
-        after = _bytes_sent()
+        after = self.bench.bytes_sent()
         for part in _PARTS:
             self.seconds[part] += meter.watch.seconds[part]
         if before is None or after is None or self.bytes_sent is None:
@@ -349,9 +357,3 @@ def _case_times(
         bytes_predicted=_PASSES * row_bytes * runner.rows_predicted,
         error=max(rank["error"] for rank in figures),
     )
-
-
-def _bytes_sent() -> int | None:
-    """Bytes that left through the interface of this rank's exchanges so far."""
-    counted = interface_bytes(os.environ.get("GLOO_SOCKET_IFNAME", ""))
-    return None if counted is None else counted[0]

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from c2r.errors import ModelError
+from c2r.parallel import Comm
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind, score_mass, used_places
 
 _ROWS = 1024
@@ -15,7 +15,7 @@ _ROWS = 1024
 Chosen by hand."""
 
 
-def balance_loss(trace: RoutingTrace, mask: Tensor, num_processes: int = 1) -> Tensor:
+def balance_loss(trace: RoutingTrace, mask: Tensor, comm: Comm | None = None) -> Tensor:
     """E * sum_i f_i * p_i of the experts that were chosen, as transformers pools it over layers.
 
     f_i is the number of experts i per token and p_i the mean probability of expert i, both means
@@ -26,11 +26,13 @@ def balance_loss(trace: RoutingTrace, mask: Tensor, num_processes: int = 1) -> T
     Args:
         trace: of one forward pass, padding included, scores attached to the graph.
         mask: `[tokens]` bool, the tokens that count.
-        num_processes: how many share the batch. The gradient of each is then that of its own
-            tokens; the mean of the processes' gradients, as DDP takes it, is that of the loss.
+        comm: the processes that share the batch, where they are several. The gradient of each is
+            then that of its own tokens; the mean of the processes' gradients, as DDP takes it, is
+            that of the loss.
 
     Raises:
         ModelError: the layers do not have the same experts.
+        CommunicationError: a process does not answer.
     """
     widths = {layer.scores.shape[-1] for layer in trace.layers}
     if len(widths) != 1:
@@ -43,8 +45,9 @@ def balance_loss(trace: RoutingTrace, mask: Tensor, num_processes: int = 1) -> T
     mass = torch.stack([_probabilities(layer)[mask].sum(0) for layer in trace.layers]).sum(0)
     totals = torch.cat([counts, (mask.sum() * len(trace.layers)).to(counts.dtype)[None]])
     # Counts carry no gradient, so one sum over processes is all that the frequencies need.
-    if num_processes > 1:
-        dist.all_reduce(totals)
+    if comm is not None:
+        comm.all_reduce(totals)
+    num_processes = 1 if comm is None else comm.size
     frequency, num_rows = totals[:-1] / totals[-1], totals[-1]
     return num_experts * num_processes * (frequency * mass).sum() / num_rows
 

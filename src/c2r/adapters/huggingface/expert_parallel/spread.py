@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
@@ -38,7 +37,14 @@ from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerpr
 from c2r.adapters.huggingface.routers.sites import model_type
 from c2r.adapters.huggingface.taps.install import find_sites
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
-from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
+from c2r.parallel import (
+    Handle,
+    ProcessGroupComm,
+    agree,
+    join_world,
+    make_dispatcher,
+    parallel_moe,
+)
 from c2r.plans import LayerPlan, Plan, contiguous_placement
 from c2r.types import Int
 
@@ -201,11 +207,10 @@ def load_parallel(
 
     Raises:
         InputError, ArtifactError: as `c2r.load_model`.
-        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`.
+        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`; or not all
+            processes come within `options.timeout`.
     """
-    if not dist.is_initialized():
-        dist.init_process_group()
-    comm = ProcessGroupComm(timeout=options.timeout)
+    comm = join_world(options.timeout)
     if comm.size == 1:
         model = load_model(source, dtype)
         parallelize(model, plan, options=options)
