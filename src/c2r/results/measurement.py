@@ -83,11 +83,14 @@ class Measurement:
         return sum(max(layer) * len(layer) for layer in self.rank_visits) / len(self.rank_visits)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data by the names of the attributes; without `reference` where there is none."""
+        """JSON data by the names of the attributes, without those that there are not."""
         document = asdict(self)
         document["strength"] = strength_to_json(self.strength)
         document["loss_increase_interval"] = list(self.loss_increase_interval)
         del document["reference"]
+        for name in ("rank_rows", "rank_visits", "node_visits"):
+            if not document[name]:
+                del document[name]
         if self.reference is not None:
             document["reference"] = self.reference.to_json()
         return document
