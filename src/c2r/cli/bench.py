@@ -54,6 +54,15 @@ def parallel(
     hidden_size: Annotated[int, typer.Option(help="Of the layer that is timed.")] = 1024,
     intermediate_size: Annotated[int, typer.Option(help="Of its experts.")] = 512,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    emulate: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="Emulate devices: experts take the time of their rows at so many rows a second, "
+            "and no processor.",
+            show_default="real products",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
     out: Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.")] = None,
     json: JsonOption = False,
@@ -74,6 +83,7 @@ def parallel(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         dtype=_dtype(dtype),
+        rows_per_second=emulate,
     )
     texts, own = resolve_texts(text), None
     if is_first_process() and recording is not None:
@@ -159,7 +169,9 @@ def _note_round(rounds: int) -> Any:
 def _show(report: "TimingReport") -> None:
     columns = ["case", "loss", "ms", "of the first", "index", "out", "compute", "back", "load"]
     rows = [_row(times, report.losses[times.case.routing]) for times in report.cases]
-    print_table("One MoE layer, forward and backward", [*columns, "MB"], rows)
+    rate = report.settings["emulated_rows_per_second"]
+    compute = "" if rate is None else f"; compute emulated, {rate:,.0f} rows a second"
+    print_table(f"One MoE layer, forward and backward{compute}", [*columns, "MB"], rows)
     print(
         "loss: nats per token of the recorded text. of the first: median ratio of a round, with\n"
         "quartiles. index, out, compute, back: mean ms of a rank in index and copies, waiting\n"

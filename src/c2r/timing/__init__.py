@@ -6,7 +6,7 @@ are interleaved, so that a disturbance hits all of them. Only what is sent, and 
 
 from c2r.timing.cases import Case, CaseTimes, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
-from c2r.timing.experts import SwiGLUExperts
+from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
 from c2r.timing.recording import (
     RecordedRouting,
     Recording,
@@ -20,6 +20,7 @@ from c2r.timing.run import interleave, time_cases
 __all__ = [
     "Case",
     "CaseTimes",
+    "EmulatedExperts",
     "RecordedRouting",
     "Recording",
     "Spread",

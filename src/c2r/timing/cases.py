@@ -16,12 +16,16 @@ from c2r.types import Int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedLayer:
-    """Size of the layer to time: tokens of each rank, and of its SwiGLU experts."""
+    """Size of the layer to time: tokens of each rank, and of its SwiGLU experts.
+
+    With `rows_per_second` the experts are those of an emulated device: see `EmulatedExperts`.
+    """
 
     num_tokens: int
     hidden_size: int
     intermediate_size: int
     dtype: torch.dtype
+    rows_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,6 +84,7 @@ def time_dispatchers(
             "intermediate_size": shape.intermediate_size,
             "dtype": str(shape.dtype).removeprefix("torch."),
             "rounds": num_rounds,
+            "emulated_rows_per_second": shape.rows_per_second,
         },
         machine={
             "processor": platform.machine(),

@@ -15,7 +15,7 @@ from c2r.parallel import Comm, Dispatcher, Handle, gather_bytes, make_dispatcher
 from c2r.plans import contiguous_placement, load_max_over_mean
 from c2r.timing.cases import Case, CaseTimes, TimedLayer, predict_rows
 from c2r.timing.clocks import Spread, interface_bytes, spread_of_ratios
-from c2r.timing.experts import SwiGLUExperts
+from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
 from c2r.timing.meter import ClockedComm, Meter
 from c2r.timing.recording import Recording
 from c2r.types import Int
@@ -180,6 +180,9 @@ class _Layer:
             num_nodes=bench.recording.topology.num_nodes,
         )
         self.experts = bench.experts(placement)
+        # The real products are run once, to check the outputs; what is timed may be emulated.
+        rate = bench.shape.rows_per_second
+        self.timed_experts: ExpertsFn = self.experts if rate is None else EmulatedExperts(rate)
         self.inputs = bench.inputs(case, index)
         self.expert_inputs: list[tuple[Tensor, Tensor]] = []
         self.num_rows_sent = 0  # to other ranks, on the way to experts
@@ -221,7 +224,7 @@ class _Layer:
     def compute(self) -> None:
         """The experts alone, forward and backward, on what they were given."""
         for rows, counts in self.expert_inputs:
-            torch.autograd.backward(self.experts(rows, counts), rows.detach())
+            torch.autograd.backward(self.timed_experts(rows, counts), rows.detach())
             rows.grad = None
         self.experts.forget_gradients()
 
@@ -253,7 +256,7 @@ class _Runner:
         meter.watch.seconds.clear()
         before = self.bench.bytes_sent()
         for layer in self.layers:
-            layer.step(meter.around(layer.experts))
+            layer.step(meter.around(layer.timed_experts))
         after = self.bench.bytes_sent()
         for part in _PARTS:
             self.seconds[part] += meter.watch.seconds[part]
