@@ -1,7 +1,7 @@
 """Measures many plans of one model: the curve of quality against traffic."""
 
 from c2r.sweeps.grid import DEFAULT_POLICIES, default_points
-from c2r.sweeps.optimize import Optimized, optimize
+from c2r.sweeps.optimize import Optimized, optimize, shares_of
 from c2r.sweeps.resumable import SweepRequest, describe_request, sweep
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import measure_sensitivity, spread_points
@@ -15,6 +15,7 @@ __all__ = [
     "describe_request",
     "measure_sensitivity",
     "optimize",
+    "shares_of",
     "spread_points",
     "sweep",
 ]

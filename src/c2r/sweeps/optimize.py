@@ -137,7 +137,7 @@ def choose(
 ) -> Optimized:
     """The measured plan of least time within the loss; arguments as `optimize`."""
     times = {
-        id(found): measured_time(_shares(found), cluster, workload)
+        id(found): measured_time(shares_of(found), cluster, workload)
         for found in (result.baseline, *result.points)
     }
     allowed = [
@@ -170,7 +170,8 @@ def choose(
     )
 
 
-def _shares(found: Measurement) -> list[RankShares]:
+def shares_of(found: Measurement) -> list[RankShares]:
+    """What came to each rank in each layer while it was measured."""
     layers = zip(found.rank_rows, found.rank_visits, found.node_visits, strict=True)
     return [
         RankShares(rows=np.array(rows), visits=np.array(visits), node_visits=np.array(nodes))
