@@ -1,4 +1,4 @@
-"""Predicts from a profile and a plan what will be sent, and how load falls. Runs no model."""
+"""Predicts traffic and load of a plan from a profile. Runs no model."""
 
 from c2r.prediction.rank_traffic import RankTraffic, predict_rank_traffic
 from c2r.prediction.traffic import (
