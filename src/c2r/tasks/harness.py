@@ -31,8 +31,8 @@ def evaluate_on_tasks(
 ) -> TaskEvaluation:
     """The answers of `model` under `plan`.
 
-    An item of a multiple-choice task is right where the right choice is the likeliest, `acc` of the
-    harness. The plan that was applied to the model, and its modes, are put back.
+    An item of a multiple-choice task counts as correct if the correct choice has the highest
+    likelihood (`acc` of the harness). The model's own plan and its modes are restored afterwards.
 
     Args:
         model: a causal language model.
@@ -107,7 +107,7 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
 
 
 def _is_token(input_ids: Tensor) -> Tensor:
-    """`[batch * tokens]` bool: false for the zeros with which the harness fills up its rows."""
+    """`[batch * tokens]` bool: false for the zeros with which the harness pads its rows."""
     return (input_ids != 0).flip(1).cumsum(1).flip(1).flatten() > 0
 
 
