@@ -1,4 +1,4 @@
-"""A whole sweep of a model, from its text to the curve; goes on where it was interrupted."""
+"""A whole sweep of a model, from its text to the curve; resumes where it was interrupted."""
 
 import json
 import time
@@ -29,7 +29,7 @@ Points = tuple[SweepPoint, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepRequest:
-    """What to sweep; a sweep goes on only under the same request.
+    """What to sweep; a sweep resumes only under the same request.
 
     Attributes:
         num_ranks: devices that the experts are spread over.
@@ -72,10 +72,10 @@ class ResumableSweep:
         request: what to sweep.
         model: a causal language model without a plan.
         tokenizer: the model's.
-        out: JSON file to write and to go on from; the calibration's profile goes beside it, as
+        out: JSON file to write and to resume from; the calibration's profile goes beside it, as
             `*.profile.safetensors`. None keeps nothing.
         progress: opens a progress bar with a text and a total of tokens, gives what advances it.
-        note: takes a line for the user's eyes.
+        note: called with a line for the user.
         state: the document in the making; its `partial` holds the tallies of each text measured.
     """
 

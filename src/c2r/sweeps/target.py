@@ -1,4 +1,4 @@
-"""What a user asks of a plan, and the measured point of a sweep that gives it."""
+"""A user's target for a plan, and the measured point of a sweep that meets it."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from c2r.profiling import CollaborationProfile
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """What a user asks of a plan; None where it does not matter.
+    """What a plan must meet; None where there is no bound.
 
     Attributes:
         max_loss_increase: relative, 0.003 for 0.3 %.
@@ -87,8 +87,8 @@ def plan_from_sweep(
     Args:
         document: what `read_sweep` gives.
         profile: the one that the sweep planned by, which it wrote beside its JSON.
-        topology: the devices, those of the sweep.
-        target: what is asked.
+        topology: the devices of the sweep.
+        target: what the plan must meet.
 
     Raises:
         PlanError: no point meets the target.
