@@ -1,4 +1,4 @@
-"""Charts as plotly draws them, without colours: the page has those of the theme in force."""
+"""Charts as plotly draws them, without colours: the page adds the colours of its theme."""
 
 import html
 from collections.abc import Iterator
@@ -148,5 +148,5 @@ def _cut_lines(cut: float, is_square: bool, width: float) -> Iterator[dict[str, 
 
 
 def _label(text: str) -> str:
-    """Text for plotly, which would take tags for markup."""
+    """Text for plotly, which would read tags as markup."""
     return html.escape(text, quote=False)

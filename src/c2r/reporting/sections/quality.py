@@ -28,7 +28,7 @@ def loss_increase(sweep: Document, point: Document) -> float:
 def contiguous_copies(sweep: Document) -> float:
     """Copies per token of plain top-k with the experts in the order of their ids.
 
-    Those of the baseline as placed, where the sweep does not say.
+    The copies of the baseline as placed, where the sweep does not say.
     """
     known = sweep["baseline"].get("copies_contiguous")
     return float(sweep["baseline"]["copies"] if known is None else known)
