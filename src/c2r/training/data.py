@@ -1,4 +1,4 @@
-"""Files of text and of instructions in, windows of token ids to train on out."""
+"""Turns files of text and of instructions into windows of token ids to train on."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class DataSettings:
 
     Attributes:
         seq_len: the most tokens of an example.
-        overlong: what becomes of longer ones, `"truncate"` or `"drop"`; plain text is cut into
+        overlong: treatment of longer ones, `"truncate"` or `"drop"`; plain text is cut into
             examples of `seq_len` tokens instead.
         packing: whether several share one window of `seq_len` tokens.
         seed: draws their order.
@@ -99,10 +99,10 @@ def read_examples(paths: Sequence[Path], tokenizer: Any, settings: DataSettings)
     """The training data in files; equal files, tokenizer and settings give equal data.
 
     Every token of a `.txt` file carries loss. A `.jsonl` file holds a conversation per line, as
-    `read_conversations` describes, of which the answers carry loss.
+    `read_conversations` describes; only its answers carry loss.
 
     Packed pieces do not attend to each other in a transformers model that is given `position_ids`
-    and `use_cache=False`, and no `attention_mask`: where positions begin anew, its mask does too.
+    and `use_cache=False`, and no `attention_mask`: where positions restart, so does its mask.
     With a cache it does not, and FlashAttention sees it in batches of one row only.
 
     Args:

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out examples, and what it sends meanwhile."""
+"""Loss and traffic of a model on held-out examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is minimised besides the language-model loss: balance of the load, and a KL anchor."""
+"""Losses besides the language-model loss: balance of the load, and a KL anchor."""
 
 from typing import Any
 
@@ -31,8 +31,8 @@ def balance_loss(trace: RoutingTrace, mask: Tensor, num_processes: int = 1) -> T
     Args:
         trace: of one forward pass, padding included, scores attached to the graph.
         mask: `[tokens]` bool, the tokens that count.
-        num_processes: how many share the batch. The gradient of each is then that of its own
-            tokens; the mean of the processes' gradients, as DDP takes it, is that of the loss.
+        num_processes: how many share the batch. Each then has the gradient of its own tokens; the
+            mean over processes, as DDP takes it, is the gradient of the loss.
 
     Raises:
         ModelError: the layers do not have the same experts.
@@ -80,7 +80,7 @@ def divergence_sum(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """Takes the gradient on the way forward, so that no float32 copy of all logits is held."""
+    """Computes the gradient in the forward pass, so that no float32 copy of all logits is held."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:

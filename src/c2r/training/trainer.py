@@ -75,7 +75,7 @@ class ConstrainedTrainer(ResumableTrainer):
     """Trains on `input_ids`, `labels`, `position_ids` and `attention_mask`, `[batch, tokens]`.
 
     The mask says which tokens count in the balance of the load and is not shown to the model:
-    padding follows the text, so that no token looks at it.
+    padding follows the text, so that no token attends to it.
     """
 
     loss_is_scaled_for_ga = True
@@ -151,7 +151,7 @@ class ConstrainedTrainer(ResumableTrainer):
         return {"aux_loss": aux / self.current_gradient_accumulation_steps}
 
     def _quiet(self) -> dict[str, Any]:
-        """Keeps the model from adding a balance loss of its own, and from a cache."""
+        """Keeps the model from adding its own balance loss, and from using a cache."""
         has_loss = getattr(self.base.config, "output_router_logits", False)
         return {"use_cache": False} | ({"output_router_logits": False} if has_loss else {})
 
