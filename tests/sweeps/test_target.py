@@ -102,7 +102,7 @@ def test_files(tmp_path):
     with pytest.raises(ArtifactError, match="not a finished sweep"):
         read_sweep(tmp_path / "none.json")
     write_sweep(path, {**document(), "complete": False})
-    with pytest.raises(ArtifactError, match="run the same `c2r sweep` to go on"):
+    with pytest.raises(ArtifactError, match="run the same `c2r sweep` to resume it"):
         read_sweep(path)
     for content in ("{", json.dumps([1]), json.dumps({"points": []})):
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""`c2r tasks`: which items of standard tasks a model has right, and whether a plan changed that."""
+"""`c2r evaluate`: standard tasks answered under a plan, compared with plain top-k by item."""
 
 import json as json_format
 from dataclasses import asdict, dataclass
@@ -22,14 +22,14 @@ def evaluate(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="Plan from `c2r plan`. [that of the model's folder, else plain top-k]"),
+        typer.Option(help="Plan from `c2r plan`. Default: the model folder's, else plain top-k."),
     ] = None,
     tasks: Annotated[
         str,
         typer.Option(
-            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub); paper for its "
-            "ten: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), arc_challenge "
-            "(25), boolq (32), hellaswag (10), mmlu (5)."
+            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub). paper: the ten "
+            "of the C2R paper: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), "
+            "arc_challenge (25), boolq (32), hellaswag (10), mmlu (5)."
         ),
     ] = "",
     tasks_dir: Annotated[
@@ -40,15 +40,17 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="YAML of a task in lm-evaluation-harness's format; repeat for several."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many items.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only this many items of each task, the first ones.")
+    ] = None,
     shots: Annotated[
-        int | None, typer.Option(help="Solved items in each prompt. [the task's]")
+        int | None, typer.Option(help="Solved items in each prompt. Default: the task's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Requests per forward pass.")] = 8,
     seed: Annotated[int, typer.Option(help="Draws the shots, and the resamples.")] = 0,
     against: Annotated[
         str | None,
-        typer.Option(help="Another model to compare with. [the same with plain top-k]"),
+        typer.Option(help="Model to compare with. Default: the same with plain top-k."),
     ] = None,
     against_plan: Annotated[
         Path | None, typer.Option(help="Plan of the model that is compared with.")
@@ -69,7 +71,7 @@ def evaluate(
     """Answer standard tasks under a plan, and compare item by item with plain top-k.
 
     Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
-    `pip install 'c2r-moe[eval]'`, but for --compare.
+    `pip install 'c2r-moe[eval]'`, except for --compare.
     """
     from c2r.artifacts import write_text
     from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, load_tasks

@@ -32,57 +32,65 @@ def finetune(
         typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the tuned model; one that was interrupted goes on.")
+        Path, typer.Option(help="Folder for the tuned model; an interrupted run resumes.")
     ],
     mode: Annotated[
         str | None,
-        typer.Option(help="full, router (routers only) or lora (adapters and routers). [full]"),
+        typer.Option(
+            help="full, router (routers only) or lora (adapters and routers). Default: full."
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="paper-qwen or paper-llama: the paper's numbers, where none are given."),
+        typer.Option(
+            help="paper-qwen or paper-llama: the paper's settings, for options not given."
+        ),
     ] = None,
     control: Annotated[
         bool, typer.Option(help="Train without the constraint: the baseline to compare with.")
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [1]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: 1.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows per step, over all processes. [16]")
+        int | None, typer.Option(help="Windows per step, over all processes. Default: 16.")
     ] = None,
     batch_per_pass: Annotated[
         int,
-        typer.Option(min=1, help="Windows per forward pass of a process, at most; they add up."),
+        typer.Option(min=1, help="Most windows per forward pass of a process; passes add up."),
     ] = 4,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak. [2e-5]")] = None,
-    warmup: Annotated[
-        float | None, typer.Option(help="Share of the steps to reach it. [0]")
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate. Default: 2e-5.")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [0]")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps before the peak. Default: 0.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. Default: 0.")] = None,
     kl_weight: Annotated[
-        float | None, typer.Option(help="Weight of the KL from the unconstrained model. [0]")
+        float | None,
+        typer.Option(help="Weight of the KL from the unconstrained model. Default: 0."),
     ] = None,
     aux_weight: Annotated[
-        float | None, typer.Option(help="Weight of the balance loss. [the model's, if it has one]")
+        float | None, typer.Option(help="Weight of the balance loss. Default: the model's, if any.")
     ] = None,
     anneal_steps: Annotated[
-        int | None, typer.Option(help="First steps, in which the policy tightens. [0]")
+        int | None, typer.Option(help="First steps, in which the policy tightens. Default: 0.")
     ] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters. [16]")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapters. Default: 16.")
+    ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
-    overlong: Annotated[
-        str, typer.Option(help="What becomes of longer examples: truncate or drop.")
-    ] = "truncate",
+    overlong: Annotated[str, typer.Option(help="Longer examples: truncate or drop.")] = "truncate",
     packing: Annotated[bool, typer.Option(help="Several examples in one window.")] = True,
     eval_data: Annotated[
-        list[Path] | None, typer.Option(help="Held-out data, as --data. [a share of --data]")
+        list[Path] | None,
+        typer.Option(help="Held-out data, as --data. Default: a share of --data."),
     ] = None,
     eval_share: Annotated[float, typer.Option(help="Share of the windows to hold out.")] = 0.02,
     bf16: Annotated[
-        bool | None, typer.Option(help="Compute in bfloat16, weights in --dtype. [no]")
+        bool | None, typer.Option(help="Compute in bfloat16, weights in --dtype. Default: no.")
     ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Recompute layers in backward, to hold less.")
+        bool, typer.Option(help="Recompute layers in backward, to use less memory.")
     ] = False,
     expert_parallel: Annotated[
         bool, typer.Option(help="Spread the experts over the processes of torchrun.")
@@ -100,8 +108,8 @@ def finetune(
 
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
-    goes on from the last checkpoint to the same weights. On several processes: `torchrun
-    --nproc-per-node P -m c2r.cli finetune ...`; the results are those of one. The tuned model is
+    resumes from the last checkpoint, to the same weights. On several processes: `torchrun
+    --nproc-per-node P -m c2r.cli finetune ...`; the results equal one process's. The tuned model is
     loaded with `c2r.from_pretrained(OUT)`.
     """
     from c2r.plans import Plan
@@ -217,7 +225,7 @@ def _tune(
         try:
             result = tune(model, training, plan, settings, out, [Progress(advance, _note)])
         except KeyboardInterrupt:
-            _note(f"stopped after a checkpoint in {out}; the same command goes on from it")
+            _note(f"stopped after a checkpoint in {out}; the same command resumes from it")
             raise
     after = "after, plain top-k" if settings.control else "after, under the plan"
     rows[after] = measure_held_out(model, held_out, free if settings.control else plan)

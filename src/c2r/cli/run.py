@@ -24,14 +24,16 @@ def run(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan: placement, and the policy that is applied.")],
     text: TextOption = None,
-    tokens: Annotated[int, typer.Option(help="Tokens, or all the text if less.")] = 65536,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to run on; all the text if it has fewer.")
+    ] = 65536,
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per rank and step.")] = 4,
     dispatcher: Annotated[
         str, typer.Option(help="zero_redundancy, hierarchical, all_gather or k_fold.")
     ] = "zero_redundancy",
     num_chunks: Annotated[
-        int, typer.Option(help="Parts of a batch that travel and compute at the same time.")
+        int, typer.Option(help="Parts of a batch, to overlap exchange and compute.")
     ] = 1,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for a rank before giving up.")

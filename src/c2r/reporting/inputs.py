@@ -167,7 +167,7 @@ def _parse(path: Path, content: bytes) -> Document:
 
 def _check_sweep(path: Path, document: Document) -> None:
     if document.get("complete") is False:
-        raise InputError(f"{path} is not a finished sweep; run the same `c2r sweep` to go on")
+        raise InputError(f"{path} is not a finished sweep; run the same `c2r sweep` to resume it")
     baseline = {"baseline": [document["baseline"]]}
     _check_rows(path, document, "points", _SWEPT, ("policy", "strength"))
     _check_rows(path, baseline, "baseline", _SWEPT)

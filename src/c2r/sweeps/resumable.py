@@ -229,6 +229,6 @@ class ResumableSweep:
         except KeyboardInterrupt:
             self._save()
             if self.out is not None:
-                self.note(f"{self.out} holds what was measured; run the same command to go on")
+                self.note(f"{self.out} holds what was measured; run the same command to resume")
             raise
         return sweep.results()

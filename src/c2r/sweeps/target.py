@@ -129,7 +129,9 @@ def read_sweep(path: Path) -> dict[str, Any]:
     """
     document = read_partial(path)
     if document is None or not document["complete"]:
-        raise ArtifactError(f"{path} is not a finished sweep; run the same `c2r sweep` to go on")
+        raise ArtifactError(
+            f"{path} is not a finished sweep; run the same `c2r sweep` to resume it"
+        )
     return document
 
 

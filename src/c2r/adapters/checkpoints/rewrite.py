@@ -105,7 +105,7 @@ def rewritten_folder(
         partial.replace(folder)
     except OSError as error:
         raise InputError(
-            f"cannot write {folder}: {error.strerror or error}; the same command goes on from "
+            f"cannot write {folder}: {error.strerror or error}; the same call resumes from "
             f"{partial.name}"
         ) from error
 
