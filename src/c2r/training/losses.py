@@ -69,7 +69,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def divergence_sum(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL of the distributions of `reference` to those of `logits`, nats, added up over rows.
+    """KL from the distributions of `reference` to the ones of `logits`, nats, summed over rows.
 
     Args:
         logits: `[rows, vocabulary]`.
