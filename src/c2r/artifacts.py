@@ -1,4 +1,4 @@
-"""Reading and writing of the values that outlive a process.
+"""Reads and writes the values that are kept in files.
 
 A value is stored as one safetensors file: numpy arrays by name, and one JSON header that says what
 kind of value it is and which version of the schema wrote it. Files are written beside their final
@@ -111,7 +111,7 @@ def read_artifact(path: str | Path, kind: str | None = None) -> Artifact:
 
     Args:
         path: a file that `write_artifact` wrote.
-        kind: what it must hold; None takes any kind.
+        kind: the expected kind of value; None accepts any.
 
     Raises:
         ArtifactError: the file is missing, truncated, not ours, of another kind, or newer than
@@ -169,7 +169,7 @@ def _parse_header(path: str | Path, text: str | None) -> dict[str, Any]:
 
 @contextmanager
 def damaged_file(path: str | Path) -> Iterator[None]:
-    """Turns a missing or malformed field met in the block into an `ArtifactError` about `path`."""
+    """Turns a missing or malformed field in the block into an `ArtifactError` about `path`."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""What can go wrong through a user's doing, as a tree of exceptions.
+"""Errors that a user can cause, as a tree of exceptions.
 
     C2RError
     ├── InputError          a file, text or option that cannot be used
@@ -7,7 +7,7 @@
     ├── PlanError           a plan that cannot be made as asked
     │   └── PlanMismatchError   a plan that was made for another model
     ├── RoutingError        a router that misbehaves while the model runs
-    ├── TrainingError       a training that cannot go on
+    ├── TrainingError       a training that cannot continue
     └── CommunicationError  ranks that do not agree, or that stopped answering
 
 Every message says what is wrong, with the numbers, and what to do. The command line prints it as
@@ -44,7 +44,7 @@ class RoutingError(C2RError):
 
 
 class TrainingError(C2RError):
-    """A training cannot go on."""
+    """A training cannot continue."""
 
 
 class CommunicationError(C2RError):

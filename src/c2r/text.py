@@ -1,7 +1,7 @@
 """Text files in, batches of token ids out.
 
 Each text is cut into pieces, the pieces are shuffled by a seed and taken from the texts in turn, so
-that a sample of few tokens still speaks of all of every text.
+that even a sample of few tokens covers the whole of every text.
 """
 
 import hashlib

@@ -88,7 +88,7 @@ def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(c2r.measuring.Tally, "add_routing", interrupted)
         status, _, err = call(capsys, *arguments)
-    assert status == 130 and "run the same command to go on" in err
+    assert status == 130 and "run the same command to resume" in err
     partial = json.loads(out.read_text())
     assert not partial["complete"]
     assert [tally["num_batches"] for tally in partial["partial"]["all"]] == [2] * 5

@@ -239,8 +239,8 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     title = f"Quality, traffic and predicted time on {_CLUSTER}, held-out text"
     print_table(title, [*columns, "layer, ms", "of first"], table)
     print(
-        "loss: nats per byte. copies: rows sent per token and layer. busiest: copies if every rank\n"
-        "were sent as many rows as the busiest. load: expert rows of the busiest rank over the mean.\n"
+        "loss: nats per byte. copies: rows sent per token and layer. busiest: copies, were every\n"
+        "rank sent as many rows as the busiest. load: expert rows of the busiest over the mean.\n"
         "layer: predicted milliseconds, 4,096 tokens a rank, from what was measured here.\n"
         "c2r: each token's other experts are among the T closest collaborators of its first.\n"
         "priced: a token visits a rank only if that adds enough to what it keeps."

@@ -24,9 +24,9 @@ def evaluate(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub); paper for its "
-            "ten: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), arc_challenge "
-            "(25), boolq (32), hellaswag (10), mmlu (5)."
+            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub). paper: the ten "
+            "of the C2R paper: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), "
+            "arc_challenge (25), boolq (32), hellaswag (10), mmlu (5)."
         ),
     ] = "",
     tasks_dir: Annotated[
@@ -37,7 +37,9 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="YAML of a task in lm-evaluation-harness's format; repeat for several."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many items.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only this many items of each task, the first ones.")
+    ] = None,
     shots: Annotated[
         int | None,
         typer.Option(help="Solved items in each prompt.", show_default="the task's own"),
@@ -69,7 +71,7 @@ def evaluate(
     """Answer standard tasks under a plan, and compare item by item with plain top-k.
 
     Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
-    `pip install 'c2r-moe[eval]'`, but for --compare.
+    `pip install 'c2r-moe[eval]'`, except for --compare.
     """
     from c2r.artifacts import write_text
     from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, load_tasks

@@ -23,11 +23,13 @@ def export(
     out: Annotated[Path, typer.Option(help="File to write.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Model of the plan; tells SGLang of dense layers after the last MoE."),
+        typer.Option(
+            help="Model of the plan; needed for SGLang if dense layers follow the last MoE."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a plan's placement as an engine loads it, and say how to start the engine.
+    """Write a plan's placement in an engine's format, and print how to start the engine.
 
     An engine that cannot load a placement takes a permuted checkpoint: `c2r permute`.
     """

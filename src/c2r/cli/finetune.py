@@ -31,7 +31,7 @@ def finetune(
         typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the tuned model; one that was interrupted goes on.")
+        Path, typer.Option(help="Folder for the tuned model; an interrupted run resumes.")
     ],
     mode: Annotated[
         str | None,
@@ -41,7 +41,9 @@ def finetune(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="paper-qwen or paper-llama: the paper's numbers, where none are given."),
+        typer.Option(
+            help="paper-qwen or paper-llama: the paper's settings, for options not given."
+        ),
     ] = None,
     control: Annotated[
         bool, typer.Option(help="Train without the constraint: the baseline to compare with.")
@@ -57,7 +59,7 @@ def finetune(
     ] = None,
     batch_per_pass: Annotated[
         int,
-        typer.Option(min=1, help="Windows per forward pass of a process, at most; they add up."),
+        typer.Option(min=1, help="Most windows per forward pass of a process; passes add up."),
     ] = 4,
     learning_rate: Annotated[
         float | None, typer.Option(help="Its peak.", show_default="2e-5")
@@ -96,7 +98,7 @@ def finetune(
         typer.Option(help="Compute in bfloat16, weights in --dtype.", show_default="no-bf16"),
     ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Recompute layers in backward, to hold less.")
+        bool, typer.Option(help="Recompute layers in backward, to use less memory.")
     ] = False,
     expert_parallel: Annotated[
         bool, typer.Option(help="Spread the experts over the processes of torchrun.")
@@ -213,7 +215,7 @@ def _tune(
         try:
             result = tune(model, training, plan, settings, out, [Progress(advance, _note)])
         except KeyboardInterrupt:
-            _note(f"stopped after a checkpoint in {out}; the same command goes on from it")
+            _note(f"stopped after a checkpoint in {out}; the same command resumes from it")
             raise
     after = "after, plain top-k" if settings.control else "after, under the plan"
     rows[after] = measure_held_out(model, held_out, free if settings.control else plan)

@@ -40,10 +40,10 @@ def import_(
         typer.Option(help="Model that was traced; names its routers and checks the trace."),
     ] = None,
     num_experts: Annotated[
-        int | None, typer.Option(help="E, where neither the files nor --model tell it.")
+        int | None, typer.Option(help="E, where neither the files nor --model give it.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Experts per token; c2r-pickle does not say.")
+        int | None, typer.Option(help="Experts per token; needed for c2r-pickle.")
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad records out and count them.")

@@ -23,7 +23,9 @@ def run(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan: placement, and the policy that is applied.")],
     text: TextOption = None,
-    tokens: Annotated[int, typer.Option(help="Tokens, or all the text if less.")] = 65536,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to run on; all the text if it has fewer.")
+    ] = 65536,
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per rank and step.")] = 4,
     dispatcher: Annotated[

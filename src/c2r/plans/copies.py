@@ -1,4 +1,4 @@
-"""What a placement costs: to how many ranks and nodes a token is copied, how the load falls.
+"""What a placement costs: ranks and nodes that a token is sent to, and the load of ranks.
 
 The mean number of distinct ranks that hold a token's experts is the connectivity metric of the
 hypergraph whose vertices are the experts and whose hyperedges are the routing sets.
@@ -63,7 +63,7 @@ def mean_node_copies(sets: Int, counts: Counts, placement: Int, topology: Cluste
 
 
 def rank_loads(load: Counts, placement: Int, num_ranks: int) -> Float:
-    """Tokens that the experts of each rank process, `[ranks]`, from those of each expert, `[E]`."""
+    """Tokens that each rank's experts process, `[ranks]`, from the tokens of each expert, `[E]`."""
     loads = np.bincount(placement, weights=load.astype(np.float64), minlength=num_ranks)
     return loads.astype(np.float64, copy=False)
 

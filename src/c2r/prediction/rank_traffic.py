@@ -15,7 +15,7 @@ class RankTraffic:
     """Rows that a token on rank s (row) sends to rank r (column), mean over layers.
 
     A token lives on any rank with equal chance, whatever its experts, so rows are alike; each row
-    adds up to the copies per token, and the diagonal never leaves its rank.
+    adds up to the copies per token. Rows on the diagonal stay on their rank.
 
     Attributes:
         k_fold: `[ranks, ranks]`, one row per expert, experts in the order of their ids.

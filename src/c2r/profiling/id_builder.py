@@ -15,7 +15,7 @@ _CHUNK_TOKENS = 16_384  # the keys of a chunk's pairs stay in the processor's ca
 
 
 class IdProfileBuilder:
-    """Takes the ids that tokens chose, layer by layer in any order, gives the profile.
+    """Takes the ids that tokens chose, layer by layer in any order, and builds the profile.
 
     The profile has no score mass, and top-1 counts only where `is_ordered` says that the first id
     of every token is its top-1. At most `capacity` distinct routing sets a layer are kept exactly;
@@ -76,7 +76,7 @@ class IdProfileBuilder:
 
     @property
     def layers(self) -> list[int]:
-        """Numbers of the layers met so far, ascending."""
+        """Numbers of the layers counted so far, ascending."""
         return sorted(self._layers)
 
     def build(

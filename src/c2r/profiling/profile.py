@@ -109,7 +109,7 @@ class CollaborationProfile:
         return max(layer.num_tokens for layer in self.layers)
 
     def merge(self, other: "CollaborationProfile", seed: int = 0) -> "CollaborationProfile":
-        """The profile of both texts; provenance is ours, complete where both are.
+        """The profile of both texts; provenance is this profile's, complete if both are.
 
         Raises:
             InputError: the profiles are of models with different layers.

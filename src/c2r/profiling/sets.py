@@ -54,7 +54,7 @@ class RoutingSets:
 
     @property
     def sample_size(self) -> int:
-        """Tokens that the counts speak of: all of them, or the sample's size."""
+        """Tokens behind the counts: all of them, or the sample's size."""
         return int(self.counts.sum())
 
     def distinct(self) -> tuple[Int, Int]:
@@ -188,7 +188,7 @@ def distinct_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
 
 
 def _pack(rows: Int, bits: int) -> list[npt.NDArray[np.uint64]]:
-    """Rows of ids of so many bits as few words `[n]`, in the same lexicographic order."""
+    """Rows of ids of that many bits as few words `[n]`, in the same lexicographic order."""
     per_word = 64 // bits
     words = []
     for start in range(0, rows.shape[1], per_word):

@@ -1,4 +1,4 @@
-"""Measurements in, a page and figures out; numbers are shown, none is made up here."""
+"""Measurements in, a page and figures out; nothing is measured here."""
 
 from c2r.reporting.build import build_report
 from c2r.reporting.charts import Report

@@ -1,4 +1,4 @@
-"""The files that a report is made from, told apart by what they hold, never by their names."""
+"""The files that a report is made from, recognised by their content, never by their names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Inputs:
 
     @property
     def model_name(self) -> str:
-        """The model as the first file that knows calls it."""
+        """The name of the model in the first file that has one."""
         names = (source.model_name for source in self.sources)
         return next((name for name in names if name is not None), "a model without a name")
 

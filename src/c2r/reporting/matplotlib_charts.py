@@ -160,5 +160,5 @@ def _draw_heat_map(chart: HeatMap) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Text for matplotlib, which would take dollars for mathematics."""
+    """Text for matplotlib, which would read dollars as mathematics."""
     return text.replace("$", r"\$")

@@ -171,5 +171,5 @@ def _cut_lines(cut: float, is_square: bool, width: float) -> Iterator[dict[str, 
 
 
 def _label(text: str) -> str:
-    """Text for plotly, which would take tags for markup."""
+    """Text for plotly, which would read tags as markup."""
     return html.escape(text, quote=False)

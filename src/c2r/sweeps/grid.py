@@ -1,4 +1,4 @@
-"""The strengths that a sweep tries of each policy unless the user names some."""
+"""The default strengths of each policy in a sweep."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def default_points(
 
 
 def parse_points(text: str, layers: Sequence[LayerShape], num_ranks: int) -> tuple[SweepPoint, ...]:
-    """The points of `budgeted=0.05,0.1`, or those of `default_points` for `budgeted`.
+    """The points of `budgeted=0.05,0.1`, or the `default_points` for `budgeted`.
 
     Raises:
         InputError, PlanError: as `parse_policy` and `default_points`.

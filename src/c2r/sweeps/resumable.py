@@ -37,7 +37,7 @@ def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepRequest:
-    """What to sweep; a sweep goes on only under the same request.
+    """What to sweep; a sweep resumes only under the same request.
 
     Attributes:
         num_ranks: devices that the experts are spread over.
@@ -296,7 +296,7 @@ class _ResumableSweep:
         except KeyboardInterrupt:
             self._save()
             if self.out is not None:
-                self.note(f"{self.out} holds what was measured; run the same command to go on")
+                self.note(f"{self.out} holds what was measured; run the same command to resume")
             raise
         return running.measured()
 

@@ -22,7 +22,7 @@ class RunningSweep:
     Attributes:
         points: what the plans are, the reference not counted.
         plans: the reference, and one plan for each point.
-        tallies: what each plan has come to so far.
+        tallies: what was measured of each plan so far.
     """
 
     points: tuple[SweepPoint, ...]
@@ -67,7 +67,7 @@ class RunningSweep:
         return [tally.to_json() for tally in self.tallies]
 
     def restore(self, documents: Sequence[dict[str, Any]]) -> None:
-        """Goes on from tallies of the same plans on the same batches."""
+        """Resumes from tallies of the same plans on the same batches."""
         tallies = tuple(Tally.from_json(document) for document in documents)
         assert len(tallies) == len(self.plans), "tallies of another sweep"
         self.tallies = tallies

@@ -1,4 +1,4 @@
-"""How much the model's output minds that one layer alone is constrained."""
+"""How sensitive the model's output is to constraining one layer alone."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -22,11 +22,11 @@ def spread_points(
     profile: CollaborationProfile,
     points: Sequence[SweepPoint],
 ) -> tuple[SweepPoint, ...]:
-    """For each point one with strengths per layer, as many copies, and the least total cost.
+    """For each point, a point with strengths per layer, as many copies and the least total cost.
 
     Args:
         model: a causal language model.
-        batches: text that the points will not be judged on.
+        batches: text on which the points will not be measured.
         placed: a plan with the placement that counts.
         profile: what was chosen together.
         points: one policy at several strengths.
@@ -51,14 +51,14 @@ def spread_points(
 def measure_sensitivity(
     model: Any, batches: Iterable[Batch], plans: Sequence[Plan]
 ) -> list[LayerSensitivity]:
-    """How much the output minds each layer, at the strength it has in each plan.
+    """How sensitive the output is to each layer, at its strength in each plan.
 
     The cost of a layer is the KL of the model's output to the unconstrained model's when only that
     layer is constrained. Takes 1 + layers * plans forward passes a batch.
 
     Args:
         model: a causal language model.
-        batches: text that the plans will not be judged on.
+        batches: text on which the plans will not be measured.
         plans: one policy at several strengths, on one placement.
 
     Raises:

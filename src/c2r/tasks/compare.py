@@ -24,7 +24,7 @@ class Comparison:
 
     Attributes:
         num_items: items of all tasks.
-        accuracy: share of items that are right.
+        accuracy: share of items that are correct.
         reference_accuracy: the reference's.
         difference: `accuracy - reference_accuracy`.
         interval: 95 % interval of the difference: percentiles of the paired bootstrap, items
@@ -94,7 +94,7 @@ def compare_accuracy(
 
 
 def mcnemar(num_gained: int, num_lost: int) -> float:
-    """McNemar's exact p, two-sided: that of so uneven a split of the items that differ, by coin."""
+    """McNemar's exact p, two-sided: chance of so uneven a split of the items that differ."""
     num_differing = num_gained + num_lost
     ways = sum(math.comb(num_differing, n) for n in range(min(num_gained, num_lost) + 1))
     chance: float = 2 * ways / 2**num_differing

@@ -29,8 +29,8 @@ def evaluate(
 ) -> TaskEvaluation:
     """The answers of `model` under `plan`.
 
-    An item of a multiple-choice task is right where the right choice is the likeliest, `acc` of the
-    harness. The plan that was applied to the model, and its modes, are put back.
+    An item of a multiple-choice task counts as correct if the correct choice has the highest
+    likelihood (`acc` of the harness). The model's own plan and its modes are restored afterwards.
 
     Args:
         model: a causal language model.

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: those it knows by name, of a user's files, and ours."""
+"""Tasks of lm-evaluation-harness: by name, from a user's files, and our own."""
 
 import logging
 import warnings
@@ -34,11 +34,12 @@ class TaskRequest:
     """Which tasks to answer, and how.
 
     Attributes:
-        tasks: names; `paper` stands for those of `PAPER_TASKS`.
+        tasks: names; `paper` stands for `PAPER_TASKS`.
         task_files: YAML definitions in the format of lm-evaluation-harness.
         folder: holds the files of the tasks in `LOCAL_TASKS`, which are then read from there.
         num_shots: solved items in each prompt; None leaves it to the task.
-        limit: answer the first so many items of each task, of a group's each task.
+        limit: answer this many items of each task, the first ones; in a group, of each of its
+            tasks.
         batch_size: requests per forward pass.
         seed: draws the solved items.
     """
@@ -84,7 +85,7 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the harness's warnings to itself: they are about how it was called."""
+    """Hides the harness's warnings: they are about how it was called."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     with warnings.catch_warnings():

@@ -36,8 +36,8 @@ def read_questions(task: str, folder: Path) -> tuple[Question, ...]:
       digest of the question draws the place of the right one, and whether the third is above it.
       The numbers are listed by letters, and the letter is the answer.
 
-    Prompts of `piqa` and `logiqa` are those of lm-evaluation-harness, and so are their choices, the
-    texts themselves.
+    Prompts and choices of `piqa` and `logiqa` are the same as in lm-evaluation-harness; the choices
+    are the texts themselves.
 
     Raises:
         InputError: a file is missing or holds something else.

@@ -21,7 +21,7 @@ class TaskResult:
 
     Attributes:
         name: of the task, or of a group whose tasks are taken together.
-        metric: what tells an item right or wrong, `acc` or `exact_match`.
+        metric: decides whether an item is correct, `acc` or `exact_match`.
         num_shots: solved items in each prompt.
         version: of the task's definition, as its author counts.
         num_left_out: items without an answer: a choice is longer than the model's window.
@@ -105,7 +105,7 @@ def _read_task(entry: dict[str, Any]) -> TaskResult:
 def compare_evaluations(
     evaluation: TaskEvaluation, reference: TaskEvaluation, *, seed: int = 0
 ) -> dict[str, Comparison]:
-    """The comparison of each task by its name, then under `all` that of the mean over tasks.
+    """The comparison of each task by its name, then of the mean over tasks under `all`.
 
     `all` is absent where there is one task only.
 

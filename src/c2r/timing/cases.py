@@ -53,18 +53,18 @@ class CaseTimes:
 
     Attributes:
         case: what ran.
-        seconds: of a layer, until the last rank was through; over rounds.
-        ratio: of seconds to those of the first case in the same round.
+        seconds: of a layer, until the last rank has finished; over rounds.
+        ratio: seconds over the seconds of the first case in the same round.
         parts: mean seconds of a rank: `index` work and copies, waiting in `dispatch` and in
             `combine` (each with its backward), and expert `compute`.
         compute_alone: seconds of the expert compute of all ranks at once, nothing sent.
-        communication_alone: seconds of all the rest, experts left out.
+        communication_alone: seconds of all other parts, without the experts.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean.
         rows_sent: rows to experts of other ranks, of all ranks together.
         rows_predicted: the same, from the routing alone.
         bytes_sent: counted at the interfaces of all ranks; None where nobody counts.
         bytes_predicted: of the rows predicted, both ways, forward and backward.
-        error: largest deviation of the output from that of k-fold dispatch, over its largest value.
+        error: largest deviation from the output of k-fold dispatch, over its largest value.
     """
 
     case: Case

@@ -76,7 +76,7 @@ def _boundary(rows: Tensor, cross: Callable[[], None]) -> Tensor:
 
 
 class ClockedComm(ProcessGroupComm):
-    """The default group; the meter learns how long exchanges are waited for."""
+    """The default group; tells the meter how long exchanges are waited for."""
 
     def __init__(self, meter: Meter, group: Any = None) -> None:
         super().__init__(group)

@@ -1,4 +1,4 @@
-"""Routing recorded from a model on text, to be run again where only its time matters."""
+"""Routing recorded from a model on text, to be replayed when a layer is timed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -88,7 +88,7 @@ def interleave(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Inputs:
-    """What one MoE layer is given on this rank, whatever the case."""
+    """Inputs of one MoE layer on this rank, the same in every case."""
 
     hidden: Tensor
     expert_ids: Tensor
@@ -338,7 +338,7 @@ def _case_times(
     figures: Sequence[dict[str, Any]],
     num_steps: int,
 ) -> CaseTimes:
-    """The figures of one case from those of all ranks; `num_steps` layers were run in all."""
+    """The figures of one case from the figures of all ranks; `num_steps` layers ran in all."""
     counted = [rank["bytes_sent"] for rank in figures]
     shape = runner.bench.shape
     row_bytes = shape.hidden_size * shape.dtype.itemsize

@@ -13,9 +13,9 @@ from c2r.traces.trace import LayerTrace, RoutingTrace, score_mass, used_places
 
 
 class ProfileBuilder:
-    """Takes routing traces of one model, gives the profile of all of them.
+    """Takes routing traces of one model and builds the profile of all of them.
 
-    Starts from `profile` where one is given, so that an interrupted run goes on. At most
+    Starts from `profile` if one is given, so that an interrupted run resumes. At most
     `capacity` distinct routing sets a layer are kept exactly; `seed` draws the sample beyond.
     """
 
@@ -43,7 +43,7 @@ class ProfileBuilder:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens counted so far, those of the profile that it started from included."""
+        """Tokens counted so far, with the tokens of the profile that it started from."""
         started = self._start.num_tokens if self._start else 0
         return started + (max(b.num_tokens for b in self._layers) if self._layers else 0)
 

@@ -16,7 +16,7 @@ def anneal(plan: Plan, step: int, num_steps: int) -> Plan:
     """The plan in force at `step`, counted from 0: the whole plan from `num_steps` on.
 
     Lists of partners shrink from all other experts to the plan's, ranks per token from all, and
-    shares and prices rise from 0. Whom the plan does not list comes last on the way, by id.
+    shares and prices rise from 0. Experts that the plan does not list are appended by id.
     """
     if step >= num_steps:
         return plan

@@ -100,10 +100,10 @@ def read_windows(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) 
     """The training data in files; equal files, tokenizer and settings give equal data.
 
     Every token of a `.txt` file carries loss. A `.jsonl` file holds a conversation per line, as
-    `read_conversations` describes, of which the answers carry loss.
+    `read_conversations` describes; only its answers carry loss.
 
     Packed pieces do not attend to each other in a transformers model that is given `position_ids`
-    and `use_cache=False`, and no `attention_mask`: where positions begin anew, its mask does too.
+    and `use_cache=False`, and no `attention_mask`: where positions restart, so does its mask.
     With a cache it does not, and FlashAttention sees it in batches of one row only.
 
     Args:

@@ -1,4 +1,4 @@
-"""The folder of one fine-tuning: whose it is, and how the tuned model comes to stand in it."""
+"""Output folder of a fine-tuning: ownership check, and atomic publication of the tuned model."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from c2r.training.settings import FinetuneSettings
 
 REQUEST_FILE = "finetune.json"
 _FREE = ("save_every", "log_every", "report_to")
-"""Settings that may differ when a run goes on."""
+"""Settings that may differ when a run is resumed."""
 
 Request = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What is minimised besides the language-model loss: balance of the load, and a KL anchor."""
+"""Losses besides the language-model loss: balance of the load, and a KL anchor."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def divergence_sum(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL of the distributions of `reference` to those of `logits`, nats, added up over rows.
+    """KL from the distributions of `reference` to the ones of `logits`, nats, summed over rows.
 
     Args:
         logits: `[rows, vocabulary]`.
@@ -81,7 +81,7 @@ def divergence_sum(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """Takes the gradient on the way forward, so that no float32 copy of all logits is held."""
+    """Computes the gradient in the forward pass, so that no float32 copy of all logits is held."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What one batch's routing sends and how collaborative it is, for the log of a training."""
+"""Traffic and collaboration of one batch's routing, for the log of a training."""
 
 import numpy as np
 

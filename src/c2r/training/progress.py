@@ -1,4 +1,4 @@
-"""Tells a user what a training does, and where the curves of its log go."""
+"""Messages and progress of a training, and where its log goes."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""transformers' Trainer with checkpoints of ours, from which a training goes on exactly."""
+"""transformers' Trainer with our own checkpoints, from which a training resumes exactly."""
 
 import shutil
 import signal
@@ -32,7 +32,7 @@ _STATE = "trainer_state.json"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose checkpoints hold what trains, and the state of all that draws or counts.
+    """A Trainer whose checkpoints hold what trains, random states, and counters.
 
     `base` is the transformers model, inside the `model` that trains. Where its experts are spread
     over processes, each keeps its own in its file of a checkpoint, and gradients are completed by
@@ -136,7 +136,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Nothing: `_clip_grad_norm` does, once a step."""
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """The norm of all gradients, those of other processes' experts included, then clipped."""
+        """The norm of all gradients, with other processes' experts; then clips them."""
         if not is_parallel(self.base):
             return super()._clip_grad_norm(model)
         reduce_gradients(self.base, average=True)
@@ -178,7 +178,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return Part.read(Path(checkpoint) / process_file(self.args.process_index))
 
     def unpack_log(self) -> None:
-        """After a resumption, goes on with the sums of the entry that was begun."""
+        """After a resumption, continues the sums of the unfinished log entry."""
         if self._log_state is not None:
             self._tr_loss += self._log_state["loss"]
             self._total_loss_scalar -= self._log_state["loss"]  # the mean of this run's own steps

@@ -42,7 +42,7 @@ class FinetuneSettings:
     """How a model is fine-tuned.
 
     Attributes:
-        mode: `full` trains all parameters, `router` those of the routers, `lora` adapters of the
+        mode: `full` trains all parameters, `router` only the routers, `lora` adapters of the
             linear layers, and the routers.
         num_steps: optimizer steps; None for as many as `num_epochs` take.
         num_epochs: passes over the windows where `num_steps` is None.
@@ -58,7 +58,7 @@ class FinetuneSettings:
         aux_weight: weight of the balance loss; None for the model's own, where its config has
             `output_router_logits`.
         anneal_steps: first steps in which the policy tightens from plain top-k to the plan's.
-        control: train without the constraint, all else alike: the baseline to compare with.
+        control: train without the constraint, all else equal: the baseline to compare with.
         bf16: compute in bfloat16 where torch's autocast does, with weights in their own type.
         gradient_checkpointing: recompute layers for their gradients, to hold less.
         expert_parallel: spread the experts over the processes as the plan places them.
@@ -104,7 +104,7 @@ class FinetuneSettings:
 
     @classmethod
     def choose(cls, preset: str | None, given: Mapping[str, Any]) -> "FinetuneSettings":
-        """What is given (None: nothing), for the rest the preset, for the rest the defaults.
+        """The settings given (None: not given), else the preset's, else the defaults.
 
         Raises:
             InputError: the preset is unknown, or a setting cannot be meant.

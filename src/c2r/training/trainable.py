@@ -1,4 +1,4 @@
-"""Which parameters train, and the unconstrained model that the same weights still hold."""
+"""Which parameters train, and the unconstrained teacher made from the same weights."""
 
 import re
 import warnings
@@ -34,7 +34,7 @@ def training_only(model: nn.Module, mode: Mode, lora_rank: int) -> Iterator[Any]
     """The model to train, with gradients for what `mode` trains and nothing else.
 
     In `lora` mode that is a PEFT model around `model`, whose adapters are merged into `model` when
-    the block ends. `requires_grad` is put back as it was.
+    the block ends. `requires_grad` is restored.
 
     Raises:
         InputError: `lora` without PEFT installed.
@@ -99,7 +99,7 @@ def save_adapter(adapted: Any, model: nn.Module, plan: Plan, folder: Path) -> No
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Teacher:
-    """The model without constraint, made of the one that trains: no second copy of it.
+    """The model without constraint, made from the training model itself, without a copy.
 
     In `full` mode the same weights routed by plain top-k, so that it moves along. In the other
     modes exactly the model that training began with: adapters off, `originals` in the routers.

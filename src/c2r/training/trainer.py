@@ -69,7 +69,7 @@ class ConstrainedTrainer(ResumableTrainer):
     """Trains on `input_ids`, `labels`, `position_ids` and `attention_mask`, `[batch, tokens]`.
 
     The mask says which tokens count in the balance of the load and is not shown to the model:
-    padding follows the text, so that no token looks at it.
+    padding follows the text, so that no token attends to it.
     """
 
     loss_is_scaled_for_ga = True  # the Trainer is not to divide by the number of passes

@@ -31,8 +31,8 @@ class FinetuneResult:
     """What a fine-tuning did.
 
     Attributes:
-        num_steps: optimizer steps, those before a resumption included.
-        num_trainable: parameters that trained; of spread experts those of this process.
+        num_steps: optimizer steps, with the steps before a resumption.
+        num_trainable: parameters that trained; of spread experts, only this process's.
         seconds: of this run.
         log: entries of the Trainer's log, each with its step.
     """
@@ -53,8 +53,8 @@ def finetune(
 ) -> FinetuneResult:
     """Trains `model` in place under the routing of `plan`, which stays applied.
 
-    With `out`, the tuned model comes to stand there, constrained, and can be loaded with
-    `c2r.from_pretrained`. An interrupted run goes on from its newest checkpoint when it is called
+    With `out`, the tuned model is saved there with its plan, and can be loaded with
+    `c2r.from_pretrained`. An interrupted run resumes from its newest checkpoint when it is called
     again with the same arguments, to the same weights.
 
     Args:
@@ -63,7 +63,7 @@ def finetune(
             loss) and `position_ids` (from 0 in each packed piece), `[tokens]` int64 each.
         plan: made for a model of this structure; with `settings.control`, of its placement only.
         settings: what to train, how long and how fast.
-        out: folder for logs, checkpoints and the tuned model; nothing is written where absent.
+        out: folder for logs, checkpoints and the tuned model; default: nothing is written.
         callbacks: of transformers' Trainer.
 
     Raises:

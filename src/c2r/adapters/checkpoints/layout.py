@@ -95,7 +95,7 @@ def find_moe_layers(
 
     Raises:
         ModelError: no MoE layers are found, or a tensor of one is unknown.
-        PlanMismatchError: the plan's layers are not those of the checkpoint.
+        PlanMismatchError: the plan's layers are not the checkpoint's.
         InputError: a tensor has an unexpected shape, or experts are missing.
     """
     layers: dict[str, dict[str, StoredTensor]] = defaultdict(dict)

@@ -1,7 +1,7 @@
 """Rewrites a checkpoint so that contiguous placement of its experts is a plan's placement.
 
-The function of the model stays what it was: router rows, biases and experts are renumbered alike.
-The permutation is stored with it, so that the original can be had back byte by byte.
+The model's outputs do not change: router rows, biases and experts are renumbered in the same way.
+The permutation is stored with it, so that the original can be restored byte by byte.
 """
 
 import json
@@ -70,7 +70,7 @@ def permute_checkpoint(
     The folder carries the renumbered plan, as `c2r apply` writes it, and the permutation, from
     which `undo_permutation` restores the tensors byte by byte. Memory: the headers and one buffer
     of 1 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
-    interruption the same call goes on with the shards that are missing.
+    interruption the same call resumes with the missing shards.
 
     Args:
         source: a model folder with safetensors weights.
@@ -260,7 +260,7 @@ def _find(config: Any, keys: Sequence[str]) -> Any:
 
 
 def _default_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers fills in where config.json is silent."""
+    """The defaults of transformers for what config.json leaves out."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     family = config.get("model_type")

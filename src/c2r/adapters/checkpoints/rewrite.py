@@ -35,7 +35,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TensorChanges:
-    """What becomes of single tensors, by name; all others are copied.
+    """How single tensors change, by name; all others are copied.
 
     Attributes:
         names: their new names.
@@ -77,10 +77,10 @@ def rewritten_folder(
     permutation: bytes,
     advance: Advance | None = None,
 ) -> Iterator[Path]:
-    """Writes the renumbered checkpoint; the block adds config.json and what else it wants.
+    """Writes the renumbered checkpoint; the block adds config.json and other files.
 
-    The work is done in `<folder>.partial`, which takes the place of `folder` when the block ends
-    well. Shards that an interrupted call with the same `permutation` has finished are kept.
+    The work is done in `<folder>.partial`, which is renamed to `folder` when the block ends without
+    an error. Shards that an interrupted call with the same `permutation` has finished are kept.
 
     Raises:
         InputError: the folder is not empty or cannot be written, the disk has no room, or the
@@ -106,7 +106,7 @@ def rewritten_folder(
         partial.replace(folder)
     except OSError as error:
         raise InputError(
-            f"cannot write {folder}: {error.strerror or error}; the same command goes on from "
+            f"cannot write {folder}: {error.strerror or error}; the same call resumes from "
             f"{partial.name}"
         ) from error
 

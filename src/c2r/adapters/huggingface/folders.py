@@ -1,4 +1,4 @@
-"""A model folder that carries its plan: an ordinary Hugging Face folder with one file more."""
+"""A model folder that carries its plan: an ordinary Hugging Face folder plus one file."""
 
 import os
 import re
@@ -124,8 +124,8 @@ def save_pretrained(
     Args:
         model: a model that a plan was applied to.
         folder: must not exist, or be empty.
-        tokenizer: comes along where given.
-        state_dict: the weights; the model's own where absent. For a parallel model the result of
+        tokenizer: saved too, if given.
+        state_dict: the weights; default: the model's own. For a parallel model the result of
             `gather_state_dict`, on the one rank that writes.
 
     Raises:
@@ -202,7 +202,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well."""
+    """A temporary folder, renamed to `folder` when the block ends without an error."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another")
     temporary = None
