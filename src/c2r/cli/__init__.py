@@ -29,6 +29,8 @@ from c2r.cli import (
 from c2r.cli.console import note
 from c2r.errors import C2RError
 
+_MOST_CHARACTERS = 2000  # of an error: it may name a file's longest word
+
 app = typer.Typer(
     name="c2r",
     help="Make Mixture-of-Experts models cheaper to run across devices: profile which experts "
@@ -68,7 +70,7 @@ def run_command(arguments: list[str]) -> int:
     try:
         status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)
     except C2RError as error:
-        note(f"c2r: {' '.join(str(error).split())}")
+        note(f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}")
         return 2
     except typer.TyperException as error:
         note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")

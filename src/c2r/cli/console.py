@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from c2r.errors import without_controls
+
 _SHADES, _ASCII_SHADES = " \u2591\u2592\u2593\u2588", " .:*#"
 _COLORS = ("", "#31446b", "#666970", "#a69c75", "#fde737")  # of Cividis
 _MOST_ROWS = 32  # of a heat map
@@ -31,7 +33,7 @@ JsonOption = Annotated[
 
 def note(message: str) -> None:
     """A line for the user's eyes, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(without_controls(message), file=sys.stderr, flush=True)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -114,7 +116,7 @@ def _mean(
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else without_controls(str(value))
 
 
 @contextmanager

@@ -40,6 +40,13 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="YAML of a task in lm-evaluation-harness's format; repeat for several."),
     ] = None,
+    trust_task_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-task-code",
+            help="Let task files run any code: their !function, metrics and templates.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items.")] = None,
     shots: Annotated[
         int | None, typer.Option(help="Solved items in each prompt. [the task's]")
@@ -88,6 +95,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             seed=seed,
+            trust_task_code=trust_task_code,
         )
         other = against is not None or against_plan is not None
         sides = [_Side(model, plan, dtype, not other_weights, not (other or no_compare))]

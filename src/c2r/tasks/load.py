@@ -13,6 +13,7 @@ from typing import Any
 
 from c2r.errors import InputError
 from c2r.tasks.questions import LOCAL_TASKS, Question, read_questions
+from c2r.tasks.trust import check_task_file, sandboxed_templates
 
 PAPER_TASKS = {
     "arc_easy": 0,
@@ -41,6 +42,7 @@ class TaskRequest:
         limit: answer the first so many items of each task, of a group's each task.
         batch_size: requests per forward pass.
         seed: draws the solved items.
+        trust_task_code: let task files run code: functions, unknown metrics, free templates.
     """
 
     tasks: tuple[str, ...] = ()
@@ -50,6 +52,12 @@ class TaskRequest:
     limit: int | None = None
     batch_size: int = 8
     seed: int = 0
+    trust_task_code: bool = False
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether templates may do anything: the harness's own may, a file's only if asked."""
+        return self.trust_task_code or not self.task_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,14 +72,14 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
     """The tasks with their items, ready for any number of models.
 
     Raises:
-        InputError: the harness is not installed, a task is unknown or cannot be read, or it is on
-            the Hugging Face hub and that cannot be reached.
+        InputError: the harness is not installed, a task is unknown or cannot be read, its file
+            asks for code to be run, or it is on the Hugging Face hub and that cannot be reached.
     """
     _check(request)
     specifications = _specifications(request)
     shots = PAPER_TASKS if "paper" in request.tasks else {}
     members: dict[str, list[Any]] = {}
-    with quiet():
+    with quiet(), sandboxed_templates(request.is_trusted):
         # Only definitions of ours: then the harness need not look for its own, which takes seconds.
         is_local = all(isinstance(entry, dict) for entry in specifications.values())
         manager = _manager(knows_names=not is_local)
@@ -130,6 +138,8 @@ def _specifications(request: TaskRequest) -> dict[str, Any]:
             raise InputError(f"two tasks are named {path.stem}; rename the file {path}")
         if not path.is_file():
             raise InputError(f"there is no task file {path}; check the path")
+        if not request.trust_task_code:
+            check_task_file(path)
         found[path.stem] = str(path)
     if not found:
         raise InputError("no task is named; give tasks or task_files")
