@@ -23,7 +23,7 @@ def check_task_file(path: Path) -> None:
 def _check_file(path: Path, seen: frozenset[Path]) -> None:
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Refuses functions; other tags are refused as unknown."""
 
     def refuse(_: Any, node: yaml.Node) -> None:
