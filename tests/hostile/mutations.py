@@ -53,7 +53,7 @@ def originals(folder):
         "plan.safetensors": [
             ["inspect", "FILE"],
             ["traffic", good, "--plan", "FILE"],
-            ["export", "FILE", "--format", "sglang", *out],
+            ["export", "--plan", "FILE", "--format", "sglang", *out],
         ],
         "trace.npz": [["import", "FILE", "--format", "npz", "--num-experts", "8", *out]],
         "routed.npy": [["import", "FILE", "--format", "vllm-routed", "--num-experts", "8", *out]],

@@ -142,7 +142,7 @@ def read_partial(path: Path) -> dict[str, Any] | None:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"cannot read {path} as a sweep: {error}; give another file") from None
     if not isinstance(document, dict) or not {"request", "points", "complete"} <= set(document):
         raise ArtifactError(f"{path} was not written by `c2r sweep`; give another file")
