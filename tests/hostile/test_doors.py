@@ -5,8 +5,8 @@ import pytest
 
 from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.folders import load_weights
-from c2r.assets import tiny_folder
 from c2r.artifacts import write_text
+from c2r.assets import tiny_folder
 from c2r.errors import InputError, ModelError
 from c2r.tasks import TaskRequest, load_tasks
 

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from c2r.cli import run_command
-from mutations import fault, mutate, originals
+from tests.hostile.mutations import fault, mutate, originals
 
 KINDS = [
     "profile.safetensors", "plan.safetensors", "trace.npz", "routed.npy", "pairs.pkl", "dump.pt",

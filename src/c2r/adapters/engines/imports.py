@@ -213,7 +213,9 @@ def _mapped_experts(record: Record) -> int | None:
             f"{record.where}: its map of layer {record.layer} names expert {record.slots.max()} in "
             f"{len(record.slots)} slots; dump again"
         )
-    held = np.bincount(record.slots) if record.slots.size and record.slots.min() >= 0 else np.zeros(1)
+    held = (
+        np.bincount(record.slots) if record.slots.size and record.slots.min() >= 0 else np.zeros(1)
+    )
     if not held.all():
         raise InputError(
             f"{record.where}: its map of layer {record.layer} has no slot for expert "
