@@ -40,16 +40,14 @@ def test_a_function_of_a_task_file_is_refused(task_file, tmp_path):
     path = task_file("!function evil.f")
     (tmp_path / "outer.yaml").write_text("include: t.yaml\n")
     for file in (path, tmp_path / "outer.yaml"):
-        with pytest.raises(InputError, match="asks for !function evil.f.*trust_task_code=True"):
+        with pytest.raises(InputError, match=r"asks for !function evil\.f.*trust_task_code=True"):
             load_tasks(TaskRequest(task_files=(file,)))
 
 
 def test_a_template_reaches_no_python(task_file, tmp_path):
-    from jinja2.sandbox import SecurityError
-
     owned = tmp_path / "owned"
     path = task_file(f"\"{{{{ cycler.__init__.__globals__.os.popen('touch {owned}').read() }}}}\"")
-    with pytest.raises((InputError, SecurityError)):
+    with pytest.raises(InputError):
         load_tasks(TaskRequest(task_files=(path,)))
     assert not owned.exists()
 

@@ -77,6 +77,8 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
     """
     _check(request)
     specifications = _specifications(request)
+    for path in () if request.trust_task_code else request.task_files:
+        check_task_file(path)
     shots = PAPER_TASKS if "paper" in request.tasks else {}
     members: dict[str, list[Any]] = {}
     with quiet(), sandboxed_templates(request.is_trusted):
@@ -138,8 +140,6 @@ def _specifications(request: TaskRequest) -> dict[str, Any]:
             raise InputError(f"two tasks are named {path.stem}; rename the file {path}")
         if not path.is_file():
             raise InputError(f"there is no task file {path}; check the path")
-        if not request.trust_task_code:
-            check_task_file(path)
         found[path.stem] = str(path)
     if not found:
         raise InputError("no task is named; give tasks or task_files")

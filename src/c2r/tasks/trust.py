@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 
 _PICKLED_DATA = ("pandas", "webdataset")
 
@@ -74,8 +74,11 @@ def _untrusted(path: Path, what: str) -> InputError:
 
 @contextmanager
 def sandboxed_templates(trusted: bool) -> Iterator[None]:
-    """Renders the harness's templates in jinja's sandbox, unless they are `trusted`."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """Renders the harness's templates in jinja's sandbox, unless they are `trusted`.
+
+    Raises `InputError` where a template in the sandbox reaches for Python.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
     from lm_eval import utils
 
     before = utils.env
@@ -86,5 +89,10 @@ def sandboxed_templates(trusted: bool) -> Iterator[None]:
         utils.env.filters.update(before.filters)
     try:
         yield
+    except SecurityError as error:
+        raise InputError(
+            f"a template of a task file is refused: {one_line(error)}; read the file, then allow it "
+            "with trust_task_code=True"
+        ) from None
     finally:
         utils.env = before
