@@ -77,7 +77,7 @@ def json_lines(text: Text) -> Iterator[tuple[dict[str, Any], str]]:
 def _json_object(line: str, source: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not JSON ({error}); give one JSON object per line") from None
     if not isinstance(record, dict):
         found = type(record).__name__

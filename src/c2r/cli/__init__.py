@@ -33,6 +33,8 @@ from c2r.cli import (
 from c2r.cli.console import example, note
 from c2r.errors import C2RError
 
+_MOST_CHARACTERS = 2000  # of an error: it may name a file's longest word
+
 
 def _show_version(is_asked: bool) -> None:
     from importlib.metadata import version
@@ -101,7 +103,7 @@ def run_command(arguments: list[str]) -> int:
     try:
         status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)
     except C2RError as error:
-        note(f"c2r: {' '.join(str(error).split())}")
+        note(f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}")
         return 2
     except typer.TyperException as error:
         note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")

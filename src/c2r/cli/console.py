@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from c2r.errors import InputError, without_controls
 
 _SHADES, _ASCII_SHADES = " \u2591\u2592\u2593\u2588", " .:*#"
 _COLORS = ("", "#31446b", "#666970", "#a69c75", "#fde737")  # of Cividis
@@ -36,7 +39,14 @@ def example(command: str) -> str:
 
 def note(message: str) -> None:
     """A line for the user's eyes, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(without_controls(message), file=sys.stderr, flush=True)
+
+
+def check_output(out: Path | None, *inputs: Path | None) -> None:
+    """Raises `InputError` if the file to write is one that the command reads."""
+    for path in inputs:
+        if out is not None and path is not None and out.resolve() == path.resolve():
+            raise InputError(f"{out} is an input of this command; give another file to write")
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -119,7 +129,7 @@ def _mean(
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else without_controls(str(value))
 
 
 @contextmanager

@@ -37,6 +37,13 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="YAML of a task in lm-evaluation-harness's format; repeat for several."),
     ] = None,
+    trust_task_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-task-code",
+            help="Let task files run any code: their !function, metrics and templates.",
+        ),
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(help="Only this many items of each task, the first ones.")
     ] = None,
@@ -90,6 +97,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             seed=seed,
+            trust_task_code=trust_task_code,
         )
         other = against is not None or against_plan is not None
         sides = [

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from c2r.adapters.formats import ExportFormat
-from c2r.cli.console import JsonOption, note, print_json
+from c2r.cli.console import JsonOption, check_output, note, print_json
 from c2r.cli.models import resolve_model
 
 
@@ -36,6 +36,7 @@ def export(
     from c2r.adapters.engines import export_plan
     from c2r.plans import Plan
 
+    check_output(out, plan)
     num_layers = None
     if model is not None:
         from c2r.adapters.huggingface import read_model_layers

@@ -13,7 +13,7 @@ from c2r.cli.clusters import (
     describe,
     workload_of,
 )
-from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
 from c2r.cli.flags import naming_flags
 from c2r.errors import InputError
 from c2r.policy_names import STRENGTH_NAMES
@@ -105,6 +105,7 @@ def plan(
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
+    check_output(out, profile, sweep)
     loaded = CollaborationProfile.load(profile)
     target = {"max_loss_increase": max_loss_increase, "copies": copies}
     reports: list[TrafficReport] = []

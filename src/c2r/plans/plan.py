@@ -11,6 +11,7 @@ import numpy as np
 
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError
+from c2r.plans.checks import check_plan
 from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Arrays, Int
@@ -138,6 +139,7 @@ class Plan:
                 ),
                 provenance=artifact.header["provenance"],
             )
+            check_plan(plan)
         if plan.fingerprint != artifact.header.get("fingerprint"):
             raise ArtifactError(f"{path} was changed after it was written; make the plan again")
         return plan

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError, InputError
+from c2r.profiling.checks import check_layer
 from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
 from c2r.types import Arrays, Float, Int
 
@@ -175,6 +176,10 @@ class CollaborationProfile:
                 ),
                 provenance=artifact.header["provenance"],
             )
+            if not isinstance(profile.provenance, dict):
+                raise ValueError("provenance")
+            for layer in profile.layers:
+                check_layer(layer)
         if not profile.layers:
             raise ArtifactError(f"{source} is a profile without layers; profile the model again")
         return profile

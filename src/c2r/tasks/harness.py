@@ -20,6 +20,7 @@ from c2r.measuring import RoutingTally, keeping_plan
 from c2r.plans import Plan
 from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
 from c2r.tasks.results import TaskEvaluation, TaskResult
+from c2r.tasks.trust import sandboxed_templates
 
 _METRICS = ("acc", "exact_match")  # those that are right or wrong for each item, in this order
 
@@ -48,7 +49,13 @@ def evaluate(
     flat = [task for members in tasks.members.values() for task in members]
     for task in flat:
         task.set_fewshot_seed(seed=request.seed)
-    with quiet(), keeping_plan(model), evaluating(model), _counting(model, plan) as tallies:
+    with (
+        quiet(),
+        sandboxed_templates(request.is_trusted),
+        keeping_plan(model),
+        evaluating(model),
+        _counting(model, plan) as tallies,
+    ):
         from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from c2r.errors import InputError
 from c2r.tasks.questions import LOCAL_TASKS, Question, read_questions
+from c2r.tasks.trust import check_task_file, sandboxed_templates
 
 PAPER_TASKS = {
     "arc_easy": 0,
@@ -42,6 +43,7 @@ class TaskRequest:
             tasks.
         batch_size: requests per forward pass.
         seed: draws the solved items.
+        trust_task_code: let task files run code: functions, unknown metrics, free templates.
     """
 
     tasks: tuple[str, ...] = ()
@@ -51,6 +53,12 @@ class TaskRequest:
     limit: int | None = None
     batch_size: int = 8
     seed: int = 0
+    trust_task_code: bool = False
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether templates may do anything: the harness's own may, a file's only if asked."""
+        return self.trust_task_code or not self.task_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,14 +73,16 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
     """The tasks with their items, ready for any number of models.
 
     Raises:
-        InputError: the harness is not installed, a task is unknown or cannot be read, or it is on
-            the Hugging Face hub and that cannot be reached.
+        InputError: the harness is not installed, a task is unknown or cannot be read, its file
+            asks for code to be run, or it is on the Hugging Face hub and that cannot be reached.
     """
     _check(request)
     specifications = _specifications(request)
+    for path in () if request.trust_task_code else request.task_files:
+        check_task_file(path)
     shots = PAPER_TASKS if "paper" in request.tasks else {}
     members: dict[str, list[Any]] = {}
-    with quiet():
+    with quiet(), sandboxed_templates(request.is_trusted):
         # Only definitions of ours: then the harness need not look for its own, which takes seconds.
         is_local = all(isinstance(entry, dict) for entry in specifications.values())
         manager = _manager(knows_names=not is_local)

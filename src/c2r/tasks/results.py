@@ -84,7 +84,7 @@ class TaskEvaluation:
             document = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict) or document.get("kind") != _KIND:
             raise ArtifactError(f"{path} is no result of `c2r evaluate`; give a file that it wrote")

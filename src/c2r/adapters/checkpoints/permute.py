@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from c2r.adapters.checkpoints.layout import MoeLayer, find_moe_layers
 from c2r.adapters.checkpoints.order import (
@@ -39,6 +40,7 @@ from c2r.plans.model_folder import (
     plan_path,
     save_plan,
 )
+from c2r.types import Int
 
 _GROUP_KEYS = ("n_group", "num_expert_group")
 
@@ -182,12 +184,24 @@ def _read_permutation(folder: Path) -> tuple[list[str], list[ExpertOrder], bool]
         stems = [str(stem) for stem in artifact.header["stems"]]
         orders = [
             ExpertOrder(
-                experts=artifact.arrays[f"layers.{index}.experts"].astype(np.int64),
-                ranks=artifact.arrays[f"layers.{index}.ranks"].astype(np.int64),
+                experts=_permutation(artifact.arrays[f"layers.{index}.experts"]),
+                ranks=_permutation(artifact.arrays[f"layers.{index}.ranks"]),
             ).inverse
             for index in range(len(stems))
         ]
-        return stems, orders, bool(artifact.header["source_has_plan"])
+        has_plan = artifact.header["source_has_plan"]
+        if not isinstance(has_plan, bool):
+            raise ValueError("source_has_plan")
+        return stems, orders, has_plan
+
+
+def _permutation(numbers: npt.NDArray[Any]) -> Int:
+    """`[n]` int64. Raises `ValueError` unless each of 0 to n - 1 is there once."""
+    if numbers.dtype.kind not in "iu" or not np.array_equal(
+        np.sort(numbers), np.arange(numbers.size)
+    ):
+        raise ValueError("an order does not hold each number once")
+    return numbers.astype(np.int64)
 
 
 def _permuted_plan(plan: Plan, orders: Sequence[ExpertOrder]) -> Plan:

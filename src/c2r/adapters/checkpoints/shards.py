@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -93,6 +93,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; give a folder of a transformers model")
+    check_files_inside(folder)
     if (folder / INDEX_FILE).is_file():
         index = read_json(folder / INDEX_FILE)
         weight_map = index.get("weight_map")
@@ -112,12 +113,38 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, shards=(_read_shard(folder / SINGLE_FILE),), index=None)
 
 
+def check_files_inside(folder: Path) -> None:
+    """Raises `InputError` if a model folder has links or an index that lead out of it.
+
+    Links to the blobs of the Hugging Face cache are its own way of keeping files.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            target = path.resolve()
+            if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+                raise InputError(f"{path} is a link out of the folder; put the file itself there")
+    for path in folder.glob("*.index.json"):
+        names = read_json(path).get("weight_map")
+        for name in names.values() if isinstance(names, dict) else ():
+            _check_inside(path, name)
+
+
+def _check_inside(index: Path, name: object) -> None:
+    if not isinstance(name, str) or Path(name).name != name or name == "..":
+        raise InputError(
+            f"{index} names the shard {one_line(name)}, which is no file of its folder; download "
+            "it again"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `InputError` if it holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {one_line(error)}; download it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object; download it again")
     return value
@@ -154,14 +181,14 @@ def _read_shard(path: Path, named_by: str = "") -> Shard:
         raise InputError(
             f"{named_by} names {path.name}, but {path} does not exist; download the missing shard"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a safetensors file ({error}); download it again") from None
     if not isinstance(header, dict):
         raise InputError(f"{path} is not a safetensors file; download it again")
     metadata = header.pop(_METADATA, None)
     try:
         tensors = tuple(_read_tensor(name, entry) for name, entry in header.items())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} has a damaged header ({error}); download it again") from None
     # Copied as ranges, bytes that no tensor claims would be lost, and overlaps written twice.
     end = 0

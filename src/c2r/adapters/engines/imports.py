@@ -208,7 +208,14 @@ def _mapped_experts(record: Record) -> int | None:
     """
     if record.slots is None:
         return None
-    held = np.bincount(record.slots) if record.slots.min() >= 0 else np.zeros(1)
+    if record.slots.size and record.slots.max() >= len(record.slots):
+        raise InputError(
+            f"{record.where}: its map of layer {record.layer} names expert {record.slots.max()} in "
+            f"{len(record.slots)} slots; dump again"
+        )
+    held = (
+        np.bincount(record.slots) if record.slots.size and record.slots.min() >= 0 else np.zeros(1)
+    )
     if not held.all():
         raise InputError(
             f"{record.where}: its map of layer {record.layer} has no slot for expert "

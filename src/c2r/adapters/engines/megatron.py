@@ -75,7 +75,9 @@ def read_traces(path: Path, bad: BadRecords) -> Iterator[Record]:
                 where = f"{path}, line {number}"
                 try:
                     record = _parse(line)
-                except (ValueError, KeyError, TypeError) as error:
+                except (
+                    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+                ) as error:  # fmt: skip
                     bad.report(where, f"not a record of a router trace ({error})")
                     continue
                 if record is not None:

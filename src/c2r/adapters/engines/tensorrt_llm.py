@@ -66,7 +66,7 @@ def num_experts(path: Path) -> int | None:
         return None
     try:
         return int(json.loads(meta.read_text(encoding="utf-8"))["num_experts"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{meta} does not tell num_experts ({error})") from None
 
 
@@ -92,7 +92,7 @@ def read_raw(path: Path, bad: BadRecords) -> Iterator[Record]:
                     for start in range(0, shape[0], _BLOCK_TOKENS):
                         stop = min(start + _BLOCK_TOKENS, shape[0])
                         yield Record(where, int(match[2]), tensor[start:stop])
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}; give a safetensors file") from None
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -21,13 +23,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.taps.install import applied_plan, apply, find_sites
-from c2r.errors import InputError, ModelError, PlanError
+from c2r.errors import InputError, ModelError, PlanError, one_line
 from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
 
 PARALLEL_ATTRIBUTE = "_c2r_experts"
 """Holds the paths of the experts that are spread over ranks."""
+_CONFIG_ERRORS = (
+    ValueError, KeyError, ImportError, TypeError, AttributeError, IndexError, ZeroDivisionError,
+    AssertionError, RecursionError, OverflowError, NotImplementedError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for a damaged or unknown configuration."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -65,14 +74,30 @@ def load_weights(
 ) -> PreTrainedModel:
     """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
     with _loading(source):
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+        options = {"trust_remote_code": False, **kwargs, "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype or "auto", **options
+        )
+    _check_weights(source, info)
     return model.eval()
 
 
 def skeleton_of(source: str | Path) -> PreTrainedModel:
     """The model without weights, on the meta device. Raises as `load_model`."""
     with _loading(source), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _check_weights(source: str | Path, info: Mapping[str, Any]) -> None:
+    """Raises `InputError` if weights are missing: transformers would draw them at random."""
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
+        names = sorted(str(name) for name in info.get(key, ()))
+        if names:
+            raise InputError(
+                f"{source} {what} {len(names)} of the model's weights (first {names[0]}); download "
+                "the model again"
+            )
 
 
 @contextmanager
@@ -85,14 +110,21 @@ def _loading(source: str | Path) -> Iterator[None]:
         raise InputError(
             f"there is no model folder {source}; give one, or a hub name like allenai/OLMoE-1B-7B"
         )
+    if folder.is_dir():
+        check_files_inside(folder)
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise InputError(
             f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
             "hub name while online"
         ) from error
-    except (ValueError, KeyError, ImportError) as error:
+    except _CONFIG_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source} needs code of its own, which c2r does not run; use a model that "
+                "transformers itself knows"
+            ) from None
         raise ModelError(
             f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
             "use a supported MoE model"
@@ -185,11 +217,11 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         if tokenizer.vocab_size < 2:  # what transformers makes for some families without files
             raise ValueError("it has no words")
         return tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (OSError, *_CONFIG_ERRORS) as error:
         raise InputError(
             f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "
             "files beside the model"
@@ -197,7 +229,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return one_line(error).rstrip(".") or type(error).__name__
 
 
 @contextmanager
