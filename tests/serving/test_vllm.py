@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import c2r
+import c2r.serving
 from tests.serving import families
 
 PYTHON = os.environ.get("C2R_VLLM_PYTHON")
-PROGRAM = Path(__file__).with_name("vllm_program.py")
+PROGRAM = Path(c2r.serving.__file__).with_name("vllm_program.py")
 NUM_SEQUENCES, SEQ_LEN = 2, 128
 
 pytestmark = [

@@ -23,6 +23,7 @@ from c2r.cli import (
     profile,
     report,
     run,
+    serve_check,
     sweep,
     traffic,
 )
@@ -52,6 +53,7 @@ app.command("measure")(measure.measure)
 app.command("evaluate")(evaluate.evaluate)
 app.command("permute")(permute.permute)
 app.command("export")(export.export)
+app.command("serve-check")(serve_check.serve_check)
 app.command("report")(report.report)
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)

@@ -155,7 +155,8 @@ def constrain(topk: Any, plan: Plan) -> None:
             f"has k = {k}; give a plan made for it"
         )
     scoring = _scoring(config)
-    device = torch.get_default_device() if config.correction_bias is None else scoring.bias.device
+    bias = scoring.bias
+    device = torch.get_default_device() if bias is None else bias.device
     _check_arithmetic(config, scoring, layer, device)
     factor = config.routed_scaling_factor
     is_scaled_later = factor and not config.apply_routed_scaling_factor_on_output
