@@ -15,7 +15,6 @@ from torch import Tensor
 from c2r.adapters.huggingface import capture
 from c2r.errors import InputError, ModelError
 from c2r.serving.binding import layer_number
-from c2r.types import FloatArray, IntArray
 
 _PROGRAM = Path(__file__).with_name("vllm_program.py")
 
@@ -31,8 +30,8 @@ class Answer:
         constrained: numbers of the layers that chose by a plan's policy; None where not known.
     """
 
-    log_probs: FloatArray
-    expert_ids: Mapping[int, IntArray]
+    log_probs: np.ndarray
+    expert_ids: Mapping[int, np.ndarray]
     constrained: frozenset[int] | None = None
 
 
@@ -69,7 +68,7 @@ def answer_of_model(model: Any, ids: Tensor) -> Answer:
     """
     log_probs, routed = [], []
     with torch.no_grad(), capture(model) as recorder:
-        for sequence in ids.split(1):
+        for sequence in ids[:, None]:
             logits = model(input_ids=sequence, attention_mask=torch.ones_like(sequence)).logits
             scored = logits.float().log_softmax(-1)[:, :-1]
             log_probs.append(scored.gather(-1, sequence[:, 1:, None]).squeeze(-1))
