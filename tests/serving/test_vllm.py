@@ -59,7 +59,7 @@ def ask(jobs, folder, **environment):
     ]
     (folder / "jobs.json").write_text(json.dumps(listed))
     done = subprocess.run(
-        [PYTHON, PROGRAM, folder / "jobs.json"],
+        [PYTHON, "-P", PROGRAM, folder / "jobs.json"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

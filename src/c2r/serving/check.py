@@ -101,7 +101,7 @@ def answer_of_vllm(python: str | Path, model: str | Path, ids: Tensor) -> Answer
         out = folder / "out.npz"
         job = {"model": str(model), "ids": str(folder / "ids.npy"), "out": str(out)}
         (folder / "jobs.json").write_text(json.dumps([job]), encoding="utf-8")
-        command = [str(python), str(_PROGRAM), str(folder / "jobs.json")]
+        command = [str(python), "-P", str(_PROGRAM), str(folder / "jobs.json")]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:

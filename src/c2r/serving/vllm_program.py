@@ -1,6 +1,6 @@
 """Runs in vLLM's own environment: what a model folder answers and routes there.
 
-    python vllm_program.py JOBS.json     [{"model": FOLDER, "ids": IDS.npy, "out": OUT.npz}, ...]
+    python -P vllm_program.py JOBS.json     [{"model": FOLDER, "ids": IDS.npy, "out": OUT.npz}, ...]
 
 OUT.npz: `log_probs` of each next token `[sequences, tokens - 1]`, `constrained`, the numbers of the
 layers that a plan's policy chooses in, and under the number of each MoE layer the ids that its
