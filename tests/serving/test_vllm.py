@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import c2r
+import c2r.serving
 from tests.serving import families
 
 PYTHON = os.environ.get("C2R_VLLM_PYTHON")
-PROGRAM = Path(__file__).with_name("vllm_program.py")
+PROGRAM = Path(c2r.serving.__file__).with_name("vllm_program.py")
 NUM_SEQUENCES, SEQ_LEN = 2, 128
 
 pytestmark = [
@@ -58,7 +59,7 @@ def ask(jobs, folder, **environment):
     ]
     (folder / "jobs.json").write_text(json.dumps(listed))
     done = subprocess.run(
-        [PYTHON, PROGRAM, folder / "jobs.json"],
+        [PYTHON, "-P", PROGRAM, folder / "jobs.json"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -27,6 +27,7 @@ from c2r.cli import (
     profile,
     report,
     run,
+    serve_check,
     sweep,
     traffic,
 )
@@ -87,6 +88,7 @@ _add("measure", measure.measure, "MODEL --plan plan.safetensors --text corpus.tx
 _add("evaluate", evaluate.evaluate, "MODEL --plan plan.safetensors --tasks piqa --out piqa.json")
 _add("permute", permute.permute, "MODEL --plan plan.safetensors --out permuted/")
 _add("export", export.export, "--plan plan.safetensors --format sglang --out placement.json")
+_add("serve-check", serve_check.serve_check, "constrained/ --engine vllm --python vllm/bin/python")
 _add("report", report.report, "profile.safetensors plan.safetensors sweep.json --out report.html")
 app.add_typer(bench.app, name="bench")
 _add("demo", demo.demo, "--out demo/")
