@@ -55,7 +55,7 @@ def test_plain_top_k_is_among_what_is_picked_from():
         ("{", "give another file"),
         (json.dumps([1]), "not written by"),
         (json.dumps({"points": []}), "not written by"),
-        (json.dumps(document(complete=False)), "run the same `c2r sweep` to go on"),
+        (json.dumps(document(complete=False)), "run the same `c2r sweep` to resume it"),
         (json.dumps(document(baseline={})), "lacks or damages"),
         (json.dumps(document(points=3)), "lacks or damages"),
         (json.dumps(document(request={"num_ranks": 4})), "num_nodes"),

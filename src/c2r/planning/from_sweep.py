@@ -35,8 +35,8 @@ def plan_from_sweep(
     Args:
         sweep: of the model that is planned for.
         profile: the one that the sweep planned by, which it wrote beside its JSON.
-        topology: the devices, those of the sweep.
-        target: what is asked.
+        topology: the devices of the sweep.
+        target: what the plan must meet.
 
     Raises:
         PlanError: no point meets the target.

@@ -42,7 +42,7 @@ class Series:
 class Chart:
     """Series on common axes; `style` says how they are drawn.
 
-    `table` stands behind the chart where it tells more than the series do. Where `linear_to` is
+    `table` is given where it tells more than the series do. Where `linear_to` is
     given, matplotlib draws y linear up to it and logarithmic beyond; plotly has no such axis.
     """
 

@@ -1,4 +1,4 @@
-"""Charts as plotly.js draws them, without colours: the page has those of the theme in force.
+"""Charts as plotly.js draws them, without colours: the page adds the colours of its theme.
 
 Figures are made as the data that plotly.js takes. plotly's Python classes for them would check them
 again in every run, and take longer than all else in a report.

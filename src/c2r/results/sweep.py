@@ -155,7 +155,7 @@ class SweepResult:
             raise ArtifactError(f"{path} was not written by `c2r sweep`; give another file")
         if not document.get("complete", True):
             raise ArtifactError(
-                f"{path} is not a finished sweep; run the same `c2r sweep` to go on"
+                f"{path} is not a finished sweep; run the same `c2r sweep` to resume it"
             )
         with damaged_file(path):
             return cls.from_json(document)

@@ -93,10 +93,10 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         tokenizer: the model's.
         texts: as `c2r.text.read_texts` gives them.
         request: what to sweep.
-        out: JSON file to write, and to go on from after an interruption; the calibration's profile
+        out: JSON file to write, and to resume from after an interruption; the calibration's profile
             goes beside it, as `*.profile.safetensors`. None keeps nothing.
         progress: opens a progress bar with a text and a total of tokens, gives what advances it.
-        note: takes a line for the user's eyes.
+        note: called with a line for the user.
         on_profile: called with the profile of all texts that the plans are made from.
 
     Raises:

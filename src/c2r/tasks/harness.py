@@ -113,7 +113,7 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
 
 
 def _is_token(input_ids: Tensor) -> Tensor:
-    """`[batch * tokens]` bool: false for the zeros with which the harness fills up its rows."""
+    """`[batch * tokens]` bool: false for the zeros with which the harness pads its rows."""
     # From the end, positions are tokens once any id but 0 has come: zeros inside a text stay.
     return (input_ids != 0).flip(1).cumsum(1).flip(1).flatten() > 0
 

@@ -18,7 +18,7 @@ from c2r.types import Int
 class TimedLayer:
     """Size of the layer to time: tokens of each rank, and of its SwiGLU experts.
 
-    With `rows_per_second` the experts are those of an emulated device: see `EmulatedExperts`.
+    With `rows_per_second` an emulated device runs the experts: see `EmulatedExperts`.
     """
 
     num_tokens: int

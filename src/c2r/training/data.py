@@ -1,4 +1,4 @@
-"""Files of text and of instructions in, windows of token ids to train on out.
+"""Turns files of text and of instructions into windows of token ids to train on.
 
 A piece is one conversation, or one stretch of a plain text. A window is what the model is given: a
 piece, or several packed one after the other, which do not see each other.

@@ -115,14 +115,14 @@ class FinetuneSettings:
         return cls(**{**PRESETS.get(preset or "", {}), **chosen})
 
     def with_passes_of(self, num_windows: int, num_processes: int) -> "FinetuneSettings":
-        """Accumulates even passes of at most so many windows a process; 1 or more."""
+        """Accumulates even passes of at most that many windows a process; 1 or more."""
         per_process = self.batch_size // num_processes or 1
         sizes = range(min(num_windows, per_process), 0, -1)
         size = next(size for size in sizes if per_process % size == 0)
         return replace(self, accumulation=per_process // size)
 
     def steps(self, num_windows: int) -> int:
-        """Optimizer steps for so many windows."""
+        """Optimizer steps for that many windows."""
         return self.num_steps or -(-num_windows * self.num_epochs // self.batch_size)
 
     def batch_per_pass(self, num_processes: int) -> int:

@@ -199,7 +199,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _restoring(model: Any) -> Iterator[None]:
-    """Puts back what training changes of a model besides its weights."""
+    """Restores what training changes of a model besides its weights."""
     was_training, use_cache = model.training, model.config.use_cache
     forward = model.__dict__.get("forward")
     recomputes = model.is_activation_checkpointing
