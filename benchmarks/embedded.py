@@ -18,17 +18,6 @@ def profile_halves(num_tokens):
     )
 
 
-def print_rows(columns, rows):
-    """A table of the columns of dicts, numbers with four decimals."""
-    cells = [
-        [f"{row[key]:.4f}" if isinstance(row[key], float) else str(row[key]) for key in columns]
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in (columns, *cells):
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-
-
 def mean_of(rows, keys):
     """The rounded mean over rows of each of `keys`."""
     return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in keys}

@@ -10,11 +10,11 @@ row per token and expert both ways, as MegaBlocks dispatches. Prints a table and
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from emulated_cluster import add_arguments, cluster_of, exit_when_stopped, hosts_up
+from harness import commit, machine
 
 
 def main():
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("expert_parallel.json"))
     args, options = parser.parse_known_args()
     exit_when_stopped()
-    command = [sys.executable, "-m", "c2r.cli", "bench", "parallel", "--out", str(args.out)]
+    command = [sys.executable, "-m", "c2r", "bench", "parallel", "--out", str(args.out)]
     with hosts_up(cluster_of(args)) as hosts:
         print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
         status = hosts.run([*command, *options], args.timeout, args.nice)
@@ -35,17 +35,11 @@ def main():
     result = json.loads(args.out.read_text())
     result["network"] = limit
     result["command"] = " ".join(["python", "benchmarks/expert_parallel.py", *sys.argv[1:]])
+    result["machine"] |= machine()
     result["commit"] = commit()
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
     return 0
-
-
-def commit():
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ Baseline: transformers' `all_to_all`. Prints a table and a JSON line.
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import transformers
+from harness import compare, finish, print_table
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import Qwen2MoeConfig
 from transformers.distributed.expert_parallel import EPImplementationInterface
@@ -26,7 +24,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 from c2r.adapters.huggingface.expert_parallel.spread import LocalExperts, ParallelOptions
 from c2r.parallel import ProcessGroupComm
 from c2r.plans import contiguous_placement
-from c2r.timing import Recording, Spread, interleave, spread_of_ratios
+from c2r.timing import Recording, interleave
 
 BASELINE = "transformers all_to_all"
 
@@ -179,36 +177,30 @@ def errors(layers, own):
     }
 
 
-def report(seconds, deviations, num_layers):
-    rows = []
-    print(f"{'implementation':40} {'ms a layer':>10} {'ratio':>6}  quartiles")
-    for name, times in seconds.items():
-        ratio = spread_of_ratios(times, seconds[BASELINE])
-        milliseconds = Spread.of([1000 * each / num_layers for each in times]).median
-        quartiles = f"{ratio.lower:.3f}-{ratio.upper:.3f}"
-        print(f"{name:40} {milliseconds:10.0f} {ratio.median:6.3f}  {quartiles}")
-        rows.append(
-            {
-                "implementation": name,
-                "milliseconds_per_layer": milliseconds,
-                "ratio_median": ratio.median,
-                "ratio_quartiles": [ratio.lower, ratio.upper],
-                "error": deviations.get(name),
-            }
-        )
-    return rows
-
-
-def versions():
-    found = {"torch": torch.__version__, "transformers": transformers.__version__}
-    if importlib.util.find_spec("torchtitan"):
-        found["torchtitan"] = importlib.metadata.version("torchtitan")
-    return found
+def report(contenders, seconds, deviations):
+    recording, args = contenders.recording, contenders.args
+    milliseconds = {
+        name: [1000 * each / recording.num_layers for each in times]
+        for name, times in seconds.items()
+    }
+    rows = compare(milliseconds, BASELINE, "implementation", "milliseconds_per_layer")
+    rows = [row | {"error": deviations.get(row["implementation"])} for row in rows]
+    print_table(rows)
+    finish(
+        "expert_parallel_peers",
+        BASELINE,
+        rows,
+        vars(args),
+        num_ranks=contenders.size,
+        losses={name: routing.loss for name, routing in recording.routings.items()},
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recording", help="file of `c2r bench parallel --save-recording`")
+    parser.add_argument(
+        "recording", type=Path, help="file of `c2r bench parallel --save-recording`"
+    )
     parser.add_argument("--tokens", type=int, default=1024, help="of each rank")
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--intermediate-size", type=int, default=512)
@@ -221,19 +213,10 @@ def main():
     for each in layers.values():
         each.run()
     deviations = errors(layers, contenders.own)
-    seconds = interleave({name: each.run for name, each in layers.items()}, args.rounds)
+    runs = {name: each.run for name, each in layers.items()}
+    seconds = interleave(runs, ProcessGroupComm(), args.rounds)
     if contenders.rank == 0:
-        recording = contenders.recording
-        result = {
-            "benchmark": "expert_parallel_peers",
-            "baseline": BASELINE,
-            "rows": report(seconds, deviations, recording.num_layers),
-            "settings": {**vars(args), "recording": Path(args.recording).name},
-            "num_ranks": contenders.size,
-            "losses": {name: routing.loss for name, routing in recording.routings.items()},
-            "versions": versions(),
-        }
-        print(json.dumps(result))
+        report(contenders, seconds, deviations)
     dist.destroy_process_group()
 
 

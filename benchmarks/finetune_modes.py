@@ -8,23 +8,19 @@ on the machine disturb less than the clock on the wall.
 """
 
 import argparse
-import json
-import platform
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from harness import compare, finish, interleave, print_table
 from transformers import TrainerCallback
 
 import c2r
 from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.assets import heldout_files, tiny_folder
 from c2r.text import read_texts, token_batches
-from c2r.training import DataSettings, FinetuneSettings, finetune, read_examples
+from c2r.training import DataSettings, FinetuneSettings, finetune, read_windows
 from c2r.training.trainable import router_parameters
 
 STEP = FinetuneSettings(batch_size=8, learning_rate=1e-4, log_every=1000)
@@ -61,44 +57,33 @@ def make_plan(tokenizer):
 
 
 def measure(rounds, steps):
+    """Seconds of a step, the median of each run."""
     tokenizer = load_tokenizer(tiny_folder())
     plan = make_plan(tokenizer)
-    examples = read_examples(heldout_files(), tokenizer, DataSettings(seq_len=256)).examples
-    seconds = {name: [] for name in CASES}
-    for _ in range(rounds):
-        for name, settings in CASES.items():
-            clock = StepClock()
-            finetune(load(), examples, plan, replace(settings, num_steps=steps), None, [clock])
-            seconds[name].append(float(np.median(clock.seconds[1:])))
-    return seconds
+    examples = read_windows(heldout_files(), tokenizer, DataSettings(seq_len=256)).windows
+
+    def run(settings):
+        clock = StepClock()
+        finetune(load(), examples, plan, replace(settings, num_steps=steps), None, [clock])
+        return float(np.median(clock.seconds[1:]))
+
+    return interleave(CASES, rounds, run)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    seconds = measure(arguments.rounds, arguments.steps)
-    table = Table(title="Processor time of a step, medians; quartiles of ratios in one round")
-    for column in ("trains", "ms", "of full"):
-        table.add_column(column)
-    cases = []
-    for name, values in seconds.items():
-        low, middle, high = np.quantile(
-            np.array(values) / np.array(seconds["full"]), (0.25, 0.5, 0.75)
-        )
-        median = float(np.median(values))
-        table.add_row(name, f"{1000 * median:.0f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
-        cases.append({"name": name, "seconds": median, "of_full": [low, middle, high]})
-    Console().print(table)
+    rows = compare(measure(args.rounds, args.steps), "full", "trains", "seconds_per_step")
+    print_table(rows)
     model = load()
     routers = sum(parameter.nbytes for parameter in router_parameters(model).values())
     whole = sum(parameter.nbytes for parameter in model.parameters())
     print(f"teacher beside the model: {routers:,} of {whole:,} bytes, {routers / whole:.2%}")
-    machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
-    document = {"benchmark": Path(__file__).stem, "baseline": "full", "cases": cases, **machine}
-    print(json.dumps({**document, **vars(arguments), "teacher_share": routers / whole}))
+    settings = vars(args) | {"threads": 1}
+    finish("finetune_modes", "full", rows, settings, teacher_share=routers / whole)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
 """What the GPU benchmarks share: the device, clocks, and routing."""
 
-import importlib.metadata
-import json
 import platform
-import statistics
-import subprocess
 import sys
-import time
 
+import harness
 import numpy as np
 import torch
 from embedded import profile_halves
@@ -44,9 +40,7 @@ def device_of(args):
 def milliseconds(function, device):
     """Of one call, with cold caches on a GPU."""
     if device.type == "cpu":
-        started = time.perf_counter()
-        function()
-        return 1000 * (time.perf_counter() - started)
+        return 1000 * harness.seconds_of(function)
     torch.empty(_L2_BYTES, dtype=torch.int8, device=device).zero_()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(1_000_000)  # the host is ahead when the clock starts: no launch is timed
@@ -58,26 +52,8 @@ def milliseconds(function, device):
 
 
 def interleaved(functions, rounds, device):
-    """Milliseconds `[rounds]` of each function by name; every round runs all of them."""
-    for function in functions.values():
-        for _ in range(2):  # compiles, and warms up
-            function()
-    times = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times[name].append(milliseconds(function, device))
-    return times
-
-
-def spread(values):
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
-
-
-def ratios(times, baseline):
-    """Of a round's two times, as `spread`."""
-    return spread([ours / theirs for ours, theirs in zip(times, baseline, strict=True)])
+    """Milliseconds `[rounds]` of each function by name; two rounds before compile and warm up."""
+    return harness.interleave(functions, rounds, lambda f: milliseconds(f, device), num_warm_ups=2)
 
 
 class Routing:
@@ -113,22 +89,17 @@ class Routing:
         return torch.from_numpy(rng.permutation(num_experts)[ids]), source
 
 
-def finish(result, args, device):
-    """Adds what every result says, and prints it as the last line."""
+def finish(benchmark, baseline, rows, args, device, **others):
+    """Prints the line of JSON, with what is to be known of the device."""
     is_gpu = device.type == "cuda"
-    result["settings"] = {key: str(value) for key, value in vars(args).items()}
-    result["device"] = torch.cuda.get_device_name(device) if is_gpu else platform.processor()
-    result["claims_nothing"] = not is_gpu or args.tiny
     choice = choose_backend(device)
-    result["backend"] = f"{choice.backend}: {choice.reason}"
-    result["versions"] = {"python": platform.python_version()}
-    for package in ("torch", "triton", "transformers"):
-        try:
-            result["versions"][package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            result["versions"][package] = None
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    harness.finish(
+        benchmark,
+        baseline,
+        rows,
+        vars(args),
+        device=torch.cuda.get_device_name(device) if is_gpu else platform.processor(),
+        claims_nothing=not is_gpu or args.tiny,
+        backend=f"{choice.backend}: {choice.reason}",
+        **others,
     )
-    result["commit"] = found.stdout.strip() or None
-    print(json.dumps(result))

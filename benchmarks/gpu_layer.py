@@ -13,8 +13,9 @@ given; caches are cold. Prints a table and a JSON line. On a machine without a G
 import argparse
 
 import torch
-from gpu import add_arguments, device_of, finish, interleaved, ratios, routing_of, spread
+from gpu import add_arguments, device_of, finish, interleaved, routing_of
 from gpu_peers import PEERS
+from harness import print_table, ratios, spread
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
@@ -162,15 +163,7 @@ def print_results(name, num_tokens, result):
             f"  {what}: dense {part['dense_teraflops']['median']:.1f} TFLOP/s, "
             f"copy {part['copy_gigabytes_per_second']['median']:.0f} GB/s"
         )
-        for layer, row in part["layers"].items():
-            low, high = row["of_grouped_mm"]["quartiles"]
-            peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:8.0f} MiB"
-            print(
-                f"    {layer:12} {row['milliseconds']['median']:10.3f} ms "
-                f"{row['of_grouped_mm']['median']:6.2f} of grouped_mm ({low:.2f}-{high:.2f}) "
-                f"{row['teraflops']['median']:8.2f} TFLOP/s "
-                f"{row['of_dense']['median']:6.2f} of dense {peak}"
-            )
+        print_table([{"layer": layer, **row} for layer, row in part["layers"].items()])
     for layer, reason in result["missing"].items():
         print(f"  without {layer}: {reason}")
 
@@ -187,13 +180,13 @@ def main():
         shapes, args.tokens, args.rounds = TINY, [128], 3
     torch.manual_seed(0)
     routing = routing_of(args)
-    results = {}
+    rows = []
     for name, shape in shapes.items():
         for num_tokens in args.tokens:
             result = measure(shape, num_tokens, routing, args, device)
             print_results(name, num_tokens, result)
-            results[f"{name}, {num_tokens} tokens"] = result
-    finish({"benchmark": "gpu_layer", "baseline": "grouped_mm", "cases": results}, args, device)
+            rows.append({"model": name, "tokens": num_tokens, **result})
+    finish("gpu_layer", "grouped_mm", rows, args, device)
 
 
 if __name__ == "__main__":

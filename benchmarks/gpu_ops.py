@@ -12,7 +12,8 @@ line. On a machine without a GPU, `--device cpu --tiny` tries the program and cl
 import argparse
 
 import torch
-from gpu import add_arguments, device_of, finish, interleaved, ratios, routing_of, spread
+from gpu import add_arguments, device_of, finish, interleaved, routing_of
+from harness import compare, print_table, ratios, spread
 
 from c2r.ops.coactivation import count_pairs
 from c2r.ops.constrained_topk import allowed_experts, choose_constrained, route_constrained
@@ -109,38 +110,38 @@ def choices(args, device):
 
 def report_rows(operations, args, device):
     times = interleaved({name: f for name, (f, _) in operations.items()}, args.rounds, device)
-    copy_rates = [operations["device copy"][1] / ms / 1e6 for ms in times["device copy"]]
-    found = {}
-    for name, (_, num_bytes) in operations.items():
-        rates = [num_bytes / ms / 1e6 for ms in times[name]]
-        found[name] = {
+    rates = {
+        name: [num_bytes / ms / 1e6 for ms in times[name]]
+        for name, (_, num_bytes) in operations.items()
+    }
+    rows = [
+        {
+            "operation": name,
             "milliseconds": spread(times[name]),
-            "gigabytes_per_second": spread(rates),
-            "share_of_copy": ratios(rates, copy_rates),
+            "gigabytes_per_second": spread(rates[name]),
+            "share_of_copy": ratios(rates[name], rates["device copy"]),
         }
-        row = found[name]
-        print(
-            f"{name:36} {row['milliseconds']['median']:9.4f} ms "
-            f"{row['gigabytes_per_second']['median']:9.1f} GB/s "
-            f"{row['share_of_copy']['median']:6.2f} of a copy"
-        )
-    return found
+        for name in operations
+    ]
+    print_table(rows)
+    return rows
 
 
-def report_pairs(functions, times, baseline_of):
-    found = {}
-    for name in functions:
-        found[name] = {
-            "milliseconds": spread(times[name]),
-            "relative": ratios(times[name], times[baseline_of(name)]),
-        }
-        row = found[name]
-        low, high = row["relative"]["quartiles"]
-        print(
-            f"{name:36} {row['milliseconds']['median']:9.4f} ms "
-            f"{row['relative']['median']:6.2f} of torch ({low:.2f}-{high:.2f})"
-        )
-    return found
+def report_pairs(pairs, args, device):
+    """Each operation relative to its reference in torch."""
+    rows = []
+    for name, (ours, theirs) in pairs.items():
+        times = interleaved({name: ours, "torch": theirs}, args.rounds, device)
+        rows.append(compare(times, "torch", "operation", "milliseconds")[0])
+    print_table(rows)
+    return rows
+
+
+def report_choices(functions, args, device):
+    times = interleaved(functions, args.rounds, device)
+    rows = compare(times, next(iter(functions)), "operation", "milliseconds")
+    print_table(rows)
+    return rows
 
 
 def main():
@@ -160,23 +161,14 @@ def main():
     ids, source = routing_of(args).ids(args.experts, args.k, args.tokens)
     ids = ids.to(device)
     print(f"routing: {source}")
-    rows = report_rows(row_operations(args, ids, device), args, device)
-    pairs = index_operations(args, ids, device)
-    both = {name: ours for name, (ours, _) in pairs.items()}
-    both |= {f"{name}, torch": theirs for name, (_, theirs) in pairs.items()}
-    times = interleaved(both, args.rounds, device)
-    index = report_pairs(pairs, times, lambda name: f"{name}, torch")
-    chosen = choices(args, device)
-    baseline = next(iter(chosen))
-    times = interleaved(chosen, args.rounds, device)
-    result = {
-        "benchmark": "gpu_ops",
-        "routing": source,
-        "rows": rows,
-        "index": index,
-        "choices": report_pairs(chosen, times, lambda _: baseline),
+    found = {
+        "rows": report_rows(row_operations(args, ids, device), args, device),
+        "index": report_pairs(index_operations(args, ids, device), args, device),
+        "choices": report_choices(choices(args, device), args, device),
     }
-    finish(result, args, device)
+    rows = [{"kind": kind, **row} for kind, part in found.items() for row in part]
+    baseline = "rows: a copy on the device; index: the reference; choices: plain top-k in torch"
+    finish("gpu_ops", baseline, rows, args, device, routing=source)
 
 
 if __name__ == "__main__":

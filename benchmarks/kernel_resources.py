@@ -9,8 +9,6 @@ local memory, bytes of shared memory. What this does not tell: how fast they are
 """
 
 import argparse
-import importlib.metadata
-import json
 import re
 import subprocess
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import torch
 import triton
+from harness import finish, print_table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.knobs import nvidia
@@ -26,7 +25,7 @@ from triton.runtime.jit import JITFunction, mangle_type
 
 from c2r.ops.coactivation import triton as coactivation
 from c2r.ops.constrained_topk import triton as constrained_topk
-from c2r.ops.copy_rows import Copies
+from c2r.ops.copy_rows import RowCopies
 from c2r.ops.copy_rows import triton as copying
 from c2r.ops.dispatch_layout import triton as dispatch_layout
 from c2r.ops.gated_activation import triton as gated_activation
@@ -48,7 +47,7 @@ class Compiler:
 
     def __init__(self, arch):
         self.target = GPUTarget("cuda", arch, 32)
-        self.found = {}
+        self.rows = []
         self.of = ""
 
     def compile(self, kernel, *args, **options):
@@ -72,7 +71,7 @@ class Compiler:
         usage = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
         usage["rounds_to_bfloat16"] = "cvt.rn.bf16" in compiled.asm["ptx"]
         usage["has_float_atomics"] = bool(re.search(r"(atom|red)\.\S*\.f", compiled.asm["ptx"]))
-        self.found.setdefault(name, {}).setdefault(self.of, []).append(usage)
+        self.rows.append({"kernel": name, "shapes": self.of, **usage})
 
 
 def resources(cubin):
@@ -100,7 +99,7 @@ def integers(*shape):
 
 def move_rows(num_tokens, k, width):
     pairs = num_tokens * k
-    copies = Copies(source=integers(pairs), members=integers(pairs), starts=integers(num_tokens))
+    copies = RowCopies(source=integers(pairs), members=integers(pairs), starts=integers(num_tokens))
     weights = empty(pairs, dtype=torch.float32)
     for dtype in (torch.bfloat16, torch.float64):
         hidden, rows = empty(num_tokens, width, dtype=dtype), empty(pairs, width, dtype=dtype)
@@ -145,6 +144,19 @@ def choose_experts(num_tokens, num_experts, k, num_ranks):
         rank_choice.choose_on_ranks(scores, integers(num_experts), slots, k, rule)
 
 
+def most_of_each(rows):
+    """A row for each kernel and shapes: the most that any of its variants takes."""
+    most = {}
+    for row in rows:
+        key = row["kernel"], row["shapes"]
+        before = most.setdefault(key, dict(row))
+        most[key] = before | {
+            name: max(before[name], row[name]) for name in ("registers", "spilled", "shared")
+        }
+    columns = ("kernel", "shapes", "registers", "spilled", "shared")
+    return [{name: row[name] for name in columns} for row in most.values()]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, default=90, help="compute capability, 90 for 9.0")
@@ -157,21 +169,8 @@ def main():
         num_tokens, num_experts, k, num_ranks, width = MODELS[model]
         move_rows(num_tokens, k, width)
         choose_experts(num_tokens, num_experts, k, num_ranks)
-    print(f"{'kernel':40} {'shapes':14} {'registers':>10} {'spilled':>8} {'shared':>8}")
-    for name, models in compiler.found.items():
-        for model, usages in models.items():
-            most = {key: max(usage[key] for usage in usages) for key in usages[0]}
-            print(
-                f"{name:40} {model:14} {most['registers']:10} {most['spilled']:8} "
-                f"{most['shared']:8}"
-            )
-    result = {
-        "benchmark": "kernel_resources",
-        "arch": args.arch,
-        "kernels": compiler.found,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
-    }
-    print(json.dumps(result))
+    print_table(most_of_each(compiler.rows))
+    finish("kernel_resources", "nothing spilled", compiler.rows, vars(args))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ table and a JSON line.
 """
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import threading
 import time
@@ -24,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
+from harness import finish, print_table
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import c2r
@@ -64,9 +63,6 @@ def make_plan(num_layers, num_experts, num_ranks):
             name=f"model.layers.{index}.mlp.gate",
             num_experts=num_experts,
             top_k=4,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((num_experts, 0), dtype=np.int64),
             placement=rng.permutation(np.arange(num_experts) % num_ranks),
         )
         for index in range(num_layers)
@@ -136,23 +132,14 @@ def main():
         started = time.time()
         mp.start_processes(measure_alone, (args, folder, out), nprocs=1)
         mp.start_processes(measure, (args, folder, out), nprocs=args.ranks)
-    results = sorted((out.get() for _ in range(args.ranks + 1)), key=lambda row: row["rank"])
-    print(
-        f"{'process':>10} {'weights kept':>13} {'anonymous':>10} {'ratio':>6} {'resident':>9} MiB"
-    )
-    for row in results:
+    rows = sorted((out.get() for _ in range(args.ranks + 1)), key=lambda row: row["rank"])
+    for row in rows:
         row["ratio"] = row["anonymous"] / row["kept"]
         row["resident_ratio"] = row["resident"] / row["kept"]
-        label = "whole" if row["rank"] < 0 else f"rank {row['rank']}"
-        print(
-            f"{label:>10} {row['kept']:13.1f} {row['anonymous']:10.1f} {row['ratio']:6.2f} "
-            f"{row['resident']:9.1f}"
-        )
-    worst = max(row["ratio"] for row in results if row["rank"] >= 0)
-    document = {"benchmark": "load_memory", "worst_ratio": worst, "bound": 1.2, "rows": results}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    machine = {"machine": platform.processor() or platform.machine(), **versions}
-    print(json.dumps({**document, **machine, "seconds": time.time() - started}))
+    print_table([row | {"rank": "whole" if row["rank"] < 0 else row["rank"]} for row in rows])
+    worst = max(row["ratio"] for row in rows if row["rank"] >= 0)
+    figures = {"worst_ratio": worst, "bound": 1.2, "seconds": time.time() - started}
+    finish("load_memory", "one process that loads the whole model", rows, vars(args), **figures)
 
 
 if __name__ == "__main__":

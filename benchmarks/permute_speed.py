@@ -12,14 +12,12 @@ Prints a table and a JSON line.
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from harness import compare, finish, interleave, print_table, seconds_of
 
 from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
 from c2r.plans import ClusterTopology, LayerPlan, Plan
@@ -101,11 +99,30 @@ def copy_files(source, target):
             os.fsync(file.fileno())
 
 
-def timed(function, *arguments):
-    os.sync()
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
+class Sides:
+    """Copying and permuting the checkpoint in `folder`, each into a folder that was emptied."""
+
+    def __init__(self, folder):
+        self.folder, self.source, self.plan = folder, folder / "model", random_plan()
+        self.peaks = []
+
+    def copy(self):
+        copy_files(self.source, self.folder / "copy")
+
+    def permute(self):
+        before = reset_peak()
+        permute_checkpoint(self.source, self.plan, self.folder / "permute")
+        self.peaks.append(peak_bytes() - before)
+
+    def seconds(self, name):
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        os.sync()
+        return seconds_of(getattr(self, name))
+
+    def check_undone(self):
+        undo_permutation(self.folder / "permute", self.folder / "undone")
+        for path in self.source.glob("*.safetensors"):
+            assert data(path) == data(self.folder / "undone" / path.name), "undo differs"
 
 
 def peak_bytes():
@@ -124,41 +141,23 @@ def main():
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's own")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    plan, seconds, added = random_plan(), {"copy": [], "permute": []}, []
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        folder = Path(temporary)
-        source = folder / "model"
-        source.mkdir()
-        write_checkpoint(source)
-        num_bytes = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-        for number in range(args.rounds):
-            seconds["copy"].append(timed(copy_files, source, folder / "copy"))
-            before = reset_peak()
-            seconds["permute"].append(timed(permute_checkpoint, source, plan, folder / "new"))
-            added.append(peak_bytes() - before)
-            if number == args.rounds - 1:
-                undo_permutation(folder / "new", folder / "undone")
-                for path in source.glob("*.safetensors"):
-                    assert data(path) == data(folder / "undone" / path.name), "undo differs"
-            shutil.rmtree(folder / "copy")
-            shutil.rmtree(folder / "new")
-    ratios = [a / b for a, b in zip(seconds["copy"], seconds["permute"], strict=True)]
-    result = {
-        "benchmark": "permute_speed",
+        sides = Sides(Path(temporary))
+        sides.source.mkdir()
+        write_checkpoint(sides.source)
+        num_bytes = sum(path.stat().st_size for path in sides.source.glob("*.safetensors"))
+        times = interleave({name: name for name in ("copy", "permute")}, args.rounds, sides.seconds)
+        sides.check_undone()
+    rows = compare(times, "copy")
+    print_table(rows)
+    figures = {
         "gigabytes": round(num_bytes / 1e9, 3),
-        "rounds": args.rounds,
-        "seconds_copy": [round(value, 2) for value in seconds["copy"]],
-        "seconds_permute": [round(value, 2) for value in seconds["permute"]],
-        "speed_of_copy_median": round(statistics.median(ratios), 3),
-        "speed_of_copy_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
-        "peak_added_mb_max": round(max(added) / 1e6, 1),
         "largest_shard_mb": round(num_bytes / NUM_SHARDS / 1e6, 1),
-        "undone_byte_identical": True,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "peak_added_mb": round(max(sides.peaks) / 1e6, 1),
+        "is_undone_identical": True,
     }
-    for key, value in result.items():
-        print(f"{key:28} {value}")
-    print(json.dumps(result))
+    print("  ".join(f"{key} {value}" for key, value in figures.items()))
+    finish("permute_speed", "copy", rows, vars(args), **figures)
 
 
 def data(path):

@@ -8,11 +8,9 @@ the nodes in order. Held-out is the second halves. Prints a table and a JSON lin
 """
 
 import argparse
-import json
-import platform
 
-import numpy as np
-from embedded import mean_of, print_rows, profile_halves
+from embedded import mean_of, profile_halves
+from harness import finish, print_table
 
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology, mean_copies, mean_node_copies
@@ -64,19 +62,17 @@ def main():
             args.inter_node_cost,
         )
     ]
-    print_rows(("devices", "layer", *FIGURES), rows)
-    result = {
-        "benchmark": "placement_nodes",
-        "baseline": "placement for the same ranks on one node",
+    print_table(rows, ("devices", "layer", *FIGURES))
+    figures = {
         "means": {
             devices: mean_of([row for row in rows if row["devices"] == devices], FIGURES)
             for devices in ("2x2", "2x4")
         },
         "node_cut_range": [round(pick(row["node_cut"] for row in rows), 4) for pick in (min, max)],
-        "settings": vars(args) | {"calibration_tokens": calibration.num_tokens},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
-    print(json.dumps(result))
+    baseline = "placement for the same ranks on one node"
+    settings = vars(args) | {"calibration_tokens": calibration.num_tokens}
+    finish("placement_nodes", baseline, rows, settings, **figures)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ and how the copies hold on the second halves. Prints a table and a JSON line.
 """
 
 import argparse
-import json
-import platform
 import time
 
 import numpy as np
-from embedded import mean_of, print_rows, profile_halves
+from embedded import mean_of, profile_halves
+from harness import finish, print_table
 
 from c2r.errors import PlanError
 from c2r.planning import PlacementOptions, place_experts
@@ -107,15 +106,13 @@ def main():
         for num_ranks in args.ranks
         for index, (layer, other) in enumerate(zip(calibration.layers, heldout.layers, strict=True))
     ]
-    print_rows(COLUMNS, rows)
+    print_table(rows, COLUMNS)
     keys = ("contiguous", "kahypar", "ours", "heldout_ratio", "load", "bounded", "bounded_load")
     means = {
         num_ranks: mean_of([row for row in rows if row["ranks"] == num_ranks], keys)
         for num_ranks in args.ranks
     }
-    result = {
-        "benchmark": "placement_quality",
-        "baseline": f"best of {args.runs} mt-kahypar runs, HIGHEST_QUALITY, 5 v-cycles",
+    figures = {
         "ratio_max": round(max(row["ratio"] for row in rows), 4),
         "ratio_min": round(min(row["ratio"] for row in rows), 4),
         "heldout_ratio_range": [
@@ -125,10 +122,10 @@ def main():
         "means": means,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "kahypar_seconds": round(sum(row["kahypar_seconds"] for row in rows), 1),
-        "settings": vars(args) | {"calibration_tokens": calibration.num_tokens},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
-    print(json.dumps(result))
+    baseline = f"best of {args.runs} mt-kahypar runs, HIGHEST_QUALITY, 5 v-cycles"
+    settings = vars(args) | {"calibration_tokens": calibration.num_tokens}
+    finish("placement_quality", baseline, rows, settings, **figures)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,13 @@ over the mean. Held-out columns are the second halves. Prints a table and a JSON
 """
 
 import argparse
-import json
-import platform
 import time
 
-import numpy as np
-from embedded import mean_of, print_rows, profile_halves
+from embedded import mean_of, profile_halves
+from harness import finish, print_table
 
 from c2r.planning import make_plan
 from c2r.prediction import predict_traffic
-
-COLUMNS = ("ranks", "max_load", "layer", "copies", "replicated", "cut", "load", "replicated_load")
 
 
 def compare(calibration, heldout, num_ranks, max_load, extra):
@@ -68,11 +64,9 @@ def main():
             found, took = compare(calibration, heldout, num_ranks, max_load, args.extra)
             rows += found
             seconds += took
-    print_rows((*COLUMNS, "heldout_cut", "heldout_load", "heldout_replicated_load"), rows)
+    print_table(rows)
     keys = ("copies", "replicated", "cut", "load", "replicated_load", "heldout_cut")
-    result = {
-        "benchmark": "placement_replicas",
-        "baseline": "the same placement without replicas",
+    figures = {
         "means": [
             {"ranks": num_ranks, "max_load": bound}
             | mean_of([r for r in rows if (r["ranks"], r["max_load"]) == (num_ranks, bound)], keys)
@@ -82,10 +76,10 @@ def main():
         "cut_range": [round(pick(row["cut"] for row in rows), 4) for pick in (min, max)],
         "layers_with_more_load": sum(row["replicated_load"] > row["load"] + 1e-9 for row in rows),
         "replication_seconds": round(seconds, 1),
-        "settings": vars(args) | {"calibration_tokens": calibration.num_tokens},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
-    print(json.dumps(result))
+    baseline = "the same placement without replicas"
+    settings = vars(args) | {"calibration_tokens": calibration.num_tokens}
+    finish("placement_replicas", baseline, rows, settings, **figures)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ Prints a table and a JSON line.
 """
 
 import argparse
-import json
-import platform
 import resource
 import time
 
 import numpy as np
+from harness import finish, print_table
 
 from c2r.planning import make_plan
 from c2r.prediction import predict_traffic
@@ -76,10 +75,7 @@ def main():
     )
     seconds = np.diff(times)
     mean = predict_traffic(profile, plan).mean
-    result = {
-        "benchmark": "placement_scale",
-        "settings": vars(args),
-        "synthetic": True,
+    row = {
         "seconds": round(times[-1] - times[0], 1),
         "seconds_per_layer_median": round(float(np.median(seconds)), 2),
         "seconds_per_layer_max": round(float(seconds.max()), 2),
@@ -87,11 +83,9 @@ def main():
         "copies_contiguous": round(mean.copies_contiguous, 4),
         "copies_placed": round(mean.copies_placed, 4),
         "rank_load_max_over_mean": round(mean.rank_load_max_over_mean, 4),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
-    for key, value in result.items():
-        print(f"{key:28} {value}")
-    print(json.dumps(result))
+    print_table([row])
+    finish("placement_scale", "experts in order", [row], vars(args), synthetic=True)
 
 
 if __name__ == "__main__":

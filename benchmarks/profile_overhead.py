@@ -10,13 +10,11 @@ disturbs less than the clock. Prints a table and a JSON line.
 """
 
 import argparse
-import json
-import platform
-import statistics
 import time
+from functools import partial
 
 import torch
-import transformers
+from harness import compare, finish, interleave, print_table, seconds_of
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from c2r.adapters.huggingface import traces
@@ -63,31 +61,12 @@ def main() -> None:
         for trace in traces(model, [batch] * args.batches):
             builder.update(trace)
 
-    plain(), profiled()
-    pairs = []
-    for _ in range(args.rounds):
-        seconds = []
-        for run in (plain, profiled):
-            started = time.process_time()
-            run()
-            seconds.append(time.process_time() - started)
-        pairs.append(seconds)
-    ratios = sorted(after / before for before, after in pairs)
-    quartiles = statistics.quantiles(ratios, n=4)
-    result = {
-        "benchmark": "profile_overhead",
-        "baseline": "forward pass without capture",
-        "ratio_median": round(statistics.median(ratios), 4),
-        "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
-        "forward_seconds_median": round(statistics.median(p[0] for p in pairs) / args.batches, 3),
-        "settings": vars(args) | {"layers": 24, "experts": 60, "k": 4, "tokens": 2048},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": platform.machine(),
-    }
-    print(f"{'round':>5} {'plain s':>9} {'profiled s':>11} {'ratio':>7}")
-    for index, (before, after) in enumerate(pairs):
-        print(f"{index:>5} {before:>9.3f} {after:>11.3f} {after / before:>7.3f}")
-    print(json.dumps(result))
+    sides = {"plain": plain, "profiled": profiled}
+    on_processor = partial(seconds_of, clock=time.process_time)
+    rows = compare(interleave(sides, args.rounds, on_processor, num_warm_ups=1), "plain")
+    print_table(rows)
+    settings = vars(args) | {"layers": 24, "experts": 60, "k": 4, "tokens": 2048}
+    finish("profile_overhead", "plain: forward passes without capture", rows, settings)
 
 
 if __name__ == "__main__":

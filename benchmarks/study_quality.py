@@ -16,24 +16,23 @@ import argparse
 import hashlib
 import json
 import math
-import platform
 import shutil
 import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from harness import finish
 from study_base import SCALES, Corpus, calibrate, heldout_batches, open_base, train_base
 from transformers import TrainerCallback
 
 from c2r.assets import tiny_folder
-from c2r.measuring import measure_plan
-from c2r.planning import make_plan, with_policy
+from c2r.measuring import measure
+from c2r.planning import make_plan, parse_policy, with_policy
 from c2r.training import FinetuneSettings, finetune
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
@@ -93,8 +92,8 @@ class Deadline(TrainerCallback):
 
 def parse_cases(texts):
     """Policies with their strengths, the control first."""
-    pairs = [text.partition("=") for text in texts]
-    return [(CONTROL, 0.0), *((policy, float(strength)) for policy, _, strength in pairs)]
+    parsed = [parse_policy(text) for text in texts]
+    return [(CONTROL, 0.0), *((policy, value) for policy, values in parsed for value in values)]
 
 
 def runs_of(args, scale):
@@ -159,15 +158,13 @@ class ResumableSweep:
         model = open_base(self.base, self.args.device)
         if run.mode != "none":
             self._tune(model, run, plan)
-        reference, tally = measure_plan(model, self.heldout, plan, strict=False)
-        increase, interval = tally.loss_increase(reference)
+        found = measure(model, self.heldout, plan, strict=False)
+        plain = found.reference or found  # the control is plain top-k itself
         entry = {
             "run": asdict(run),
-            **asdict(tally.figures(plan)),
-            "copies_contiguous_top_k": reference.figures(plan).copies_contiguous,
-            "loss_unconstrained": reference.figures(plan).loss,
-            "loss_increase": increase,
-            "loss_increase_interval": interval,
+            **replace(found, reference=None).to_json(),
+            "copies_contiguous_top_k": plain.copies_contiguous,
+            "loss_unconstrained": plain.loss,
         }
         with self.lines.open("a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -306,16 +303,9 @@ def main():
     if results is None:
         return
     rows = summarise(results)
-    document = {
-        "benchmark": "study_quality",
-        "settings": {"scale": args.scale, "ranks": args.ranks, **asdict(scale)},
-        "rows": rows,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": platform.machine(),
-        "command": " ".join(sys.argv),
-    }
     print(table(rows))
-    print(json.dumps(document))
+    settings = {"scale": args.scale, "ranks": args.ranks, **asdict(scale)}
+    finish("study_quality", "control", rows, settings, command=" ".join(sys.argv))
 
 
 if __name__ == "__main__":

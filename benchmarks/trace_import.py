@@ -14,7 +14,6 @@ Prints a table and a JSON line.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import finish, print_table, spread
 
 NUM_EXPERTS, TOP_K = 128, 8
 RECORD_TOKENS, NUM_BLOCKS = 8_192, 64
@@ -143,29 +143,24 @@ def main():
                     write(Path(folder), rank, steps, args.layers)
                 size = sum(path.stat().st_size for path in Path(folder).iterdir())
                 runs = [measure(format_, folder) for _ in range(args.rounds)]
-            rates = sorted(num_tokens * args.layers / seconds for seconds, _, _ in runs)
-            cpu_rates = [num_tokens * args.layers / cpu for _, cpu, _ in runs]
+            millions = num_tokens * args.layers / 1e6
+            rates = spread([millions / seconds for seconds, _, _ in runs])
             rows.append(
                 {
                     "format": format_,
                     "tokens": num_tokens,
                     "gigabytes": round(size / 1e9, 2),
-                    "million_layer_tokens_per_second": [round(rate / 1e6, 2) for rate in rates],
-                    "of_goal_median": round(float(np.median(rates)) / GOAL, 2),
-                    "million_per_processor_second": round(float(np.median(cpu_rates)) / 1e6, 2),
+                    "million_layer_tokens_per_second": rates,
+                    "of_goal_median": round(1e6 * rates["median"] / GOAL, 2),
+                    "million_per_processor_second": spread([millions / cpu for _, cpu, _ in runs]),
                     "peak_anonymous_mb": round(max(peak for _, _, peak in runs) / 1e6),
                 }
             )
-            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    result = {
-        "benchmark": "trace_import",
-        "goal_million_layer_tokens_per_second": GOAL / 1e6,
-        "settings": {"experts": NUM_EXPERTS, "k": TOP_K, "layers": args.layers},
-        "synthetic": True,
-        "rows": rows,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-    }
-    print(json.dumps(result))
+            print(f"{format_}, {num_tokens:,} tokens: done", file=sys.stderr, flush=True)
+    print_table(rows)
+    settings = {"experts": NUM_EXPERTS, "k": TOP_K, "layers": args.layers, "rounds": args.rounds}
+    goal = f"goal: {GOAL / 1e6} million layer tokens a second"
+    finish("trace_import", goal, rows, settings, synthetic=True)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import c2r
 from c2r.assets import heldout_files, tiny_folder
-from c2r.training import DataSettings, measure_held_out, read_examples, split_examples
+from c2r.training import DataSettings, measure_held_out, read_windows, split_windows
 
 SETTINGS = {"num_steps": 5, "batch_size": 8, "learning_rate": 2e-4}
 
 
 def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
-    data = read_examples(heldout_files()[:1], tokenizer, DataSettings(seq_len=256))
-    training, held_out = split_examples(data.examples[:48], 0.2)
+    data = read_windows(heldout_files()[:1], tokenizer, DataSettings(seq_len=256))
+    training, held_out = split_windows(data.windows[:48], 0.2)
     plan = c2r.Plan.load("plan.safetensors")
     print(f"{len(training)} windows to train on, {len(held_out)} held out")
     for name, control in (("plain top-k", True), ("constrained", False)):

@@ -20,9 +20,9 @@ def main() -> None:
     print("policy           loss   change   copies per token")
     for policy, strength in {"top_k": None, **POLICIES}.items():
         plan = c2r.with_policy(placed, profile, policy, strength)
-        reference, tally = c2r.measure_plan(model, unseen, plan)
-        figures, (increase, _) = tally.figures(plan), tally.loss_increase(reference)
-        print(f"{policy:14}  {figures.loss:.3f}  {100 * increase:+5.2f} %  {figures.copies:.2f}")
+        found = c2r.measure(model, unseen, plan)
+        change = 100 * found.loss_increase
+        print(f"{policy:14}  {found.loss:.3f}  {change:+5.2f} %  {found.copies:.2f}")
 
     c2r.apply(model, plan)  # constrains the model; c2r.remove(model) would undo it
     prompt = tokenizer("def __init__(self", return_tensors="pt")

@@ -19,7 +19,7 @@ def test_the_embedded_model_models_text_it_was_not_trained_on():
             read_texts([path]), tokenizer, seq_len=512, batch_size=4, num_tokens=8192
         )
         bigram = record["heldout_nats_per_byte"][path.stem]["byte_bigram"]
-        assert c2r.evaluate(model, batches).loss < 0.6 * bigram
+        assert c2r.measure(model, batches).loss < 0.6 * bigram
 
 
 def test_tokens_are_bytes():

@@ -11,39 +11,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
-    from c2r.adapters.engines import export_plan, import_traces
-    from c2r.adapters.huggingface import (
-        ParallelOptions,
-        apply,
-        capture,
-        constraint_report,
-        expert_parameters,
-        from_pretrained,
-        gather_state_dict,
-        load_parallel,
-        parallelize,
-        profile,
-        reduce_gradients,
-        register_router,
-        remove,
-        save_pretrained,
-    )
-    from c2r.errors import C2RError
-    from c2r.measuring import evaluate, measure_plan
-    from c2r.ops.constrained_topk import constrained_topk
-    from c2r.planning import make_plan, with_policy
-    from c2r.plans import ClusterTopology, LayerPlan, Plan
-    from c2r.prediction import predict_traffic
-    from c2r.profiling import CollaborationProfile, LayerProfile, measure_collaboration
-    from c2r.tasks import (
-        TaskRequest,
-        compare_accuracy,
-        compare_evaluations,
-        evaluate_on_tasks,
-        load_tasks,
-    )
-    from c2r.training import FinetuneSettings, finetune
+    from c2r.adapters.checkpoints import permute_checkpoint as permute_checkpoint
+    from c2r.adapters.checkpoints import undo_permutation as undo_permutation
+    from c2r.adapters.engines import export_plan as export_plan
+    from c2r.adapters.engines import import_traces as import_traces
+    from c2r.adapters.huggingface import ParallelOptions as ParallelOptions
+    from c2r.adapters.huggingface import apply as apply
+    from c2r.adapters.huggingface import capture as capture
+    from c2r.adapters.huggingface import constraint_report as constraint_report
+    from c2r.adapters.huggingface import expert_parameters as expert_parameters
+    from c2r.adapters.huggingface import from_pretrained as from_pretrained
+    from c2r.adapters.huggingface import gather_state_dict as gather_state_dict
+    from c2r.adapters.huggingface import load_parallel as load_parallel
+    from c2r.adapters.huggingface import parallelize as parallelize
+    from c2r.adapters.huggingface import profile as profile
+    from c2r.adapters.huggingface import reduce_gradients as reduce_gradients
+    from c2r.adapters.huggingface import register_router as register_router
+    from c2r.adapters.huggingface import remove as remove
+    from c2r.adapters.huggingface import save_pretrained as save_pretrained
+    from c2r.errors import C2RError as C2RError
+    from c2r.measuring import RunResult as RunResult
+    from c2r.measuring import measure as measure
+    from c2r.measuring import run as run
+    from c2r.ops.constrained_topk import constrained_topk as constrained_topk
+    from c2r.planning import make_plan as make_plan
+    from c2r.planning import with_policy as with_policy
+    from c2r.plans import ClusterTopology as ClusterTopology
+    from c2r.plans import LayerPlan as LayerPlan
+    from c2r.plans import Plan as Plan
+    from c2r.prediction import Cluster as Cluster
+    from c2r.prediction import ModelSizes as ModelSizes
+    from c2r.prediction import Workload as Workload
+    from c2r.prediction import find_cluster as find_cluster
+    from c2r.prediction import predict_time as predict_time
+    from c2r.prediction import predict_traffic as predict_traffic
+    from c2r.profiling import CollaborationProfile as CollaborationProfile
+    from c2r.profiling import LayerProfile as LayerProfile
+    from c2r.profiling import measure_collaboration as measure_collaboration
+    from c2r.results import Measurement as Measurement
+    from c2r.results import SweepResult as SweepResult
+    from c2r.results import Target as Target
+    from c2r.sweeps import SweepRequest as SweepRequest
+    from c2r.sweeps import optimize as optimize
+    from c2r.sweeps import sweep as sweep
+    from c2r.tasks import TaskRequest as TaskRequest
+    from c2r.tasks import compare_accuracy as compare_accuracy
+    from c2r.tasks import compare_evaluations as compare_evaluations
+    from c2r.tasks import evaluate as evaluate
+    from c2r.tasks import load_tasks as load_tasks
+    from c2r.training import FinetuneSettings as FinetuneSettings
+    from c2r.training import finetune as finetune
 
 _ROOMS = {
     "adapters.checkpoints": ("permute_checkpoint", "undo_permutation"),
@@ -65,22 +82,32 @@ _ROOMS = {
         "save_pretrained",
     ),
     "errors": ("C2RError",),
-    "measuring": ("evaluate", "measure_plan"),
+    "measuring": ("RunResult", "measure", "run"),
     "ops.constrained_topk": ("constrained_topk",),
     "planning": ("make_plan", "with_policy"),
     "plans": ("ClusterTopology", "LayerPlan", "Plan"),
-    "prediction": ("predict_traffic",),
+    "prediction": (
+        "Cluster",
+        "ModelSizes",
+        "Workload",
+        "find_cluster",
+        "predict_time",
+        "predict_traffic",
+    ),
     "profiling": ("CollaborationProfile", "LayerProfile", "measure_collaboration"),
+    "results": ("Measurement", "SweepResult", "Target"),
+    "sweeps": ("SweepRequest", "optimize", "sweep"),
     "tasks": (
         "TaskRequest",
         "compare_accuracy",
         "compare_evaluations",
-        "evaluate_on_tasks",
+        "evaluate",
         "load_tasks",
     ),
     "training": ("FinetuneSettings", "finetune"),
 }
-"""The public names of each room; the imports above say the same to type checkers."""
+"""The public names of each room; the imports above say the same to type checkers, to whom only
+`name as name` is an export."""
 
 _HOMES = {name: f"c2r.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""What can go wrong through a user's doing, as a tree of exceptions.
+"""Errors that a user can cause, as a tree of exceptions.
 
     C2RError
     ├── InputError          a file, text or option that cannot be used
@@ -7,12 +7,32 @@
     ├── PlanError           a plan that cannot be made as asked
     │   └── PlanMismatchError   a plan that was made for another model
     ├── RoutingError        a router that misbehaves while the model runs
-    ├── TrainingError       a training that cannot go on
+    ├── TrainingError       a training that cannot continue
     └── CommunicationError  ranks that do not agree, or that stopped answering
 
 Every message says what is wrong, with the numbers, and what to do. The command line prints it as
 one line and exits with status 2. Anything else that escapes is a bug of ours.
 """
+
+import unicodedata
+
+_MOST_CHARACTERS = 200
+
+
+def one_line(value: object) -> str:
+    """The first line of what a file or a library says, as a message may quote it.
+
+    Control characters are taken out, and it is cut after 200 characters.
+    """
+    first = str(value).strip().partition("\n")[0]
+    return without_controls(first)[:_MOST_CHARACTERS].rstrip()
+
+
+def without_controls(text: str) -> str:
+    """`text` without the characters that a terminal obeys; lines and tabs become spaces."""
+    # Surrogates that stand alone have no bytes in UTF-8, so that printing them is an error.
+    parts = (" " if c in "\n\r\t" else c for c in text)
+    return "".join(c for c in parts if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 class C2RError(Exception):
@@ -44,7 +64,7 @@ class RoutingError(C2RError):
 
 
 class TrainingError(C2RError):
-    """A training cannot go on."""
+    """A training cannot continue."""
 
 
 class CommunicationError(C2RError):

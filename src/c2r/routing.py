@@ -1,6 +1,6 @@
 """Policies as modules without parameters, so that their tables follow the model's device.
 
-Of each policy, `LayerPlan.strength` is the one number:
+`LayerPlan.strength` is the one number of each policy:
 
     top_k           none; the k best-scored experts
     c2r             T, partners that may accompany the top-1 (Zhang et al., NAACL 2025)
@@ -8,8 +8,10 @@ Of each policy, `LayerPlan.strength` is the one number:
     group_limited   m, ranks per token by the sums of their top k/m scores (DeepSeek-V3)
     budgeted        eps, share of the top-k score mass that a token may lose to visit fewer ranks
     pruned          eps, as budgeted, but experts elsewhere are dropped, not replaced
-    priced          what a rank must add to be visited, a share of the top-k sum of squared scores
+    priced          share of the top-k sum of squared scores that each visited rank must add
 """
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +23,24 @@ from c2r.plans import LayerPlan
 from c2r.traces import ScoreKind
 
 
-class RoutingPolicy(nn.Module):
+class RoutingPolicy(nn.Module, ABC):
     """Chooses k experts per token from a router's selection scores.
 
-    `is_unconstrained` tells that the choice is plain top-k: callers then keep the model's own
-    top-k call, so that not even ties differ. `drops_experts` tells that fewer than k experts may
+    If `is_unconstrained`, the choice is plain top-k: callers then keep the model's own
+    top-k call, so that not even ties differ. If `drops_experts`, fewer than k experts may
     be used: the place of a dropped one then repeats the expert in column 0.
     """
 
     is_unconstrained = False
     drops_experts = False
 
+    @abstractmethod
     def forward(self, scores: Tensor, k: int, blocked: Tensor | None = None) -> Tensor:
         """Expert ids `[..., k]` int64 for scores `[..., E]`, column 0 the best-scored of them.
 
         `blocked` `[..., E]` bool marks experts that the model's own group limit excludes; they are
         chosen only where fewer than k others exist.
         """
-        raise NotImplementedError
 
     def free_experts(self, num_free: int) -> None:
         """Lets the last `num_free` experts, which compute nothing, join any choice."""

@@ -1,7 +1,7 @@
 """Text files in, batches of token ids out.
 
 Each text is cut into pieces, the pieces are shuffled by a seed and taken from the texts in turn, so
-that a sample of few tokens still speaks of all of every text.
+that even a sample of few tokens covers the whole of every text.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ def json_lines(text: Text) -> Iterator[tuple[dict[str, Any], str]]:
 def _json_object(line: str, source: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not JSON ({error}); give one JSON object per line") from None
     if not isinstance(record, dict):
         found = type(record).__name__

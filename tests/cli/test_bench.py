@@ -1,4 +1,4 @@
-"""`c2r bench`: what it refuses before anything starts. A real run is in tests/evaluation."""
+"""`c2r bench`: what it refuses before anything starts. A real run is in tests/timing."""
 
 import pytest
 
@@ -27,8 +27,9 @@ def test_one_process_has_nothing_to_send(capsys, monkeypatch):
 
 
 def test_a_policy_needs_a_strength(capsys, launched):
-    assert "budgeted:0.1" in refusal(capsys, "--policy", "budgeted")
-    assert "c2r:few" in refusal(capsys, "--policy", "c2r:few")
+    assert "budgeted=0.1" in refusal(capsys, "--policy", "budgeted")
+    assert "c2r=few" in refusal(capsys, "--policy", "c2r=few")
+    assert "'c2r:8' is unknown" in refusal(capsys, "--policy", "c2r:8")
 
 
 def test_only_types_that_the_products_take(capsys, launched):

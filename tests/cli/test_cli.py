@@ -3,12 +3,16 @@
 import json
 import os
 import pickle
+import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.main import get_command
 
 from c2r.cli import app, run_command
 from c2r.ops.backend import OPS_WITH_KERNELS
@@ -115,7 +119,27 @@ def test_plan_json_without_a_file(capsys, folder):
     found = call_json(capsys, "plan", folder / "profile.safetensors", "--ranks", 2)
     assert {"copies", "rank_load_max_over_mean", "placement"} <= set(found["layers"][0])
     assert {"copies", "rank_load_max_over_mean"} <= set(found["mean"])
-    assert found["layers"][0]["top_t"] == 16  # half of the experts, as published for Qwen
+    assert found["layers"][0]["policy"] == "top_k"  # placement alone: nothing is lost
+    assert found["time"]["cluster"]["num_ranks"] == 2
+    listed = call_json(
+        capsys, "plan", folder / "profile.safetensors", "--ranks", 2, "--policy", "c2r"
+    )
+    assert listed["layers"][0]["top_t"] == 16  # half of the experts, as published for Qwen
+
+
+def test_a_policy_with_its_strength_is_the_policy_and_its_strength(capsys, folder):
+    plan = ["plan", folder / "profile.safetensors", "--ranks", 4]
+    for together, apart in [
+        (["priced=0.1"], ["priced", "--strength", 0.1]),
+        (["c2r=8,8,6,4"], ["c2r", "--strength", "8,8,6,4"]),
+        (["c2r=8"], ["c2r", "--top-t", 8]),
+    ]:
+        ours, theirs = (call_json(capsys, *plan, "--policy", *words) for words in (together, apart))
+        assert ours["fingerprint"] == theirs["fingerprint"]
+    both = [*plan, "--policy", "priced=0.1", "--strength", 0.2, "--json"]
+    assert_refused(capsys, ["--policy priced=0.1 and --strength 0.2", "leave one out"], *both)
+    both = [*plan, "--policy", "c2r=8", "--top-t", 8, "--json"]
+    assert_refused(capsys, ["give c2r its strength only"], *both)
 
 
 def test_profile_is_the_same_for_a_seed(capsys, folder, tmp_path):
@@ -160,7 +184,7 @@ def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, m
 def test_ranks_share_the_text_and_merge(folder, tmp_path):
     out = tmp_path / "p.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29611", "-m", "c2r.cli", "profile", "tiny", "--tokens", "6000"]
+    command += ["--master-port", "29611", "-m", "c2r", "profile", "tiny", "--tokens", "6000"]
     command += ["--seq-len", "256", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -225,12 +249,18 @@ def test_export(capsys, folder, tmp_path, engine):
     assert_refused(capsys, ["cannot write"], *arguments, "--out", tmp_path / "no" / "plan")
 
 
-def test_the_formats_offered_are_those_of_the_library():
-    from c2r.adapters import engines
-    from c2r.cli import export, import_
-
-    assert set(export.Engine) == set(engines.ExportFormat)
-    assert set(import_.ImportFormat) == {"c2r-pickle", *engines.ImportFormat}
+def test_errors_of_the_library_are_told_with_the_flag(capsys, tmp_path):
+    np.savez(tmp_path / "t.npz", layer_0=np.array([[0, 1]]))
+    arguments = ["import", tmp_path / "t.npz", "--format", "npz", "--out", tmp_path / "p"]
+    assert_refused(capsys, ["model=None", "(model is --model or --num-experts)"], *arguments)
+    assert call(capsys, *arguments, "--num-experts", 4)[0] == 0
+    matrix = np.ones((1, 6, 6), dtype=int)
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(matrix))
+    arguments = ["import", tmp_path / "c.pkl", "--format", "c2r-pickle", "--out", tmp_path / "p"]
+    assert_refused(capsys, ["top_k=None", "(top_k is --top-k)"], *arguments)
+    assert call(capsys, *arguments, "--top-k", 3)[0] == 0
+    words = ['objective="pairs"', "(objective is --objective)"]
+    assert_refused(capsys, words, "plan", tmp_path / "p", "--ranks", 2, "--json")
 
 
 def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
@@ -329,10 +359,48 @@ def test_wrong_flags(capsys):
         assert status == 0 and "--json" in out
 
 
+def commands_of(group, *path):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, *path, name)
+        else:
+            yield " ".join([*path, name]), command
+
+
+COMMANDS = dict(commands_of(get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_an_example_that_the_command_takes(name, capsys):
+    status, out, _ = call(capsys, *name.split(), "--help")
+    last = out.splitlines()[-1]
+    found = re.fullmatch(rf"  Example: (c2r|torchrun .* -m c2r) {name}( .*)", last)
+    assert status == 0 and found, last
+    COMMANDS[name].make_context(name, shlex.split(found[2]))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_defaults_have_one_notation(name):
+    for option in COMMANDS[name].params:
+        assert not re.search(r"\bdefault\b|\]$", option.help or "", re.IGNORECASE), option.name
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert call(capsys, "--version") == (0, f"c2r {version('c2r-moe')}\n", "")
+
+
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "c2r", "frobnicate"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'frobnicate'" in done.stderr
+
+
 def test_help_does_not_import_torch():
     code = (
-        "import sys; from c2r.cli import run_command as run; run(['--help']); "
-        "run(['plan', '--help']);"
+        "import sys; from c2r.cli import run_command as run; run(['--help']); run(['--version']); "
+        "[run([name, '--help']) for name in ('plan', 'import', 'export', 'profile')];"
         "import c2r; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
         run_command(["profile", "tiny", "--out", profile, "--tokens", "4096", "--seq-len", "256"])
         == 0
     )
-    policy = ["--policy", "budgeted", "--strength", "0.3"]
+    policy = ["--policy", "budgeted=0.3"]
     assert run_command(["plan", profile, "--ranks", "4", *policy, "--out", plan]) == 0
     items = [{"goal": goal, "sol1": "With care.", "sol2": "Slowly, I see."} for goal in GOALS]
     (folder / "piqa-valid.jsonl").write_text("\n".join(map(json.dumps, items)))
@@ -79,7 +79,7 @@ def test_against_another_model_or_plan(capsys, folder, arguments):
 
 def test_mistakes(capsys, folder, arguments):
     assert_refused(capsys, ["name a model", "--compare"], "evaluate")
-    assert_refused(capsys, ["no task is named", "--tasks"], "evaluate", "tiny")
+    assert_refused(capsys, ["no task is named", "task_files"], "evaluate", "tiny")
     assert_refused(capsys, ["no such", "check the path"], *arguments[:-1], folder / "no such")
     assert_refused(capsys, ["limit is 0"], *arguments, "--limit", 0)
     plan = folder / "plan.safetensors"

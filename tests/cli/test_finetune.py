@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+from dataclasses import fields
 
 import pytest
 import torch
+from typer.main import get_command
 
 import c2r
 from c2r.adapters.huggingface import load_tokenizer
-from c2r.cli import run_command
-from c2r.training import Progress
+from c2r.cli import app, run_command
+from c2r.plans.model_folder import PLAN_FILE
+from c2r.training import FinetuneSettings, Progress
 from tests.training.material import plan_of, text_bytes, tiny
 
 FEW = ["--steps", "3", "--batch-size", "4", "--seq-len", "64", "--learning-rate", "0.001"]
@@ -38,7 +41,7 @@ def test_it_tells_what_it_does_and_leaves_a_constrained_model(capsys, folder, tm
     more = ["--data", str(folder / "chat.jsonl"), "--kl-weight", "0.1", "--log-every", "1"]
     status, out, err = call(capsys, folder, tmp_path / "out", "--json", *more)
     assert status == 0, err
-    assert "64 examples in 64 windows of up to 64 tokens" in err
+    assert "64 pieces in 64 windows of up to 64 tokens" in err
     assert "3,656,832 of 3,656,832 parameters train for 3 steps of 4 windows" in err
     assert f"c2r.from_pretrained('{tmp_path / 'out'}')" in err
     found = json.loads(out)
@@ -71,7 +74,7 @@ def test_an_adapter_is_left_that_peft_loads(capsys, folder, tmp_path):
     adapted = PeftModel.from_pretrained(tiny(), str(out / "adapter")).merge_and_unload()
     merged = c2r.from_pretrained(out, dtype=torch.float32).state_dict()
     torch.testing.assert_close(dict(adapted.state_dict()), dict(merged))
-    plan = c2r.Plan.load(out / "adapter" / "c2r_plan.safetensors")
+    plan = c2r.Plan.load(out / "adapter" / PLAN_FILE)
     c2r.apply(adapted, plan, strict=False)
 
 
@@ -83,9 +86,28 @@ def test_ctrl_c_says_how_to_go_on(capsys, folder, tmp_path, monkeypatch):
         patch.setattr(Progress, "on_step_end", interrupt)
         status, out, err = call(capsys, folder, tmp_path / "out")
     assert (status, out) == (130, "")
-    assert f"stopped after a checkpoint in {tmp_path / 'out'}; the same command goes on" in err
+    assert f"stopped after a checkpoint in {tmp_path / 'out'}; the same command resumes" in err
     status, _, err = call(capsys, folder, tmp_path / "out")
     assert status == 0 and "going on from step 1" in err
+
+
+WITHOUT_OPTION = {"accumulation", "max_grad_norm", "report_to"}  # two are computed, one is fixed
+
+
+def test_the_defaults_that_help_tells_are_those_of_the_settings():
+    options = {option.name: option for option in get_command(app).commands["finetune"].params}
+    settings = {field.name: field.default for field in fields(FinetuneSettings)}
+    assert settings.keys() - options.keys() == WITHOUT_OPTION
+    told = {}
+    for name in settings.keys() & options.keys():
+        if isinstance(options[name].show_default, str):
+            told[name] = options[name].show_default
+            assert options[name].default is None, "a preset may still say otherwise"
+    assert told.pop("aux_weight") == "the model's, if it has one" and settings["aux_weight"] is None
+    assert told.pop("bf16") == "no-bf16" and settings["bf16"] is False
+    assert told.pop("mode") == settings["mode"]
+    assert {name: float(text) for name, text in told.items()} == {n: settings[n] for n in told}
+    assert len(told) == 8
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def plan(tmp_path_factory):
 def torchrun(*arguments, num_ranks=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)]
     return subprocess.run(
-        [*command, "-m", "c2r.cli", "run", "tiny", *arguments],
+        [*command, "-m", "c2r", "run", "tiny", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -40,7 +40,7 @@ def test_the_loss_is_that_of_one_process(capsys, plan):
     assert run_command(["run", "tiny", "--plan", plan, *ARGUMENTS]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["layers"] == []
-    result = torchrun("--plan", plan, "--num-chunks", "2", *ARGUMENTS)
+    result = torchrun("--plan", plan, "--chunks", "2", *ARGUMENTS)
     assert result.returncode == 0, result.stderr
     together = json.loads(result.stdout)  # one document, from one rank
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)

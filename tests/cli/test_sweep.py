@@ -5,7 +5,6 @@ import json
 import pytest
 
 import c2r.measuring
-from c2r.cli import plan
 from c2r.planning import STRENGTH_NAMES
 from tests.cli.test_cli import assert_refused, call, call_json
 
@@ -70,7 +69,7 @@ def test_evaluate_without_a_plan(capsys):
 
 def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
     before = json.loads(swept.read_text())
-    monkeypatch.setattr(c2r.sweeps.resumable, "Sweep", None)
+    monkeypatch.setattr(c2r.sweeps.resumable, "RunningSweep", None)
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", swept, *SMALL, *POLICIES]
     found = call_json(capsys, *arguments, "--spread", "budgeted=0.05,0.3")
     assert found["points"] == before["points"] and "partial" not in found
@@ -89,7 +88,7 @@ def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(c2r.measuring.Tally, "add_routing", interrupted)
         status, _, err = call(capsys, *arguments)
-    assert status == 130 and "run the same command to go on" in err
+    assert status == 130 and "run the same command to resume" in err
     partial = json.loads(out.read_text())
     assert not partial["complete"]
     assert [tally["num_batches"] for tally in partial["partial"]["all"]] == [2] * 5
@@ -120,13 +119,13 @@ def test_transfer_and_plot(capsys, tmp_path):
 
 def test_every_policy_is_in_the_help(capsys):
     out = " ".join(call(capsys, "plan", "--help")[1].split())
-    assert set(STRENGTH_NAMES) == set(plan._POLICIES) and "budgeted" in out
+    assert all(name in out for name in STRENGTH_NAMES)
 
 
 def test_mistakes(capsys, swept, tmp_path):
     profile = swept.with_suffix(".profile.safetensors")
     for arguments, words in [
-        (["--policy", "oracle"], ["oracle", "choose from"]),
+        (["--policy", "oracle"], ["oracle", "choose top_k, c2r"]),
         (["--policy", "budgeted=much"], ["budgeted=much", "budgeted=0.05,0.1"]),
         (["--policy", "budgeted=1"], ["eps = 1.0", "below 1"]),
         (["--policy", "group_limited=5"], ["m = 5", "4 ranks", "from 1 to 4"]),

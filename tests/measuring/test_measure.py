@@ -13,11 +13,13 @@ from c2r.adapters.huggingface import (
 )
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError, ModelError, RoutingError
-from c2r.measuring import Tally, evaluate, free_plan, measure_plan, measure_plans, unconstrained
+from c2r.measuring import Tally, measure, measure_plans, unconstrained
 from c2r.planning import make_plan, with_policy
 from c2r.prediction import predict_traffic
-from c2r.sweeps import Sweep, SweepPoint, measure_sensitivity, spread_points
+from c2r.results import SweepPoint
+from c2r.sweeps import RunningSweep, measure_sensitivity, spread_points
 from c2r.text import Text, token_batches
+from c2r.traces import ProfileBuilder
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +44,34 @@ def placed(calibrated):
 
 
 def test_figures_are_those_of_the_constrained_model(model, calibrated, placed):
-    """Loss as `evaluate` finds it under the plan, copies as `predict_traffic` counts them."""
+    """Loss as the model itself gives it, copies as `predict_traffic` counts them."""
     plan = with_policy(placed, calibrated, "budgeted", 0.1)
-    reference, tally = measure_plan(model, batches(), plan)
+    found = measure(model, batches(), plan)
     assert applied_plan(model) is None
-    plain = evaluate(model, batches())
-    apply(model, plan)
-    try:
-        constrained = evaluate(model, batches())
-    finally:
+    for figures, in_force in ((found.reference, placed), (found, plan)):
+        apply(model, in_force)
+        seen = profile(model, batches())
+        with torch.no_grad():
+            losses = [model(**batch, labels=batch["input_ids"]).loss for batch in batches()]
         remove(model)
-    for found, expected in ((reference, plain), (tally, constrained)):
-        figures = found.figures(plan)
-        traffic = predict_traffic(expected.profile, plan).mean
-        assert figures.loss == pytest.approx(expected.loss, rel=1e-6)
+        traffic = predict_traffic(seen, plan).mean
+        assert figures.loss == pytest.approx(float(sum(losses)) / len(losses), rel=1e-6)
         assert figures.copies == pytest.approx(traffic.copies_placed)
         assert figures.copies_contiguous == pytest.approx(traffic.copies_contiguous)
         assert figures.remote_copies == pytest.approx(traffic.remote_copies_placed)
         assert figures.rank_load_max_over_mean == pytest.approx(traffic.rank_load_max_over_mean)
-    assert reference.figures(plan).kl == 0 and reference.figures(plan).top1_agreement == 1
-    assert tally.figures(plan).copies < reference.figures(plan).copies
+        assert figures.plan_fingerprint == in_force.fingerprint
+    assert found.reference.kl == 0 and found.reference.top1_agreement == 1
+    assert found.copies < found.reference.copies
+    low, high = found.loss_increase_interval
+    assert low < found.loss_increase < high
+    assert found.loss_increase == pytest.approx(found.loss / found.reference.loss - 1)
+    assert (found.policy, found.strength, found.num_ranks) == ("budgeted", 0.1, 4)
 
 
 def test_kl_is_that_of_the_two_models(model, calibrated, placed):
     plan = with_policy(placed, calibrated, "pruned", 0.3)
-    _, tally = measure_plan(model, batches(2), plan)
+    found = measure(model, batches(2), plan)
     (batch,) = batches(2)
     with torch.no_grad():
         before = model(**batch).logits[:, :-1].log_softmax(-1)
@@ -74,36 +79,56 @@ def test_kl_is_that_of_the_two_models(model, calibrated, placed):
         after = model(**batch).logits[:, :-1].log_softmax(-1)
         remove(model)
     expected = F.kl_div(after, before, reduction="sum", log_target=True) / after[..., 0].numel()
-    assert tally.figures(plan).kl == pytest.approx(expected.item(), rel=1e-4)
+    assert found.kl == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_pruned_profile_counts_what_is_left(model, calibrated, placed):
     plan = with_policy(placed, calibrated, "pruned", 0.5)
-    _, tally = measure_plan(model, batches(), plan)
+    tally = Tally()
+    for _ in measure_plans(model, batches(), [prepare(model, plan)], [tally]):
+        pass
     apply(model, plan)
     counted = profile(model, batches())
     remove(model)
     traffic = predict_traffic(counted, plan).mean
-    assert tally.figures(plan).copies == pytest.approx(traffic.copies_placed)
+    assert tally.measured(plan).copies == pytest.approx(traffic.copies_placed)
     load = counted.layers[0].load.sum()
     assert load == tally.routing.rank_rows[0].sum() < 4 * 6 * 64
     assert (counted.layers[0].coactivation.diagonal() == 0).all()
 
 
+def test_the_routing_under_each_plan_can_be_profiled_on_the_way(model, calibrated, placed):
+    plan = with_policy(placed, calibrated, "priced", 0.1)
+    prepared = [prepare(model, entry) for entry in (placed, plan)]
+    tallies, builders = [Tally(), Tally()], [ProfileBuilder(), ProfileBuilder()]
+    for _ in measure_plans(
+        model, batches(), prepared, tallies, lambda index, trace: builders[index].update(trace)
+    ):
+        pass
+    free, constrained = (builder.build() for builder in builders)
+    expected = profile(model, batches())
+    for ours, theirs in zip(free.layers, expected.layers, strict=True):
+        assert (ours.coactivation == theirs.coactivation).all()
+    assert constrained.num_tokens == free.num_tokens
+    assert predict_traffic(constrained, plan).mean.copies_placed == pytest.approx(
+        tallies[1].measured(plan).copies
+    )
+
+
 def test_the_plan_that_was_applied_comes_back(model, calibrated, placed):
     before = with_policy(placed, calibrated, "c2r", 5)
     apply(model, before)
-    measure_plan(model, batches(2), with_policy(placed, calibrated, "budgeted", 0.2))
+    measure(model, batches(2), with_policy(placed, calibrated, "budgeted", 0.2))
     assert applied_plan(model) is before
     remove(model)
 
 
 def test_a_sweep_can_stop_after_any_batch_and_go_on(model, calibrated, placed):
     points = [SweepPoint(policy="c2r", strength=5), SweepPoint(policy="priced", strength=0.1)]
-    whole = Sweep.of(placed, calibrated, points)
+    whole = RunningSweep.of(placed, calibrated, points)
     for _ in whole.run(model, batches()):
         pass
-    stopped, resumed = (Sweep.of(placed, calibrated, points) for _ in range(2))
+    stopped, resumed = (RunningSweep.of(placed, calibrated, points) for _ in range(2))
     run = stopped.run(model, batches())
     next(run)
     run.close()
@@ -111,11 +136,12 @@ def test_a_sweep_can_stop_after_any_batch_and_go_on(model, calibrated, placed):
     resumed.restore(stopped.to_json())
     for _ in resumed.run(model, batches()):
         pass
-    assert resumed.results() == whole.results()
-    baseline, (c2r, priced) = whole.results()["baseline"], whole.results()["points"]
-    assert c2r["copies"] != priced["copies"] < baseline["copies"]
-    low, high = c2r["loss_increase_interval"]
-    assert low < c2r["loss_increase"] < high
+    assert resumed.measured() == whole.measured()
+    baseline, c2r, priced = whole.measured()
+    assert c2r.copies != priced.copies < baseline.copies
+    assert (baseline.policy, priced.policy, priced.strength) == ("top_k", "priced", 0.1)
+    low, high = c2r.loss_increase_interval
+    assert low < c2r.loss_increase < high
 
 
 def test_strengths_spread_by_sensitivity(model, calibrated, placed):
@@ -128,27 +154,24 @@ def test_strengths_spread_by_sensitivity(model, calibrated, placed):
         assert (layer.copies[:-1] > layer.copies[1:]).all()
     spread = spread_points(model, batches(), placed, calibrated, points)
     assert [point.policy for point in spread] == ["budgeted"] * 3
-    assert spread[2].strength == [0.4] * 4  # the tightest leaves no choice
+    assert spread[2].strength == (0.4,) * 4  # the tightest leaves no choice
     made = with_policy(placed, calibrated, "budgeted", spread[1].strength)
-    copies = [
-        measure_plan(model, batches(), plan)[1].figures(plan).copies for plan in (made, plans[1])
-    ]
+    copies = [measure(model, batches(), plan).copies for plan in (made, plans[1])]
     assert copies[0] <= copies[1] * 1.03
 
 
 def test_without_a_plan_all_is_on_one_rank(model):
-    plan = free_plan(model)
-    _, tally = measure_plan(model, batches(2), plan)
-    found = tally.figures(plan)
-    assert (found.kl, found.copies, found.remote_copies) == (0, 1, 0)
+    found = measure(model, batches(2))
+    assert (found.kl, found.copies, found.remote_copies, found.num_ranks) == (0, 1, 0, 1)
+    assert found.reference is None and found.loss_increase == 0.0
 
 
 def test_no_text(model, placed):
     (batch,) = batches(2, seq_len=1)
     with pytest.raises(InputError, match="no token to predict"):
-        measure_plan(model, [batch], placed)
+        measure(model, [batch], placed)
     with pytest.raises(InputError, match="no token to predict"):
-        measure_plan(model, [], placed)
+        measure(model, [], placed)
 
 
 def test_nan(placed):
@@ -156,11 +179,11 @@ def test_nan(placed):
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match="loss is not finite"):
-        measure_plan(model, batches(2), placed)
+        measure(model, batches(2), placed)
     with torch.no_grad():
         model.model.layers[0].post_attention_layernorm.weight.fill_(torch.nan)
     with pytest.raises(RoutingError, match="NaN scores"):
-        measure_plan(model, batches(2), placed)
+        measure(model, batches(2), placed)
 
 
 def test_unconstrained_keeps_the_placement(calibrated, placed):

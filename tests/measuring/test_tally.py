@@ -10,17 +10,7 @@ from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind
 
 PLAN = Plan(
-    layers=(
-        LayerPlan(
-            name="",
-            num_experts=6,
-            top_k=3,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((6, 0), dtype=np.int64),
-            placement=np.array([0, 3, 3, 2, 1, 0]),
-        ),
-    ),
+    layers=(LayerPlan(num_experts=6, top_k=3, placement=np.array([0, 3, 3, 2, 1, 0])),),
     topology=ClusterTopology(num_ranks=4, num_nodes=2),
 )
 
@@ -62,7 +52,7 @@ def test_figures_by_hand():
     logits = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
     reference = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     tally.add_window(logits, reference, torch.tensor([0, 1]))
-    found = tally.figures(PLAN)
+    found = tally.measured(PLAN)
     loss = (np.log(2) + np.log1p(np.exp(-2))) / 2
     p = 1 / (1 + np.exp(-1))
     kl = (p * np.log(p) + (1 - p) * np.log(1 - p) + np.log(2)) / 2
@@ -71,6 +61,21 @@ def test_figures_by_hand():
     assert (found.top1_agreement, found.num_tokens) == (1.0, 2)
     assert (found.copies, found.remote_copies, found.node_copies) == (2.0, 1.5, 2.0)
     assert found.rank_load_max_over_mean == pytest.approx(2 / (5 / 4))
+    assert (found.policy, found.strength, found.num_ranks) == ("top_k", 0.0, 4)
+    assert (found.loss_increase, found.loss_increase_interval) == (0.0, (0.0, 0.0))
+    assert found.plan_fingerprint == PLAN.fingerprint
+
+
+def test_layers_that_differ_are_told():
+    tally = Tally()
+    tally.add_routing(RoutingTally.count(trace([[0, 1, 2]]), PLAN))
+    tally.add_window(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]))
+    layers = [
+        replace(PLAN.layers[0], policy=policy, strength=strength)
+        for policy, strength in (("priced", 0.1), ("top_k", 0.0), ("priced", 0.2))
+    ]
+    found = tally.measured(replace(PLAN, layers=tuple(layers)))
+    assert (found.policy, found.strength) == ("priced+top_k", (0.1, 0.0, 0.2))
 
 
 def test_a_masked_vocabulary_gives_a_finite_divergence():
@@ -100,6 +105,6 @@ def test_sums_survive_json():
     tally.add_routing(RoutingTally.count(trace([[0, 1, 2]]), PLAN))
     tally.add_window(torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
     again = Tally.from_json(json.loads(json.dumps(tally.to_json())))
-    assert again.figures(PLAN) == tally.figures(PLAN)
+    assert again.measured(PLAN) == tally.measured(PLAN)
     again.add_routing(RoutingTally.count(trace([[3, 3, 4]]), PLAN))
-    assert again.figures(PLAN).copies == 2.0
+    assert again.measured(PLAN).copies == 2.0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from c2r.ops.autograd import summed
+from c2r.ops import autograd
 from c2r.ops.copy_rows import copies_of
 
 
@@ -17,7 +17,7 @@ def test_gradients_of_weighted_sums(num_rows, dtype):
     weights = torch.rand(num_rows, generator=drawn, dtype=torch.float64)
     weights = weights.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     grad = torch.randn(50, 8, generator=drawn).to(dtype)
-    summed(rows, copies, weights).backward(grad)
+    autograd.sum_copies(rows, copies, weights).backward(grad)
     in_row_order = torch.zeros(num_rows, dtype=weights.dtype)
     in_row_order[copies.members] = weights.detach()
     expected_rows = grad[source].to(weights.dtype) * in_row_order[:, None]

@@ -9,6 +9,7 @@ from c2r.errors import CommunicationError
 from c2r.parallel import DISPATCHERS, agree
 from tests.parallel.layers import make_layer
 from tests.parallel.processes import run_checks
+from tests.parallel.test_world import gather_and_add_up
 
 PLACEMENT = [2, 0, 3, 1, 1, 0, 2, 3, 3, 0]
 pytestmark = pytest.mark.distributed
@@ -112,6 +113,7 @@ CHECKS = {
         narrow_types,
         disagreement,
         part_of_the_ranks,
+        gather_and_add_up,
     )
 }
 

@@ -7,7 +7,7 @@ from c2r.errors import PlanError
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology, Plan, mean_copies, mean_node_copies
 from c2r.prediction import predict_traffic
-from c2r.profiling import CollaborationProfile
+from c2r.profiling import CollaborationProfile, LayerProfile
 from tests.planning.profiles import layer_profile, random_profile
 
 PREDICTED = {"copies": "copies_placed", "rank_load_max_over_mean": "rank_load_max_over_mean"}
@@ -27,7 +27,7 @@ def test_a_plan_small_enough_to_check_by_hand():
 )
 def test_half_of_the_experts_are_partners_unless_said(num_experts, top_k, top_t):
     profile = random_profile(1, num_experts, top_k)
-    assert make_plan(profile).layers[0].top_t == top_t
+    assert make_plan(profile, policy="c2r").layers[0].top_t == top_t
 
 
 def test_partners_may_differ_in_number_per_layer():
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_plan_and_progress_is_told():
 
 def test_pairs_are_placed_by_pairs_only_when_asked():
     profile = random_profile(1, 12, 3, keep_sets=False)
-    with pytest.raises(PlanError, match=r"pairs only.*k = 3.*--objective pairs"):
+    with pytest.raises(PlanError, match=r"pairs only.*k = 3.*objective=\"pairs\""):
         make_plan(profile, num_ranks=4)
     plan = make_plan(profile, num_ranks=4, objective="pairs")
     assert np.bincount(plan.layers[0].placement).tolist() == [3] * 4
@@ -93,6 +93,27 @@ def test_replicas_save_copies_and_are_part_of_the_prediction():
         expected = getattr(predict_traffic(profile, replicated).mean, PREDICTED[key])
         assert replicated.provenance["predicted"][key] == pytest.approx(expected)
         assert expected <= plain.provenance["predicted"][key]
+
+
+def test_the_traffic_that_is_handed_on_is_what_would_be_predicted_again():
+    profile, handed = random_profile(2, 16, 4), []
+    for options in ({}, {"num_nodes": 2, "replicas": 1}, {"policy": "priced"}):
+        plan = make_plan(profile, 4, on_traffic=handed.append, **options)
+        assert handed.pop() == predict_traffic(profile, plan)
+    pairs = random_profile(1, 12, 3, keep_sets=False)
+    make_plan(pairs, num_ranks=4, objective="pairs", on_traffic=handed.append)
+    assert handed == []
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_the_sets_of_a_layer_are_fetched_once(num_ranks, monkeypatch):
+    profile, fetched = random_profile(2, 16, 4), []
+    routing_sets = LayerProfile.routing_sets
+    monkeypatch.setattr(
+        LayerProfile, "routing_sets", lambda layer: fetched.append(layer) or routing_sets(layer)
+    )
+    make_plan(profile, num_ranks, replicas=num_ranks // 4)
+    assert fetched == ([] if num_ranks == 1 else list(profile.layers))
 
 
 def test_replicas_need_sets():
@@ -131,7 +152,7 @@ def test_pairs_are_sets_at_k_2():
         ({"num_ranks": 13}, "12 experts cannot be placed on 13 ranks; choose at most 12 ranks"),
         ({"num_ranks": 4, "num_nodes": 3}, "4 ranks cannot be split evenly over 3 nodes"),
         ({"num_ranks": 0}, "0 ranks on 1 nodes; both must be at least 1"),
-        ({"objective": "cut"}, "objective 'cut' is unknown; choose sets or pairs"),
+        ({"objective": "cut"}, "objective 'cut' is unknown; choose time or sets or pairs"),
         ({"num_ranks": 2, "max_load": 0.5}, "max_load = 0.5"),
         ({"num_ranks": 2, "inter_node_cost": -1.0}, "inter_node_cost = -1; choose 0 or more"),
         ({"num_ranks": 2, "replicas": 7}, "7 replicas per rank do not fit 12 experts, 6 of which"),

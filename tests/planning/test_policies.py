@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from c2r.errors import PlanError
-from c2r.planning import free_strength, make_plan, with_policy
+from c2r.errors import InputError, PlanError
+from c2r.planning import free_strength, make_plan, parse_policy, with_policy
 from c2r.planning.policies import order_partners_by_rank
 from c2r.profiling import CollaborationProfile
 from tests.planning.profiles import random_profile
@@ -29,6 +29,18 @@ def test_a_short_row_is_filled_up_with_the_expert_itself():
 def test_defaults(policy, strength):
     plan = make_plan(random_profile(2, 8, 2), num_ranks=4, policy=policy)
     assert [(layer.policy, layer.strength) for layer in plan.layers] == [(policy, strength)] * 2
+
+
+def test_a_policy_and_its_strengths_are_written_in_one_way():
+    assert parse_policy("priced") == ("priced", ())
+    assert parse_policy("priced=0.1") == ("priced", (0.1,))
+    assert parse_policy("c2r=8,8,6") == ("c2r", (8.0, 8.0, 6.0))
+    for text in ("priced=", "priced=much", "c2r=8,,6"):
+        with pytest.raises(InputError, match=f"of {text} are not numbers.* write priced=0.1"):
+            parse_policy(text)
+    for text in ("oracle=1", "budgeted:0.1", ""):
+        with pytest.raises(PlanError, match="is unknown; choose top_k, c2r"):
+            parse_policy(text)
 
 
 def test_another_policy_on_the_same_placement():

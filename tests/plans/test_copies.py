@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from c2r.plans import (
     ClusterTopology,
     count_copies,
+    count_visits,
     load_max_over_mean,
     mean_copies,
     mean_node_copies,
@@ -60,3 +61,9 @@ def test_copies_lie_between_one_and_the_lesser_of_k_and_ranks(top_k, num_ranks, 
     assert copies.max() <= min(top_k, num_ranks)
     renamed = np.random.default_rng(seed).permutation(num_ranks)[placement]
     assert mean_copies(sets, counts, renamed) == mean_copies(sets, counts, placement)
+
+
+def test_visits_are_the_tokens_with_any_expert_on_a_rank():
+    ranks = np.array([[0, 0], [0, 1]])
+    assert count_visits(ranks, np.array([3, 1]), 3).tolist() == [4, 1, 0]
+    assert count_visits(ranks[:, ::-1], np.array([3.0, 1.0]), 2).tolist() == [4, 1]

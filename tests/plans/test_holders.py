@@ -3,11 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c2r.plans import LayerPlan, assign_ranks, holders_of
+from c2r.plans import NO_EXPERTS, LayerPlan, assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from tests.planning.instances import random_sets
-
-NONE = np.empty((0, 0), dtype=np.int64)
 
 
 def holders(*ranks_of_experts, num_ranks):
@@ -80,7 +78,7 @@ def test_the_rule_is_that_of_the_plain_reference_in_any_order(top_k, devices, se
 def test_without_replicas_every_expert_is_where_it_is_placed(top_k, num_ranks, seed):
     placement = np.random.default_rng(seed).integers(num_ranks, size=10)
     sets, _, _ = random_sets(10, top_k, 20, seed)
-    held = holders_of(placement, NONE, num_ranks)
+    held = holders_of(placement, NO_EXPERTS, num_ranks)
     assert np.array_equal(assign_ranks(sets, held), placement[sets])
 
 
@@ -89,18 +87,10 @@ def test_holders_are_the_ranks_own_experts_and_replicas():
     assert held.tolist() == [[True, True], [True, True], [False, True]]
 
 
-@pytest.mark.parametrize("replicas", [NONE, np.array([[2], [0]])])
+@pytest.mark.parametrize("replicas", [NO_EXPERTS, np.array([[2], [0]])])
 def test_a_layer_plan_tells_the_rank_of_each_choice(replicas):
-    layer = LayerPlan(
-        name="",
-        num_experts=4,
-        top_k=2,
-        policy="top_k",
-        strength=0.0,
-        partners=np.empty((4, 0), dtype=np.int64),
-        placement=np.array([0, 0, 1, 1]),
-        replicas=replicas,
-    )
+    placement = np.array([0, 0, 1, 1])
+    layer = LayerPlan(num_experts=4, top_k=2, placement=placement, replicas=replicas)
     topology = ClusterTopology(num_ranks=2)
     united = layer.ranks_of(np.array([[1, 2], [0, 3]]), topology)
     assert united.tolist() == ([[0, 0], [1, 1]] if replicas.size else [[0, 1], [0, 1]])

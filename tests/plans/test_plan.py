@@ -40,3 +40,26 @@ def test_a_whole_number_as_strength_is_the_same_plan(tmp_path):
     plan = Plan(layers=(replace(layer(), strength=1),), topology=ClusterTopology(num_ranks=2))
     plan.save(tmp_path / "plan.safetensors")
     assert Plan.load(tmp_path / "plan.safetensors").fingerprint == plan.fingerprint
+
+
+def test_a_layer_is_plain_top_k_on_one_holder_each_where_no_more_is_said(tmp_path):
+    plain = LayerPlan(num_experts=3, top_k=2, placement=np.array([1, 0, 1]))
+    assert (plain.policy, plain.strength, plain.top_t, plain.replicas.size) == ("top_k", 0.0, 0, 0)
+    plan = Plan(layers=(plain,), topology=ClusterTopology(num_ranks=2))
+    plan.save(tmp_path / "plan.safetensors")
+    assert Plan.load(tmp_path / "plan.safetensors").fingerprint == plan.fingerprint
+    rows = replace(plain, partners=np.empty((3, 0), dtype=np.int64))
+    assert replace(plan, layers=(rows,)).fingerprint == plan.fingerprint
+
+
+def test_lists_filled_up_where_ranks_differ_in_size_survive_the_file(tmp_path):
+    # Rank 0 holds experts 0 and 1, rank 1 only 2: the row of 2 is filled up with itself.
+    uneven = replace(
+        layer(),
+        policy="c2r_placed",
+        partners=np.array([[1], [0], [2]]),
+        placement=np.array([0, 0, 1]),
+    )
+    plan = Plan(layers=(uneven,), topology=ClusterTopology(num_ranks=2))
+    plan.save(tmp_path / "plan.safetensors")
+    assert Plan.load(tmp_path / "plan.safetensors").fingerprint == plan.fingerprint

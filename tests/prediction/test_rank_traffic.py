@@ -3,14 +3,7 @@ import pytest
 
 from c2r.planning import make_plan
 from c2r.prediction import predict_rank_traffic, predict_traffic
-from c2r.prediction.rank_traffic import visits
 from c2r.profiling import CollaborationProfile, LayerProfile, RoutingSets
-
-
-def test_visits_by_hand():
-    ranks = np.array([[0, 0], [0, 1]])
-    assert visits(ranks, np.array([1, 1]), 3).tolist() == [1, 0.5, 0]
-    assert visits(ranks[:, ::-1], np.array([3, 1]), 2).tolist() == [1, 0.25]
 
 
 @pytest.mark.parametrize("replicas", [0, 1])

@@ -14,15 +14,7 @@ from tests.planning.profiles import layer_profile, random_profile
 def plan_of(placements, top_k, num_ranks, num_nodes=1):
     return Plan(
         layers=tuple(
-            LayerPlan(
-                name="",
-                num_experts=len(placement),
-                top_k=top_k,
-                policy="top_k",
-                strength=0.0,
-                partners=np.empty((len(placement), 0), dtype=np.int64),
-                placement=np.array(placement),
-            )
+            LayerPlan(num_experts=len(placement), top_k=top_k, placement=np.array(placement))
             for placement in placements
         ),
         topology=ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes),

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from c2r.errors import InputError
 from c2r.ops.coactivation import count_pairs
 from c2r.profiling import CollaborationProfile, IdProfileBuilder
 from c2r.profiling.sets import RoutingSets
+from c2r.traces import LayerTrace, ProfileBuilder, RoutingTrace, ScoreKind
 
 
 def choices(num_tokens: int, num_experts: int, top_k: int, seed: int = 0) -> np.ndarray:
@@ -71,6 +74,36 @@ def test_ids_that_cannot_be_count_nothing(ids: list[list[int]], words: str) -> N
     assert builder.num_tokens == 1
     with pytest.raises(InputError, match="no tokens"):
         IdProfileBuilder(4).build({})
+
+
+@given(
+    shape=st.tuples(st.integers(0, 60), st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 99),
+)
+def test_ids_alone_and_traces_count_the_same(shape: tuple[int, int, int], seed: int) -> None:
+    num_tokens, num_experts, top_k = shape
+    top_k = min(top_k, num_experts)
+    scores = torch.rand(num_tokens, num_experts, generator=torch.manual_seed(seed))
+    ids = scores.topk(top_k).indices
+    traced, alone = ProfileBuilder(), IdProfileBuilder(num_experts, is_ordered=True)
+    for part in (slice(0, 20), slice(20, None)):
+        layer = LayerTrace(
+            name="",
+            expert_ids=ids[part],
+            weights=None,
+            scores=scores[part],
+            score_kind=ScoreKind.PROBABILITIES,
+        )
+        traced.update(RoutingTrace(layers=(layer,)))
+        alone.update(0, ids[part].numpy())
+    assert traced.num_tokens == alone.num_tokens == num_tokens
+    if num_tokens == 0:
+        return
+    a, b = traced.build().layers[0], alone.build({0: ""}).layers[0]
+    for name in ("coactivation", "load", "top1"):
+        assert np.array_equal(getattr(a, name), getattr(b, name))
+    for ours, theirs in zip(a.routing_sets(), b.routing_sets(), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_adding_while_sampling_is_a_uniform_sample_of_all() -> None:

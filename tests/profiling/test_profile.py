@@ -79,6 +79,14 @@ def test_goes_on_from_a_partial_profile():
     assert_same(build(second, profile=build(first)), build(first, second))
 
 
+def test_a_profile_that_nothing_is_added_to_is_told_what_it_is_now():
+    first = build(make_trace())
+    again = ProfileBuilder(first).build({"complete": True})
+    assert_same(again, first)
+    assert again.provenance == {"complete": True}
+    assert ProfileBuilder().build({"complete": True}) is None
+
+
 def test_file_round_trip_exact_and_sampled(tmp_path):
     for capacity in (1000, 5):
         profile = build(make_trace(), capacity=capacity)
@@ -96,7 +104,7 @@ def test_profiles_of_different_models_do_not_merge():
     other = CollaborationProfile(
         layers=build(make_trace()).layers, provenance={"model_fingerprint": "other"}
     )
-    with pytest.raises(InputError, match="fingerprints differ"):
+    with pytest.raises(InputError, match='fingerprints differ, "m" against "other"'):
         build(make_trace()).merge(other)
 
 
@@ -121,3 +129,22 @@ def test_mass_of_scores():
 def test_an_empty_batch_counts_nothing():
     trace = make_trace()
     assert_same(build(trace, make_trace(tokens=0)), build(trace))
+
+
+def test_a_sampled_profile_is_the_same_for_a_seed(monkeypatch):
+    monkeypatch.setattr("c2r.profiling.sets._BUFFERED_TOKENS", 100)
+    traces = [make_trace(tokens=90, seed=seed) for seed in range(8)]
+    first, again, other = (build(*traces, capacity=5, seed=seed) for seed in (1, 1, 2))
+    for a, b, c in zip(first.layers, again.layers, other.layers, strict=True):
+        assert (a.sets.num_tokens, a.sets.sample_size, a.sets.is_exact) == (720, 5, False)
+        assert np.array_equal(a.sets.experts, b.sets.experts)
+        assert np.array_equal(a.sets.priorities, b.sets.priorities)
+        assert not np.array_equal(a.sets.priorities, c.sets.priorities)
+        assert a.sets.priorities.max() < 0.1  # the 5 lowest of 720
+
+
+def test_the_tokens_of_a_trace_are_those_of_a_layer_that_ran():
+    trace = make_trace()
+    idle = make_trace(tokens=0).layers[0]
+    assert RoutingTrace(layers=(idle, trace.layers[1])).num_tokens == 40
+    assert build(RoutingTrace(layers=(idle, trace.layers[1]))).num_tokens == 40

@@ -3,6 +3,7 @@
 import numpy as np
 
 from c2r.profiling import CollaborationProfile, LayerProfile, RoutingSets
+from tests.results.measurements import measurement_document
 
 
 def clustered_profile(num_layers=3, num_experts=16, top_k=4, num_tokens=500, seed=0, **provenance):
@@ -33,20 +34,31 @@ def clustered_profile(num_layers=3, num_experts=16, top_k=4, num_tokens=500, see
 
 
 def sweep_document(**baseline):
-    """What `c2r sweep` writes, as small as it may be."""
+    """What `c2r sweep` writes, of a model without a name."""
     points = [
         ("c2r", 8.0, 2.2, 1.7, 1.9),
         ("c2r", 4.0, 2.5, 1.4, 2.2),
         ("budgeted", 0.1, 2.004, 1.5, 1.6),
     ]
-    keys = ("policy", "strength", "loss", "copies", "rank_load_max_over_mean")
     return {
+        "request": {"num_ranks": 4, "num_nodes": 1},
+        "complete": True,
+        "seconds": 1.0,
+        "spread": [],
+        "baseline": measurement_document(**baseline),
         "points": [
-            {**dict(zip(keys, point, strict=True)), "kl": 0.1, "copies_contiguous": 2.1}
-            for point in points
+            measurement_document(
+                policy=policy,
+                strength=strength,
+                loss=loss,
+                copies=copies,
+                rank_load_max_over_mean=load,
+                loss_increase=loss / 2 - 1,
+                loss_increase_interval=[loss / 2 - 1.01, loss / 2 - 0.99],
+                plan_fingerprint=f"{policy} {strength}",
+            )
+            for policy, strength, loss, copies, load in points
         ],
-        "baseline": {"policy": "top_k", "loss": 2.0, "copies": 1.8, "copies_contiguous": 2.4}
-        | baseline,
     }
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from c2r.prediction import predict_rank_traffic, predict_traffic
 from c2r.profiling import mean_metrics, measure_collaboration
 from c2r.reporting import build_report, read_inputs
 from c2r.reporting.sections.profile import collaboration_matrix
-from c2r.reporting.sections.quality import choose_point, loss_increase, name_of
+from c2r.reporting.sections.quality import choose_point, name_of
+from c2r.results import SweepResult
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 
 
@@ -104,24 +106,25 @@ def test_the_point_of_the_plan_is_chosen(report_of):
     profile = clustered_profile()
     plan = make_plan(profile, num_ranks=4, top_t=8)
     sweep = sweep_document()
+    sweep["points"][0]["plan_fingerprint"] = plan.fingerprint
     _, traffic, saving = report_of(profile, plan, sweep).answers
     assert traffic.number == "2.40" and "held-out" in traffic.text
     assert saving.number == "\N{MINUS SIGN}29 %" and "+10.00 % loss" in saving.unit
     assert saving.text.startswith("Policy c2r 8 (the plan given): 1.70 copies of each token")
-    sweep["points"][1]["plan_fingerprint"] = plan.fingerprint  # says more than policy and strength
-    sweep["points"][0]["plan_fingerprint"] = "another"
-    assert choose_point(sweep, plan).point["strength"] == 4
+    baseline = sweep_document(plan_fingerprint=plan.fingerprint)
+    assert name_of(choose_point(SweepResult.from_json(baseline), plan).point) == "plain top-k"
 
 
 def test_without_a_plan_the_cheapest_point_near_the_quality_is_chosen():
     sweep = sweep_document()
-    chosen = choose_point(sweep, None)
+    chosen = choose_point(SweepResult.from_json(sweep), None)
     assert name_of(chosen.point) == "budgeted 0.1" and "within +0.3 % loss" in chosen.reason
     sweep["points"].pop()
-    chosen = choose_point(sweep, make_plan(clustered_profile(), num_ranks=4, top_t=5))
-    assert chosen.point["strength"] == 8 and "was not measured" in chosen.reason
-    assert loss_increase(sweep, chosen.point) == pytest.approx(0.1)
-    assert name_of({"policy": "pruned", "strength": [0.1, 0.3, 0.2]}) == "pruned 0.1 to 0.3"
+    plan = make_plan(clustered_profile(), num_ranks=4, top_t=5)
+    chosen = choose_point(SweepResult.from_json(sweep), plan)
+    assert chosen.point.strength == 8 and "was not measured" in chosen.reason
+    assert chosen.point.loss_increase == pytest.approx(0.1)
+    assert name_of(replace(chosen.point, strength=(0.1, 0.3, 0.2))) == "c2r 0.1 to 0.3"
 
 
 def test_the_curve_holds_the_points_of_the_sweep(report_of):
@@ -130,11 +133,23 @@ def test_the_curve_holds_the_points_of_the_sweep(report_of):
     chart = charts_of(report_of(sweep))["quality"]
     series = {line.name: line for line in chart.series}
     assert series["c2r"].x == (1.4, 1.7) and series["c2r"].labels == ("c2r 4", "c2r 8")
-    assert series["c2r"].y == pytest.approx((25, 10)) and series["c2r"].lower == ()
+    assert series["c2r"].y == pytest.approx((25, 10))
+    assert series["c2r"].lower == pytest.approx((24, 9))
     assert (series["budgeted"].lower, series["budgeted"].upper) == ((0.1,), (0.4,))
     assert series["plain top-k, in order"].x == (2.4,)
     losses = [row[2] for row in chart.to_table().rows]
     assert losses == [2.0, 2.2, 2.5, 2.004]
+
+
+def test_strengths_spread_over_layers_have_a_line_of_their_own(report_of):
+    sweep = sweep_document()
+    point = sweep["points"][2] | {"strength": [0.1, 0.2, 0.1]}
+    sweep["points"].append(point)
+    sweep["spread"] = [{"policy": "budgeted", "strength": [0.1, 0.2, 0.1]}]
+    chart = charts_of(report_of(sweep))["quality"]
+    lines = {line.name: line.labels for line in chart.series if line.labels}
+    assert lines["budgeted"] == ("budgeted 0.1",)
+    assert lines["budgeted, spread"] == ("budgeted 0.1 to 0.2",)
 
 
 def test_benchmarks_and_trainings(report_of):

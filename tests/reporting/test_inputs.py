@@ -37,7 +37,7 @@ def test_kinds_are_told_by_content(write):
     found = read_inputs([write(value, f"{i}.bin") for i, value in enumerate(values)])
     kinds = [source.kind for source in found.sources]
     assert kinds == ["profile", "plan", "sweep", "benchmark", "training"]
-    assert found.plan.fingerprint == plan.fingerprint and found.sweep == sweep_document()
+    assert found.plan.fingerprint == plan.fingerprint and found.sweep.to_json() == sweep_document()
     assert (found.model_name, found.num_ranks) == ("one", 4)
     assert np.array_equal(found.profile.layers[0].load, profile.layers[0].load)
 
@@ -58,7 +58,7 @@ def test_files_of_mixed_models(write):
     ours, theirs = clustered_profile(**ONE), clustered_profile(**OTHER)
     paths = write(ours, "p"), write(make_plan(theirs, num_ranks=4), "q")
     refused(["p is of one (", "q of other (", "a/b", "a/c", "one model"], *paths)
-    sweep = sweep_document() | {"request": {**OTHER, "num_ranks": 4}}
+    sweep = sweep_document() | {"request": {**OTHER, "num_ranks": 4, "num_nodes": 1}}
     refused(["of other (fingerprint a/c)"], paths[0], write(sweep, "s"))
 
 
@@ -70,7 +70,7 @@ def test_files_of_different_shape_without_fingerprints(write):
 
 def test_files_for_different_ranks(write):
     plan = make_plan(clustered_profile(), num_ranks=4)
-    sweep = sweep_document() | {"request": {"num_ranks": 8}}
+    sweep = sweep_document() | {"request": {"num_ranks": 8, "num_nodes": 1}}
     refused(["for 4 ranks", "for 8"], write(plan, "q"), write(sweep, "s"))
 
 
@@ -94,14 +94,15 @@ def test_an_empty_profile(write):
         ("loss,copies\n", ["neither a file of c2r nor JSON"]),
         ("", ["neither"]),
         ('{"points": NaN, "baseline": 1}', ["NaN is not a number"]),
-        ({"points": [], "baseline": {}}, ["has no points"]),
-        ({"points": 3, "baseline": {}}, ["has no points"]),
+        (sweep_document() | {"points": []}, ["has no points"]),
+        ({"points": [], "baseline": {}}, ["not written by", "c2r sweep"]),
+        (sweep_document() | {"points": 3}, ["lacks or damages"]),
         (sweep_document() | {"complete": False}, ["not a finished sweep"]),
-        (sweep_document(loss=None), ["lacks loss in baseline 0"]),
-        (sweep_document() | {"points": [{"policy": "c2r"}]}, ["loss, copies, strength"]),
-        (sweep_document(loss=0), ["baseline without loss"]),
+        (sweep_document(loss=None), ["loss is None"]),
+        (sweep_document() | {"points": [{"policy": "c2r"}]}, ["lacks or damages"]),
+        (sweep_document(copies=0), ["copies is 0"]),
         (sweep_document(copies_contiguous="2"), ["no number"]),
-        (sweep_document(loss_increase_interval=[1]), ["no number"]),
+        (sweep_document(loss_increase_interval=[1]), ["lacks or damages"]),
         ({"benchmark": "b", "cases": 3}, ["has no cases"]),
         ({"benchmark": "b", "cases": [{"name": "n"}]}, ["lacks median, lower, upper"]),
         ({"log_history": [{"step": 1}]}, ["logs no loss and no eval_loss"]),

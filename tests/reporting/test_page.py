@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import sys
@@ -7,8 +8,11 @@ import numpy as np
 import pytest
 
 from c2r.errors import InputError
+from c2r.planning import make_plan
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.reporting import build_report, read_inputs, render_page, write_figures
+from c2r.reporting.charts import HeatMap, Matrix
+from c2r.reporting.plotly_charts import plot, to_json
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 
 pytest.importorskip("plotly", reason="plotly draws the page")
@@ -20,7 +24,7 @@ def hostile_files(folder):
     """Every name that comes from a model, a file or a measurement holds markup."""
     sweep = sweep_document()
     sweep["points"][0]["policy"] = HOSTILE
-    sweep["request"] = {"model": HOSTILE}
+    sweep["request"]["model"] = HOSTILE
     benchmark = benchmark_document() | {"benchmark": HOSTILE, "baseline": HOSTILE}
     benchmark["cases"][0]["case"]["name"] = HOSTILE
     profile, paths = clustered_profile(model=HOSTILE), [folder / "profile", folder / "sweep"]
@@ -51,6 +55,51 @@ def test_hostile_names_become_text(tmp_path):
     assert any(name.startswith("&lt;/script&gt;&lt;img") for name in names)
 
 
+def test_plotly_knows_every_property_of_every_figure(tmp_path):
+    import plotly.graph_objects as go
+
+    planned = clustered_profile()
+    make_plan(planned, num_ranks=4).save(tmp_path / "plan")
+    charts = build_report(read_inputs([*hostile_files(tmp_path), tmp_path / "plan"])).charts
+    figures = [figure for chart in charts for figure in plot(chart)]
+    assert {figure["data"][0]["type"] for figure in figures} == {"scatter", "bar", "heatmap"}
+    for figure in figures:
+        go.Figure(figure)
+    with pytest.raises(ValueError, match="colour"):
+        go.Figure({"data": [{**figures[0]["data"][0], "colour": "red"}]})
+
+
+def test_numbers_that_are_not_finite_are_null():
+    figure = {"data": [{"y": [float("nan"), np.float64(1.5), np.int64(2), -np.inf]}]}
+    assert json.loads(to_json(figure)) == {"data": [{"y": [None, 1.5, 2, None]}]}
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        (np.array([[0, 255]]), "u1"),
+        (np.array([[0, 256], [3, 4]]), "u2"),
+        (np.array([[0, 70_000]]), "u4"),
+        (np.array([[0.5, np.nan]]), "f8"),
+        (np.array([[-1, 2]]), None),
+        (np.array([[0, 2**33]]), None),
+        (np.empty((0, 3), dtype=np.int64), None),
+    ],
+)
+def test_a_matrix_as_the_page_reads_it(values, code):
+    names = [tuple(map(str, range(size))) for size in values.shape]
+    matrix = Matrix(name="", values=values, row_names=names[0], column_names=names[1])
+    labels = dict.fromkeys(("slug", "title", "x_label", "y_label", "unit"), "a")
+    (figure,) = plot(HeatMap(**labels, matrices=(matrix,), ceiling=1.0))
+    found = figure["data"][0]["z"]
+    if code is None:
+        assert found == values.tolist()
+        return
+    assert found["dtype"] == code and found["shape"] == f"{values.shape[0]}, {values.shape[1]}"
+    read = np.frombuffer(base64.b64decode(found["bdata"]), f"<{code}").reshape(values.shape)
+    assert np.array_equal(read, values, equal_nan=True)
+
+
 def test_figures_of_hostile_names(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib draws the figures")
     report = build_report(read_inputs(hostile_files(tmp_path)))
@@ -79,15 +128,7 @@ def test_a_page_of_94_layers_and_512_experts_is_small(tmp_path):
     profile = clustered_profile(num_layers=94, num_experts=512, top_k=8, num_tokens=200)
     rng = np.random.default_rng(0)
     layers = tuple(
-        LayerPlan(
-            name=layer.name,
-            num_experts=512,
-            top_k=8,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((512, 0), dtype=np.int64),
-            placement=rng.permutation(512) // 8,
-        )
+        LayerPlan(name=layer.name, num_experts=512, top_k=8, placement=rng.permutation(512) // 8)
         for layer in profile.layers
     )
     profile.save(tmp_path / "profile")

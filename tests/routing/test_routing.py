@@ -6,18 +6,15 @@ from hypothesis import strategies as st
 
 from c2r.errors import PlanError
 from c2r.planning.policies import order_partners_by_rank
-from c2r.plans import LayerPlan, contiguous_placement
+from c2r.plans import NO_EXPERTS, LayerPlan, contiguous_placement
 from c2r.routing import make_policy
 from c2r.traces import ScoreKind, used_places
 from tests.routing import references
 
-NONE = np.empty((0, 0), dtype=np.int64)
 
-
-def layer_plan(policy, strength, placement, partners=NONE, k=4):
+def layer_plan(policy, strength, placement, partners=NO_EXPERTS, k=4):
     placement = np.asarray(placement)
     return LayerPlan(
-        name="",
         num_experts=len(placement),
         top_k=k,
         policy=policy,
@@ -162,7 +159,7 @@ def some_partners(policy, strength):
         return np.array([[j for j in range(16) if j != i][: int(strength)] for i in range(16)])
     if policy == "c2r_placed":
         return order_partners_by_rank(counts + counts.T, PLACEMENT, int(strength))
-    return NONE
+    return NO_EXPERTS
 
 
 def some_policy(policy, strength=None, kind=ScoreKind.PROBABILITIES):

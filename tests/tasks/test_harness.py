@@ -9,7 +9,7 @@ from c2r.adapters.huggingface import applied_plan, load_model, load_tokenizer
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError, PlanMismatchError
 from c2r.measuring import RoutingTally, free_plan, unconstrained
-from c2r.tasks import TaskRequest, evaluate_on_tasks, load_tasks
+from c2r.tasks import TaskRequest, evaluate, load_tasks
 from c2r.tasks.questions import read_questions
 from c2r.text import read_texts, token_batches
 
@@ -52,7 +52,7 @@ def request(folder, **options):
 
 def test_answers_by_hand(model, tokenizer, plan, folder):
     """Log-likelihoods of each choice, one request at a time, and the copies of their tokens."""
-    found = evaluate_on_tasks(model, tokenizer, load_tasks(request(folder, limit=2)), plan)
+    found = evaluate(model, tokenizer, load_tasks(request(folder, limit=2)), plan)
     (task,) = found.tasks
     expected, tally = [], None
     c2r.apply(model, plan)
@@ -78,9 +78,7 @@ def test_answers_by_hand(model, tokenizer, plan, folder):
     assert found.routing["num_tokens"] == tally.num_tokens[0]
     assert found.routing["copies"] == pytest.approx(tally.means()["copies"], rel=1e-3)
     assert found.routing["copies"] < found.routing["copies_contiguous"]
-    plain = evaluate_on_tasks(
-        model, tokenizer, load_tasks(request(folder, limit=2)), unconstrained(plan)
-    )
+    plain = evaluate(model, tokenizer, load_tasks(request(folder, limit=2)), unconstrained(plan))
     assert plain.routing["copies"] > found.routing["copies"]
     assert plain.tasks[0].loglikelihoods != task.loglikelihoods
     assert plain.tasks[0].ids == task.ids
@@ -91,7 +89,7 @@ def test_the_model_is_left_as_it_was(model, tokenizer, plan, folder):
     c2r.apply(model, plan)
     model.train()
     try:
-        evaluate_on_tasks(model, tokenizer, tasks, unconstrained(plan))
+        evaluate(model, tokenizer, tasks, unconstrained(plan))
         assert applied_plan(model) is plan and model.training
     finally:
         model.eval()
@@ -101,30 +99,28 @@ def test_the_model_is_left_as_it_was(model, tokenizer, plan, folder):
 
 def test_shots_are_other_items(model, tokenizer, folder):
     tasks = load_tasks(request(folder, num_shots=2))
-    first = evaluate_on_tasks(model, tokenizer, tasks, free_plan(model))
+    first = evaluate(model, tokenizer, tasks, free_plan(model))
     (member,) = tasks.members["piqa"]
     for instance in member.instances:
         prompt = instance.args[0]
         assert all(prompt.count(item["goal"]) == 1 for item in ITEMS)
         assert prompt.endswith(f"Question: {instance.doc['prompt'][10:]}")
-    again = evaluate_on_tasks(model, tokenizer, tasks, free_plan(model))
+    again = evaluate(model, tokenizer, tasks, free_plan(model))
     assert first == again and first.tasks[0].num_shots == 2
-    none = evaluate_on_tasks(model, tokenizer, load_tasks(request(folder)), free_plan(model))
+    none = evaluate(model, tokenizer, load_tasks(request(folder)), free_plan(model))
     assert not set(none.tasks[0].ids) & set(first.tasks[0].ids)
 
 
 def test_what_exceeds_the_window_is_counted(model, tokenizer, folder):
     items = [{**ITEMS[0], "sol2": "bag " * 256}, {**ITEMS[1], "goal": "Say it. " * 200}, ITEMS[2]]
     (folder / "piqa-valid.jsonl").write_text("\n".join(map(json.dumps, items)))
-    whole = evaluate_on_tasks(model, tokenizer, load_tasks(request(folder)), free_plan(model))
+    whole = evaluate(model, tokenizer, load_tasks(request(folder)), free_plan(model))
     (task,) = whole.tasks
     assert (len(task.ids), task.num_left_out, task.num_truncated) == (2, 1, 2)
-    last = evaluate_on_tasks(
-        model, tokenizer, load_tasks(request(folder, limit=2)), free_plan(model)
-    )
+    last = evaluate(model, tokenizer, load_tasks(request(folder, limit=2)), free_plan(model))
     assert last.tasks[0].ids == task.ids[:1] and last.tasks[0].num_left_out == 1
     with pytest.raises(InputError, match="no choice of task piqa fits the model's window of 1024"):
-        evaluate_on_tasks(model, tokenizer, load_tasks(request(folder, limit=1)), free_plan(model))
+        evaluate(model, tokenizer, load_tasks(request(folder, limit=1)), free_plan(model))
 
 
 MINI = """\
@@ -159,7 +155,7 @@ def test_task_files(model, tokenizer, tmp_path):
     generated = write_task(tmp_path, "b.yaml", "generate_until", "text", greedy)
     generated.write_text(generated.read_text().replace("task: mini", "task: other"))
     tasks = load_tasks(TaskRequest(task_files=(choice, generated)))
-    found = evaluate_on_tasks(model, generating, tasks, free_plan(model))
+    found = evaluate(model, generating, tasks, free_plan(model))
     first, second = found.tasks
     assert (first.name, first.metric, len(first.loglikelihoods[0])) == ("a", "acc", 2)
     assert (second.name, second.metric, second.loglikelihoods) == ("b", "exact_match", ((),))
@@ -167,7 +163,7 @@ def test_task_files(model, tokenizer, tmp_path):
     path = write_task(tmp_path, "c.yaml", "loglikelihood_rolling", "text", rolling)
     tasks = load_tasks(TaskRequest(task_files=(path,)))
     with pytest.raises(InputError, match="task c does not tell which items are right"):
-        evaluate_on_tasks(model, tokenizer, tasks, free_plan(model))
+        evaluate(model, tokenizer, tasks, free_plan(model))
     with pytest.raises(InputError, match="two tasks are named a"):
         load_tasks(TaskRequest(task_files=(choice, choice)))
     choice.write_text(choice.read_text().replace("doc_to_text", "doc_to_txt"))
@@ -186,7 +182,7 @@ def test_requests_that_cannot_be_met(model, tokenizer, plan, folder, monkeypatch
         load_tasks(TaskRequest(task_files=(folder / "none.yaml",)))
     other = replace(plan, layers=plan.layers[1:])
     with pytest.raises(PlanMismatchError):
-        evaluate_on_tasks(model, tokenizer, load_tasks(request(folder)), other)
+        evaluate(model, tokenizer, load_tasks(request(folder)), other)
     monkeypatch.setattr("c2r.tasks.load.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'c2r-moe\[eval\]'"):
         load_tasks(request(folder))

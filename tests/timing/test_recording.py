@@ -6,14 +6,14 @@ import torch
 
 from c2r.adapters.huggingface import load_model, traces
 from c2r.assets import heldout_files, tiny_folder
-from c2r.errors import ArtifactError, InputError
-from c2r.measuring import evaluate
+from c2r.errors import ArtifactError, InputError, PlanError
+from c2r.measuring import measure
 from c2r.plans import ClusterTopology
 from c2r.prediction import rows_per_rank
-from c2r.timing import Recording, record_routings
+from c2r.timing import Recording, name_policies, record_routings
 
 TOPOLOGY = ClusterTopology(num_ranks=4, num_nodes=2)
-POLICIES = {"budgeted 0.3": ("budgeted", 0.3), "c2r 4": ("c2r", 4.0)}
+POLICIES = name_policies(["budgeted=0.3", "c2r=4"])
 
 
 def batches(first, num_rows=4, seq_len=96):
@@ -38,6 +38,18 @@ def recording(model):
     return record_routings(model, batches(0), lambda: batches(5000), TOPOLOGY, POLICIES)
 
 
+def test_policies_are_named_by_their_strengths():
+    assert name_policies(["budgeted=0.05,0.1", "c2r=8"]) == {
+        "budgeted 0.05": ("budgeted", 0.05),
+        "budgeted 0.1": ("budgeted", 0.1),
+        "c2r 8": ("c2r", 8.0),
+    }
+    with pytest.raises(InputError, match=r"priced has no strength.* budgeted=0\.1"):
+        name_policies(["budgeted=0.1", "priced"])
+    with pytest.raises(PlanError, match="'oracle' is unknown"):
+        name_policies(["oracle=1"])
+
+
 def test_the_free_routing_is_the_models_own(model, recording):
     found = [trace.layers for trace in traces(model, batches(5000))]
     routing = recording.routings["top_k"]
@@ -47,7 +59,7 @@ def test_the_free_routing_is_the_models_own(model, recording):
         weights = torch.cat([layers[index].weights for layers in found])
         assert np.array_equal(routing.expert_ids[index], ids)
         assert np.allclose(routing.weights[index], weights)
-    assert routing.loss == pytest.approx(evaluate(model, batches(5000)).loss, rel=1e-5)
+    assert routing.loss == pytest.approx(measure(model, batches(5000)).loss, rel=1e-5)
 
 
 def test_policies_constrain_and_leave_the_model_as_it_was(model, recording):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from c2r.plans import ClusterTopology
-from c2r.timing import Case, SwiGLUExperts, TimedLayer, predict_rows
+from c2r.timing import Case, SwiGLUExperts, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.meter import Meter
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,30 @@ def test_rows_by_brute_force():
     assert rows_of("hierarchical", ids, placement, topology) == nodes
 
 
+def test_cases_by_hand():
+    """Placed cases and the baseline overlap; nodes bring hierarchical dispatch."""
+    flat = dispatcher_cases(["top_k", "c2r 8"], ClusterTopology(num_ranks=4), chunks=[2])
+    assert [case.name for case in flat] == [
+        "k_fold",
+        "all_gather",
+        "zero_redundancy",
+        "zero_redundancy, placed",
+        "zero_redundancy, placed, c2r 8",
+        "k_fold, 2 chunks",
+        "zero_redundancy, placed, 2 chunks",
+        "zero_redundancy, placed, c2r 8, 2 chunks",
+    ]
+    assert [case.num_chunks for case in flat] == [1] * 5 + [2] * 3
+    assert (flat[4].routing, flat[4].is_placed, flat[2].is_placed) == ("c2r 8", True, False)
+    on_nodes = dispatcher_cases(["top_k", "c2r 8"], ClusterTopology(num_ranks=4, num_nodes=2))
+    assert [case.name for case in on_nodes[5:]] == [
+        "hierarchical",
+        "hierarchical, placed",
+        "hierarchical, placed, c2r 8",
+    ]
+    assert {case.dispatcher for case in on_nodes[5:]} == {"hierarchical"}
+
+
 def test_an_expert_is_the_same_wherever_it_lives():
     shape = TimedLayer(num_tokens=4, hidden_size=16, intermediate_size=8, dtype=torch.float32)
     rows = torch.randn(5, 16)
@@ -85,7 +109,7 @@ def test_real_processes_send_what_is_predicted(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "expert_parallel.py", "--out", out]
     options = "--ranks 2 --tokens 96 --hidden-size 256 --intermediate-size 32 --rounds 2 --chunks 2"
     finished = subprocess.run(
-        [*command, *options.split(), "--policy", "budgeted:0.3", "--timeout", "100"],
+        [*command, *options.split(), "--policy", "budgeted=0.3", "--timeout", "100"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -96,6 +120,16 @@ def test_real_processes_send_what_is_predicted(tmp_path):
     result = json.loads(finished.stdout.splitlines()[-1])
     assert json.loads(out.read_text()) == result
     assert set(result["losses"]) == {"top_k", "budgeted 0.3"}
+    assert result["topology"] == {"num_ranks": 2, "num_nodes": 1}
+    assert result["settings"] == {
+        "model": "tiny",
+        "tokens_per_rank": 96,
+        "hidden_size": 256,
+        "intermediate_size": 32,
+        "dtype": "bfloat16",
+        "rounds": 2,
+        "max_load": None,
+    }
     cases = {case["case"]["name"]: case for case in result["cases"]}
     assert list(cases)[:4] == [
         "k_fold",

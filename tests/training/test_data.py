@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.assets import tiny_folder
 from c2r.errors import InputError
-from c2r.training.data import NO_LOSS, DataSettings, Piece, collate, pack, read_examples
+from c2r.measuring import NO_LOSS
+from c2r.training.data import DataSettings, Piece, collate, pack, read_windows
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
@@ -37,7 +38,7 @@ def write(folder, *records, name="data.jsonl"):
 
 
 def read(path, tokenizer, **settings):
-    return read_examples([path], tokenizer, DataSettings(**{"seq_len": 512, **settings}))
+    return read_windows([path], tokenizer, DataSettings(**{"seq_len": 512, **settings}))
 
 
 def text_of(ids):
@@ -79,12 +80,12 @@ ALICE = [
 )
 def test_only_answers_carry_loss(tokenizer, chat_tokenizer, tmp_path, record):
     path = write(tmp_path, record)
-    (plain,) = pieces_of(read(path, tokenizer).examples)
+    (plain,) = pieces_of(read(path, tokenizer).windows)
     assert plain == (
         "### User:\n1+1?\n\n### Assistant:\n2\n\n### User:\n+1?\n\n### Assistant:\n3\n\n",
         "2\n\n3\n\n",
     )
-    (chat,) = pieces_of(read(path, chat_tokenizer).examples)
+    (chat,) = pieces_of(read(path, chat_tokenizer).windows)
     assert chat == (
         "<user>1+1?</s><assistant>2</s><user>+1?</s><assistant>3</s>",
         "2</s>3</s>",
@@ -101,7 +102,7 @@ def test_only_answers_carry_loss(tokenizer, chat_tokenizer, tmp_path, record):
     ],
 )
 def test_pairs_of_a_question_and_its_answer(chat_tokenizer, tmp_path, record, asked):
-    found = pieces_of(read(write(tmp_path, record), chat_tokenizer).examples)
+    found = pieces_of(read(write(tmp_path, record), chat_tokenizer).windows)
     assert found == [(f"<user>{asked}</s><assistant>8</s>", "8</s>")]
 
 
@@ -109,7 +110,7 @@ def test_a_system_message_and_special_tokens(tmp_path):
     tokenizer = load_tokenizer(tiny_folder())
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     messages = [{"role": "system", "content": "Be brief."}, *ALICE[:2]]
-    (example,) = read(write(tmp_path, {"messages": messages}), tokenizer).examples
+    (example,) = read(write(tmp_path, {"messages": messages}), tokenizer).windows
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     text = b"Be brief.\n\n### User:\n1+1?\n\n### Assistant:\n"
     assert example["input_ids"].tolist() == [start, *text, *b"2", end, *b"\n\n"]
@@ -119,27 +120,26 @@ def test_a_system_message_and_special_tokens(tmp_path):
 
 def test_characters_of_several_tokens(tokenizer, tmp_path):
     record = {"question": "größer: 1 → ?", "answer": "→ 2 ö"}
-    ((_, learnt),) = pieces_of(read(write(tmp_path, record), tokenizer).examples)
+    ((_, learnt),) = pieces_of(read(write(tmp_path, record), tokenizer).windows)
     assert learnt == "→ 2 ö\n\n"
 
 
 def test_plain_text_is_cut_into_windows(tokenizer, tmp_path):
     path = write(tmp_path, "abcdefghij", name="a.txt")
     data = read(path, tokenizer, seq_len=4, packing=False)
-    assert sorted(pieces_of(data.examples)) == [("abcd", "bcd"), ("efgh", "fgh"), ("ij", "j")]
-    assert (data.num_examples, data.num_overlong, data.num_skipped) == (3, 0, 0)
+    assert sorted(pieces_of(data.windows)) == [("abcd", "bcd"), ("efgh", "fgh"), ("ij", "j")]
+    assert (data.num_pieces, data.num_overlong, data.num_skipped) == (3, 0, 0)
     alone = read(path, tokenizer, seq_len=3, packing=False)
-    assert (alone.num_examples, alone.num_skipped) == (3, 1)  # nothing to predict in "j"
+    assert (alone.num_pieces, alone.num_skipped) == (3, 1)  # nothing to predict in "j"
 
 
 def test_the_seed_draws_the_order(tokenizer, tmp_path):
     records = [{"question": str(i), "answer": "a" * (i % 7 + 1)} for i in range(40)]
     path = write(tmp_path, *records)
     first, again, other = (read(path, tokenizer, seq_len=99, seed=seed) for seed in (0, 0, 1))
-    assert first.digest == again.digest != other.digest
-    assert pieces_of(first.examples) == pieces_of(again.examples) != pieces_of(other.examples)
-    assert sorted(pieces_of(first.examples)) == sorted(pieces_of(other.examples))
-    assert first.num_examples == 40 and len(first.examples) < 40
+    assert pieces_of(first.windows) == pieces_of(again.windows) != pieces_of(other.windows)
+    assert sorted(pieces_of(first.windows)) == sorted(pieces_of(other.windows))
+    assert first.num_pieces == 40 and len(first.windows) < 40
 
 
 def test_overlong_examples_are_counted(tokenizer, tmp_path):
@@ -147,12 +147,12 @@ def test_overlong_examples_are_counted(tokenizer, tmp_path):
     endless, empty = {"question": "1" * 99, "answer": "2"}, {"question": "1", "answer": " \n"}
     path = write(tmp_path, short, long, endless, empty, "")
     cut = read(path, tokenizer, seq_len=64)
-    assert (cut.num_examples, cut.num_overlong, cut.num_skipped) == (2, 2, 2)
+    assert (cut.num_pieces, cut.num_overlong, cut.num_skipped) == (2, 2, 2)
     head = len("### User:\n1\n\n### Assistant:\n")
-    learnt = sorted(answer for _, answer in pieces_of(cut.examples))
+    learnt = sorted(answer for _, answer in pieces_of(cut.windows))
     assert learnt == ["2\n\n", "2" * (64 - head)]
     kept = read(path, tokenizer, seq_len=64, overlong="drop")
-    assert (kept.num_examples, kept.num_overlong, kept.num_skipped) == (1, 2, 1)
+    assert (kept.num_pieces, kept.num_overlong, kept.num_skipped) == (1, 2, 1)
 
 
 @st.composite
@@ -192,11 +192,12 @@ def test_first_fit_by_hand():
 
 def test_a_batch_by_hand(tokenizer, tmp_path):
     data = read(write(tmp_path, "abcde", name="a.txt"), tokenizer, seq_len=3, packing=False)
-    long, short = sorted(data.examples, key=lambda e: -len(e["input_ids"]))
-    batch = collate([short, long], pad_id=7)
-    assert batch["input_ids"].tolist() == [[*b"de", 7], [*b"abc"]]
+    long, short = sorted(data.windows, key=lambda e: -len(e["input_ids"]))
+    batch = collate([short, long])
+    assert batch["input_ids"].tolist() == [[*b"de", 0], [*b"abc"]]
     assert batch["labels"].tolist() == [[-100, *b"e", -100], [-100, *b"bc"]]
     assert batch["position_ids"].tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -205,19 +206,19 @@ def test_packed_pieces_do_not_see_each_other(tokenizer, tmp_path, attention):
     model = load_model(tiny_folder(), torch.float32, attn_implementation=attention)
     records = [{"question": f"What is {i}?", "answer": "So much. " * i} for i in range(1, 9)]
     data = read(write(tmp_path, *records), tokenizer, seq_len=160)
-    batch = collate(data.examples, pad_id=0)
+    batch = collate(data.windows)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     num_pieces = 0
     with torch.no_grad():
         together = model(**inputs, use_cache=False).logits
-        for row, example in zip(together, data.examples, strict=True):
+        for row, example in zip(together, data.windows, strict=True):
             starts = (example["position_ids"] == 0).nonzero().flatten().tolist()
             for start, end in zip(starts, [*starts[1:], len(example["input_ids"])], strict=True):
                 alone = model(example["input_ids"][None, start:end]).logits[0]
                 torch.testing.assert_close(row[start:end], alone, rtol=1e-4, atol=1e-4)
                 num_pieces += 1
         leaking = model(**inputs, use_cache=True).logits
-    assert num_pieces == 8 > len(data.examples) > 1
+    assert num_pieces == 8 > len(data.windows) > 1
     assert not torch.allclose(together, leaking, atol=0.1)  # why there must be no cache
 
 

@@ -6,8 +6,9 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss
 from c2r.adapters.huggingface import apply, capture
 from c2r.errors import ModelError
 from c2r.measuring import unconstrained
+from c2r.parallel import simulate
 from c2r.traces import LayerTrace, RoutingTrace, ScoreKind
-from c2r.training.losses import balance_loss, divergence_sum, next_token_labels
+from c2r.training.losses import balance_loss, divergence_sum
 from tests.training.material import plan_of, text_bytes, tiny
 
 
@@ -25,6 +26,21 @@ def test_a_balance_by_hand():
     assert loss.item() == pytest.approx(
         3 * sum(f * p for f, p in zip(frequency, probability, strict=True))
     )
+
+
+def test_the_mean_over_ranks_that_share_a_batch_is_the_balance_of_the_batch():
+    drawn = torch.Generator().manual_seed(0)
+    scores = torch.rand(12, 5, generator=drawn)
+    ids, mask = scores.topk(2).indices, torch.arange(12) % 5 > 0
+
+    def balance(part, comm=None):
+        return balance_loss(
+            RoutingTrace(layers=(layer(ids[part], scores[part]),)), mask[part], comm
+        )
+
+    parts = [slice(0, 3), slice(3, 12)]
+    losses = simulate(2, lambda comm: balance(parts[comm.rank], comm))
+    torch.testing.assert_close(sum(losses) / 2, balance(slice(None)))
 
 
 def test_dropped_experts_and_gates_of_any_size():
@@ -97,8 +113,3 @@ def test_divergence_and_its_gradient():
     ours = divergence_sum(logits, reference)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(2 * ours, logits)[0], gradient)
-
-
-def test_the_next_token_of_each():
-    labels = torch.tensor([[-100, 1, 2], [3, -100, 5]])
-    assert next_token_labels(labels).tolist() == [[1, 2, -100], [-100, 5, -100]]

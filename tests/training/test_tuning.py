@@ -16,7 +16,7 @@ from c2r.measuring import unconstrained
 from c2r.plans import Plan
 from c2r.training import FinetuneSettings, finetune
 from c2r.training.trainable import Teacher, router_parameters, training_only
-from c2r.training.trainer import ShuffledExamples, batch_of
+from c2r.training.trainer import ShuffledWindows
 from tests.adapters.huggingface.families import FAMILIES
 from tests.training.material import examples, plan_of, tiny
 
@@ -144,7 +144,10 @@ def test_the_teacher_is_the_original_and_takes_a_tenth_at_most(mode):
         with torch.no_grad():
             assert (model(input_ids=ids, use_cache=False).logits - expected).abs().max() > 0.1
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert 0 < teacher.num_bytes < 0.1 * size
+    held = sum(
+        original.numel() * original.element_size() for original in teacher.originals.values()
+    )
+    assert 0 < held < 0.1 * size
 
 
 def test_the_anchor_draws_towards_the_unconstrained_model():
@@ -248,26 +251,17 @@ def test_the_plan_is_in_force_at_the_end_however_long_the_annealing():
     assert applied_plan(model).fingerprint == plan.fingerprint
 
 
-def test_every_example_comes_once_before_any_comes_again():
+def test_every_window_comes_once_before_any_comes_again():
     data = [{"input_ids": torch.tensor([index])} for index in range(5)]
-    shuffled = ShuffledExamples(data, FinetuneSettings(num_epochs=2, batch_size=5, seed=3))
+    shuffled = ShuffledWindows(data, FinetuneSettings(num_epochs=2, batch_size=5, seed=3))
     order = [int(row["input_ids"]) for row in shuffled]
     assert sorted(order[:5]) == sorted(order[5:]) == list(range(5)) and order[:5] != order[5:]
-
-
-def test_a_batch_tells_its_padding():
-    batch = batch_of([{name: torch.ones(n, dtype=torch.int64) for name in FIELDS} for n in (2, 3)])
-    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch["labels"].tolist() == [[1, 1, -100], [1, 1, 1]]
-
-
-FIELDS = ("input_ids", "labels", "position_ids")
 
 
 def test_what_does_not_fit_is_refused():
     model = tiny()
     plan = plan_of(model)
-    with pytest.raises(InputError, match="no examples"):
+    with pytest.raises(InputError, match="no windows"):
         finetune(model, [], plan, SETTINGS)
     with pytest.raises(InputError, match="batch_size 4 cannot be split into 3 passes"):
         finetune(model, examples(4), plan, replace(SETTINGS, accumulation=3))

@@ -1,1 +1,1 @@
-"""The edge: models, files and formats of others."""
+"""Models, files and formats that other projects define."""

@@ -1,4 +1,4 @@
-"""How layers of models are named and numbered, whatever reads or writes them."""
+"""How layers of models are named and numbered, in all formats."""
 
 from dataclasses import dataclass
 

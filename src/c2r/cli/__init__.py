@@ -4,6 +4,8 @@ A user's mistake ends in one line on stderr and exit status 2; Ctrl-C in status 
 """
 
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -12,22 +14,36 @@ from c2r.cli import (
     bench,
     demo,
     doctor,
+    estimate,
     evaluate,
     export,
     finetune,
     import_,
     inspect,
     measure,
+    optimize,
     permute,
     plan,
     profile,
     report,
     run,
+    serve_check,
     sweep,
     traffic,
 )
-from c2r.cli.console import note
+from c2r.cli.console import example, note
 from c2r.errors import C2RError
+
+_MOST_CHARACTERS = 2000  # of an error: it may name a file's longest word
+
+
+def _show_version(is_asked: bool) -> None:
+    from importlib.metadata import version
+
+    if is_asked:
+        print(f"c2r {version('c2r-moe')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="c2r",
@@ -39,23 +55,44 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("profile")(profile.profile)
-app.command("import")(import_.import_)
-app.command("inspect")(inspect.inspect)
-app.command("plan")(plan.plan)
-app.command("sweep")(sweep.sweep)
-app.command("traffic")(traffic.traffic)
-app.command("apply")(apply.apply)
-app.command("finetune")(finetune.finetune)
-app.command("run")(run.run)
-app.command("measure")(measure.measure)
-app.command("evaluate")(evaluate.evaluate)
-app.command("permute")(permute.permute)
-app.command("export")(export.export)
-app.command("report")(report.report)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+def _add(name: str, command: Callable[..., None], usage: str, start: str = "c2r") -> None:
+    app.command(name, epilog=example(f"{start} {name} {usage}"))(command)
+
+
+_add("profile", profile.profile, "MODEL --text corpus.txt --out profile.safetensors")
+_add("import", import_.import_, "traces/ --format npz --num-experts 64 --out profile.safetensors")
+_add("inspect", inspect.inspect, "profile.safetensors --layer 2")
+_add("plan", plan.plan, "profile.safetensors --ranks 4 --policy priced=0.1 --out plan.safetensors")
+_add("sweep", sweep.sweep, "MODEL --ranks 4 --policy priced=0.03,0.1 --out sweep.json")
+_add("traffic", traffic.traffic, "profile.safetensors --plan plan.safetensors")
+_add("optimize", optimize.optimize, "MODEL --cluster h100-8x2 --max-loss-increase 0.003")
+_add(
+    "estimate", estimate.estimate, "profile.safetensors --plan plan.safetensors --cluster h100-8x2"
+)
+_add("apply", apply.apply, "MODEL --plan plan.safetensors --out constrained/")
+_add("finetune", finetune.finetune, "MODEL --plan plan.safetensors --data corpus.txt --out tuned/")
+_add("run", run.run, "MODEL --plan plan.safetensors", "torchrun --nproc-per-node 4 -m c2r")
+_add("measure", measure.measure, "MODEL --plan plan.safetensors --text corpus.txt")
+_add("evaluate", evaluate.evaluate, "MODEL --plan plan.safetensors --tasks piqa --out piqa.json")
+_add("permute", permute.permute, "MODEL --plan plan.safetensors --out permuted/")
+_add("export", export.export, "--plan plan.safetensors --format sglang --out placement.json")
+_add("serve-check", serve_check.serve_check, "constrained/ --engine vllm --python vllm/bin/python")
+_add("report", report.report, "profile.safetensors plan.safetensors sweep.json --out report.html")
 app.add_typer(bench.app, name="bench")
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
+_add("demo", demo.demo, "--out demo/")
+_add("doctor", doctor.doctor, "--json")
 
 
 def main() -> None:
@@ -68,7 +105,7 @@ def run_command(arguments: list[str]) -> int:
     try:
         status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)
     except C2RError as error:
-        note(f"c2r: {' '.join(str(error).split())}")
+        note(f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}")
         return 2
     except typer.TyperException as error:
         note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")

@@ -12,7 +12,7 @@ from c2r.cli.models import ModelArgument, resolve_model
 def apply(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not hold anything yet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or missing.")],
     other_weights: Annotated[
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from c2r.errors import InputError, without_controls
+
 _SHADES, _ASCII_SHADES = " \u2591\u2592\u2593\u2588", " .:*#"
 _COLORS = ("", "#31446b", "#666970", "#a69c75", "#fde737")  # of Cividis
 _MOST_ROWS = 32  # of a heat map
@@ -29,9 +32,21 @@ JsonOption = Annotated[
 ]
 
 
+def example(command: str) -> str:
+    """The last line of a command's help; the mark in front keeps it in one line."""
+    return f"\b\nExample: {command}"
+
+
 def note(message: str) -> None:
     """A line for the user's eyes, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(without_controls(message), file=sys.stderr, flush=True)
+
+
+def check_output(out: Path | None, *inputs: Path | None) -> None:
+    """Raises `InputError` if the file to write is one that the command reads."""
+    for path in inputs:
+        if out is not None and path is not None and out.resolve() == path.resolve():
+            raise InputError(f"{out} is an input of this command; give another file to write")
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -114,7 +129,7 @@ def _mean(
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else without_controls(str(value))
 
 
 @contextmanager
@@ -135,12 +150,18 @@ def progress_bar(description: str, total: int | None) -> Iterator["Advance"]:
 
 
 class Advance:
-    """Moves a progress bar."""
+    """Moves a progress bar; `reached` is where `reach` has set it."""
 
     def __init__(self, progress: Progress, task: Any) -> None:
+        self.reached = 0
         self._progress = progress
         self._task = task
 
     def __call__(self, amount: int = 1, total: int | None = None) -> None:
         """Advances the bar by `amount`, of `total` where that is known only now."""
         self._progress.update(self._task, advance=amount, total=total)
+
+    def reach(self, amount: int) -> None:
+        """Sets the bar to `amount`, whatever it was."""
+        self.reached = amount
+        self._progress.update(self._task, completed=amount)

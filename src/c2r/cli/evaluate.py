@@ -1,14 +1,14 @@
-"""`c2r tasks`: which items of standard tasks a model has right, and whether a plan changed that."""
+"""`c2r evaluate`: which items of tasks a model has right, and whether a plan changed that."""
 
 import json as json_format
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table
-from c2r.cli.models import DtypeOption, load_model_and_tokenizer
+from c2r.cli.models import DtypeOption, PlanOption, load_model_and_tokenizer, plan_of
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,16 +20,13 @@ def evaluate(
         str | None,
         typer.Argument(help="Hugging Face folder or hub name; `tiny` is the embedded model."),
     ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Plan from `c2r plan`. [that of the model's folder, else plain top-k]"),
-    ] = None,
+    plan: PlanOption = None,
     tasks: Annotated[
         str,
         typer.Option(
-            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub); paper for its "
-            "ten: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), arc_challenge "
-            "(25), boolq (32), hellaswag (10), mmlu (5)."
+            help="Names of lm-evaluation-harness, as arc_easy,sciq (from the hub). paper: the ten "
+            "of the C2R paper: arc_easy, logiqa, openbookqa, piqa, sciq, winogrande (0 shots), "
+            "arc_challenge (25), boolq (32), hellaswag (10), mmlu (5)."
         ),
     ] = "",
     tasks_dir: Annotated[
@@ -40,15 +37,27 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="YAML of a task in lm-evaluation-harness's format; repeat for several."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many items.")] = None,
+    trust_task_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-task-code",
+            help="Let task files run any code: their !function, metrics and templates.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Only this many items of each task, the first ones.")
+    ] = None,
     shots: Annotated[
-        int | None, typer.Option(help="Solved items in each prompt. [the task's]")
+        int | None,
+        typer.Option(help="Solved items in each prompt.", show_default="the task's own"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Requests per forward pass.")] = 8,
     seed: Annotated[int, typer.Option(help="Draws the shots, and the resamples.")] = 0,
     against: Annotated[
         str | None,
-        typer.Option(help="Another model to compare with. [the same with plain top-k]"),
+        typer.Option(
+            help="Another model to compare with.", show_default="the same with plain top-k"
+        ),
     ] = None,
     against_plan: Annotated[
         Path | None, typer.Option(help="Plan of the model that is compared with.")
@@ -69,7 +78,7 @@ def evaluate(
     """Answer standard tasks under a plan, and compare item by item with plain top-k.
 
     Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
-    `pip install 'c2r-moe[eval]'`, but for --compare.
+    `pip install 'c2r-moe[eval]'`, except for --compare.
     """
     from c2r.artifacts import write_text
     from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, load_tasks
@@ -88,11 +97,20 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             seed=seed,
+            trust_task_code=trust_task_code,
         )
         other = against is not None or against_plan is not None
-        sides = [_Side(model, plan, dtype, not other_weights, not (other or no_compare))]
+        sides = [
+            _Side(
+                model=model,
+                plan=plan,
+                dtype=dtype,
+                strict=not other_weights,
+                with_plain=not (other or no_compare),
+            )
+        ]
         if other and not no_compare:
-            sides.append(_Side(against or model, against_plan, dtype, not other_weights, False))
+            sides.append(replace(sides[0], model=against or model, plan=against_plan))
         loaded = load_tasks(request)
         found = [evaluation for side in sides for evaluation in side.answer(loaded)]
         document = found[0].to_json()
@@ -114,31 +132,27 @@ def evaluate(
         _show(found, comparison)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Side:
-    """A model and its plan; where it compares, plain top-k on the same placement too."""
+    """A model and its plan; `with_plain`, then plain top-k on the same placement too."""
 
     model: str
     plan: Path | None
     dtype: str
     strict: bool
-    compares: bool
+    with_plain: bool
 
     def answer(self, tasks: "LoadedTasks") -> "list[TaskEvaluation]":
-        from c2r.adapters.huggingface import applied_plan
-        from c2r.measuring import free_plan, unconstrained
-        from c2r.plans import Plan
-        from c2r.tasks import evaluate_on_tasks
+        from c2r.measuring import unconstrained
+        from c2r.tasks import evaluate as evaluate_tasks
 
         model, tokenizer = load_model_and_tokenizer(self.model, self.dtype)
-        plan = applied_plan(model) or free_plan(model)
-        if self.plan is not None:
-            plan = Plan.load(self.plan)
+        plan = plan_of(model, self.plan)
         plain = unconstrained(plan)
         plans = [plan]
-        if self.compares and plain.fingerprint != plan.fingerprint:
+        if self.with_plain and plain.fingerprint != plan.fingerprint:
             plans.append(plain)
-        return [evaluate_on_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
+        return [evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
 
 
 def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:

@@ -1,29 +1,19 @@
 """`c2r export`: a plan as a file that an engine loads."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json
+from c2r.adapters.formats import ExportFormat
+from c2r.cli.console import JsonOption, check_output, note, print_json
 from c2r.cli.models import resolve_model
-
-
-class Engine(StrEnum):
-    """Engines whose formats can be written."""
-
-    SGLANG = "sglang"
-    VLLM = "vllm"
-    TENSORRT_LLM = "trtllm"
-    VLLM_ASCEND = "vllm-ascend"
-    MEGATRON = "megatron"
 
 
 def export(
     plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
     format_: Annotated[
-        Engine,
+        ExportFormat,
         typer.Option(
             "--format",
             help="sglang and vllm-ascend: JSON. vllm: JSON of an open proposal. trtllm: YAML. "
@@ -33,23 +23,26 @@ def export(
     out: Annotated[Path, typer.Option(help="File to write.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Model of the plan; tells SGLang of dense layers after the last MoE."),
+        typer.Option(
+            help="Model of the plan; needed for SGLang if dense layers follow the last MoE."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a plan's placement as an engine loads it, and say how to start the engine.
+    """Write a plan's placement in an engine's format, and print how to start the engine.
 
     An engine that cannot load a placement takes a permuted checkpoint: `c2r permute`.
     """
     from c2r.adapters.engines import export_plan
     from c2r.plans import Plan
 
+    check_output(out, plan)
     num_layers = None
     if model is not None:
         from c2r.adapters.huggingface import read_model_layers
 
         num_layers = read_model_layers(resolve_model(model)).num_layers
-    written = export_plan(Plan.load(plan), format_.value, out, num_layers)
+    written = export_plan(Plan.load(plan), format_, out, num_layers)
     if json:
         print_json({"out": str(out), "launch": written.launch_line, "note": written.note})
     note(f"wrote {out}; {written.note}\n{written.launch_line}")

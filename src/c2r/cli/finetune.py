@@ -1,8 +1,7 @@
 """`c2r finetune`: a model adapted to its constraint."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +10,15 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.models import DtypeOption, ModelArgument, load_model_and_tokenizer
-from c2r.cli.processes import is_first_process, num_processes
+from c2r.cli.processes import is_first_process, num_processes, place_on_machine
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
     from c2r.training import FinetuneSettings
-    from c2r.training.data import Example
+    from c2r.training.data import Window
 
-    Examples = Sequence[Example]
+    Windows = Sequence[Window]
 
 Document = dict[str, Any]
 
@@ -32,57 +31,74 @@ def finetune(
         typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the tuned model; one that was interrupted goes on.")
+        Path, typer.Option(help="Folder for the tuned model; an interrupted run resumes.")
     ],
     mode: Annotated[
         str | None,
-        typer.Option(help="full, router (routers only) or lora (adapters and routers). [full]"),
+        typer.Option(
+            help="full, router (routers only) or lora (adapters and routers).", show_default="full"
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="paper-qwen or paper-llama: the paper's numbers, where none are given."),
+        typer.Option(
+            help="paper-qwen or paper-llama: the paper's settings, for options not given."
+        ),
     ] = None,
     control: Annotated[
         bool, typer.Option(help="Train without the constraint: the baseline to compare with.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data. [1]")] = None,
+    num_steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimizer steps, in place of epochs.")
+    ] = None,
+    num_epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the data.", show_default="1")
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows per step, over all processes. [16]")
+        int | None, typer.Option(help="Windows per step, over all processes.", show_default="16")
     ] = None,
     batch_per_pass: Annotated[
         int,
-        typer.Option(min=1, help="Windows per forward pass of a process, at most; they add up."),
+        typer.Option(min=1, help="Most windows per forward pass of a process; passes add up."),
     ] = 4,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak. [2e-5]")] = None,
-    warmup: Annotated[
-        float | None, typer.Option(help="Share of the steps to reach it. [0]")
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its peak.", show_default="2e-5")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [0]")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps to reach it.", show_default="0")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0")] = None,
     kl_weight: Annotated[
-        float | None, typer.Option(help="Weight of the KL from the unconstrained model. [0]")
+        float | None,
+        typer.Option(help="Weight of the KL from the unconstrained model.", show_default="0"),
     ] = None,
     aux_weight: Annotated[
-        float | None, typer.Option(help="Weight of the balance loss. [the model's, if it has one]")
+        float | None,
+        typer.Option(help="Weight of the balance loss.", show_default="the model's, if it has one"),
     ] = None,
     anneal_steps: Annotated[
-        int | None, typer.Option(help="First steps, in which the policy tightens. [0]")
+        int | None,
+        typer.Option(help="First steps, in which the policy tightens.", show_default="0"),
     ] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters. [16]")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapters.", show_default="16")
+    ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     overlong: Annotated[
-        str, typer.Option(help="What becomes of longer examples: truncate or drop.")
+        str, typer.Option(help="What becomes of longer conversations: truncate or drop.")
     ] = "truncate",
-    packing: Annotated[bool, typer.Option(help="Several examples in one window.")] = True,
+    packing: Annotated[bool, typer.Option(help="Several pieces of text in one window.")] = True,
     eval_data: Annotated[
-        list[Path] | None, typer.Option(help="Held-out data, as --data. [a share of --data]")
+        list[Path] | None,
+        typer.Option(help="Held-out data, as --data.", show_default="a share of --data"),
     ] = None,
     eval_share: Annotated[float, typer.Option(help="Share of the windows to hold out.")] = 0.02,
     bf16: Annotated[
-        bool | None, typer.Option(help="Compute in bfloat16, weights in --dtype. [no]")
+        bool | None,
+        typer.Option(help="Compute in bfloat16, weights in --dtype.", show_default="no-bf16"),
     ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Recompute layers in backward, to hold less.")
+        bool, typer.Option(help="Recompute layers in backward, to use less memory.")
     ] = False,
     expert_parallel: Annotated[
         bool, typer.Option(help="Spread the experts over the processes of torchrun.")
@@ -101,62 +117,46 @@ def finetune(
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
     goes on from the last checkpoint to the same weights. On several processes: `torchrun
-    --nproc-per-node P -m c2r.cli finetune ...`; the results are those of one. The tuned model is
+    --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model is
     loaded with `c2r.from_pretrained(OUT)`.
     """
+    arguments = dict(locals())  # options that are settings have the settings' names
     from c2r.plans import Plan
-    from c2r.training import (
-        DataSettings,
-        FinetuneSettings,
-        TrainingData,
-        check_unfinished,
-        read_examples,
-    )
+    from c2r.training import DataSettings, TrainingData, check_unfinished, read_windows
 
-    tensorboard = find_spec("tensorboard") is not None
-    given = {
-        "mode": mode,
-        "control": control,
-        "num_steps": steps,
-        "num_epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "weight_decay": weight_decay,
-        "kl_weight": kl_weight,
-        "aux_weight": aux_weight,
-        "anneal_steps": anneal_steps,
-        "lora_rank": lora_rank,
-        "bf16": bf16,
-        "gradient_checkpointing": gradient_checkpointing,
-        "expert_parallel": expert_parallel,
-        "save_every": save_every,
-        "log_every": log_every,
-        "report_to": ("tensorboard",) * tensorboard + ("wandb",) * wandb,
-        "seed": seed,
-    }
-    settings = FinetuneSettings.choose(preset, given).with_passes_of(
-        batch_per_pass, num_processes()
-    )
+    settings = _settings(arguments)
     check_unfinished(out)
     chosen = Plan.load(plan)
     loaded, tokenizer = _load(model, dtype, chosen, settings)
     windows = DataSettings(seq_len=seq_len, overlong=overlong, packing=packing, seed=seed)
 
     def read(paths: list[Path]) -> TrainingData:
-        return read_examples(paths, tokenizer, windows)
+        return read_windows(paths, tokenizer, windows)
 
     found = read(data)
     _note(
-        f"{found.num_examples} examples in {len(found.examples)} windows of up to {seq_len} "
+        f"{found.num_pieces} pieces in {len(found.windows)} windows of up to {seq_len} "
         f"tokens; {found.num_overlong} longer ({overlong}), {found.num_skipped} with nothing to "
         "learn"
     )
-    held_out = read(eval_data).examples if eval_data else None
-    document = _tune(loaded, _split(found.examples, held_out, eval_share), chosen, settings, out)
+    own = read(eval_data).windows if eval_data else None
+    training, held_out = _split(found.windows, own, eval_share)
+    document = _tune(loaded, training, held_out, chosen, settings, out)
     if is_first_process():
         tokenizer.save_pretrained(out)
         _report(document, json)
+
+
+def _settings(arguments: Document) -> "FinetuneSettings":
+    """What the options say; those left out, None, leave it to the preset and the defaults."""
+    from c2r.training import FinetuneSettings
+
+    names = {field.name for field in fields(FinetuneSettings)}
+    given = {name: value for name, value in arguments.items() if name in names}
+    has_tensorboard = find_spec("tensorboard") is not None
+    given["report_to"] = ("tensorboard",) * has_tensorboard + ("wandb",) * arguments["wandb"]
+    settings = FinetuneSettings.choose(arguments["preset"], given)
+    return settings.with_passes_of(arguments["batch_per_pass"], num_processes())
 
 
 def _note(message: str) -> None:
@@ -172,7 +172,7 @@ def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") ->
     if settings.expert_parallel and num_processes() == 1:
         raise InputError(
             "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
-            f"{plan.topology.num_ranks} -m c2r.cli finetune ...`"
+            f"{plan.topology.num_ranks} -m c2r finetune ...`"
         )
     load = (
         (lambda source, chosen: load_parallel(source, plan, chosen))
@@ -183,31 +183,29 @@ def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") ->
     remove(loaded)  # a folder may carry a plan
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
-        loaded.to(f"{kind}:{os.environ.get('LOCAL_RANK', '0')}")
+        loaded.to(f"{kind}:{place_on_machine()}")
     return loaded, tokenizer
 
 
-def _split(
-    found: "Examples", held_out: "Examples | None", share: float
-) -> "tuple[Examples, Examples]":
-    from c2r.training import split_examples
+def _split(found: "Windows", held_out: "Windows | None", share: float) -> "tuple[Windows, Windows]":
+    from c2r.training import split_windows
 
-    return split_examples(found, share) if held_out is None else (found, held_out)
+    return split_windows(found, share) if held_out is None else (found, held_out)
 
 
 def _tune(
     model: Any,
-    data: "tuple[Examples, Examples]",
+    training: "Windows",
+    held_out: "Windows",
     plan: "Plan",
     settings: "FinetuneSettings",
     out: Path,
 ) -> Document:
-    """Trains, and measures the held-out examples before and after."""
+    """Trains, and measures the held-out windows before and after."""
     from c2r.measuring import unconstrained
     from c2r.training import Progress, measure_held_out
     from c2r.training import finetune as tune
 
-    training, held_out = data
     free = unconstrained(plan)
     rows = {
         "before, plain top-k": measure_held_out(model, held_out, free),
@@ -217,7 +215,7 @@ def _tune(
         try:
             result = tune(model, training, plan, settings, out, [Progress(advance, _note)])
         except KeyboardInterrupt:
-            _note(f"stopped after a checkpoint in {out}; the same command goes on from it")
+            _note(f"stopped after a checkpoint in {out}; the same command resumes from it")
             raise
     after = "after, plain top-k" if settings.control else "after, under the plan"
     rows[after] = measure_held_out(model, held_out, free if settings.control else plan)

@@ -88,7 +88,7 @@ def _show_profile(document: dict[str, Any]) -> None:
     )
     print_table(title, ["layer", *columns.values()], rows)
     if not document["complete"]:
-        note("this profile was interrupted; run the same `c2r profile` again to go on")
+        note("this profile was interrupted; run the same `c2r profile` again to resume it")
 
 
 def _draw_profile(profile: "CollaborationProfile", index: int) -> None:

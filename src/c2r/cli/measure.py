@@ -1,7 +1,5 @@
 """`c2r measure`: what a plan costs in quality and sends, measured on text."""
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,18 +8,17 @@ from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
+    PlanOption,
     TextOption,
     load_model_and_tokenizer,
+    plan_of,
     resolve_texts,
 )
 
 
 def measure(
     model: ModelArgument,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Plan from `c2r plan`. [that of the model's folder, else plain top-k]"),
-    ] = None,
+    plan: PlanOption = None,
     text: TextOption = None,
     half: Annotated[
         bool, typer.Option(help="Only the second half of each text, which `c2r sweep` measures.")
@@ -44,12 +41,12 @@ def measure(
     The routing is that of the plan's policy while it runs. With neither a plan nor a folder that
     holds one, all experts are on one rank.
     """
-    from c2r.measuring import measure_plan
+    from c2r import measuring
     from c2r.text import split_texts, token_batches
 
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     texts = resolve_texts(text)
-    chosen = _plan(loaded, plan)
+    chosen = plan_of(loaded, plan)
     batches = token_batches(
         split_texts(texts)[1] if half else texts,
         tokenizer,
@@ -58,36 +55,15 @@ def measure(
         num_tokens=tokens,
         seed=seed,
     )
-    with progress_bar("evaluating, tokens", tokens) as advance:
-        reference, tally = measure_plan(
-            loaded,
-            batches,
-            chosen,
-            strict=not other_weights,
-            on_batch=lambda: advance(seq_len * batch_size),
+    with progress_bar("measuring, tokens", tokens) as advance:
+        found = measuring.measure(
+            loaded, batches, chosen, strict=not other_weights, on_batch=advance
         )
-    increase, interval = tally.loss_increase(reference)
-    document = {
-        **asdict(tally.figures(chosen)),
-        "loss_increase": increase,
-        "loss_increase_interval": list(interval),
-        "plan_fingerprint": chosen.fingerprint,
-        "expected": chosen.provenance.get("expected"),
-    }
+    document = {**found.to_json(), "expected": chosen.provenance.get("expected")}
     if json:
         print_json(document)
     else:
         _show(document)
-
-
-def _plan(model: Any, path: Path | None) -> Any:
-    from c2r.adapters.huggingface import applied_plan
-    from c2r.measuring import free_plan
-    from c2r.plans import Plan
-
-    if path is not None:
-        return Plan.load(path)
-    return applied_plan(model) or free_plan(model)
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -95,7 +71,7 @@ def _show(document: dict[str, Any]) -> None:
     rows = [
         [name.replace("_", " "), float(value), _cell(expected.get(name))]
         for name, value in document.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and name not in ("strength", "num_ranks")
     ]
     print_table("On held-out text, under the plan", ["figure", "measured", "expected"], rows)
 

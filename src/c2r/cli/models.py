@@ -11,6 +11,7 @@ from c2r.cli.console import note
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
+    from c2r.plans import Plan
     from c2r.text import Text
 
 ModelArgument = Annotated[
@@ -19,7 +20,17 @@ ModelArgument = Annotated[
 ]
 TextOption = Annotated[
     list[Path] | None,
-    typer.Option("--text", help="UTF-8 text file; repeat for several. Default: embedded text."),
+    typer.Option(
+        "--text", help="UTF-8 text file; repeat for several.", show_default="embedded text"
+    ),
+]
+PlanOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        help="Plan from `c2r plan`.",
+        show_default="that of the model's folder, else plain top-k",
+    ),
 ]
 
 DtypeOption = Annotated[
@@ -68,3 +79,14 @@ def load_model_and_tokenizer(
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
     return (load or load_model)(location, chosen), load_tokenizer(location)
+
+
+def plan_of(model: Any, path: Path | None) -> "Plan":
+    """The plan at `path`; without one that of the model, or plain top-k on a single rank."""
+    from c2r.adapters.huggingface import applied_plan
+    from c2r.measuring import free_plan
+    from c2r.plans import Plan
+
+    if path is not None:
+        return Plan.load(path)
+    return applied_plan(model) or free_plan(model)

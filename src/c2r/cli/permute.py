@@ -13,9 +13,10 @@ from c2r.errors import InputError
 
 def permute(
     model: Annotated[str, typer.Argument(help="Folder with safetensors weights, or `tiny`.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not hold anything yet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or missing.")],
     plan: Annotated[
-        Path | None, typer.Option(help="Plan from `c2r plan`. Default: the one in the folder.")
+        Path | None,
+        typer.Option(help="Plan from `c2r plan`.", show_default="the one in the folder"),
     ] = None,
     undo: Annotated[
         bool, typer.Option("--undo", help="Restore the original order of a permuted folder.")
@@ -25,7 +26,7 @@ def permute(
     """Renumber the experts on disk so that contiguous placement is the plan's placement.
 
     Any engine that places experts in the order of their ids then places them as the plan says.
-    The model computes what it did. An interrupted run goes on when it is started again.
+    The model's outputs do not change. An interrupted run resumes when it is started again.
     """
     from c2r.adapters.checkpoints import open_checkpoint, permute_checkpoint, undo_permutation
     from c2r.plans import Plan

@@ -5,27 +5,52 @@ from typing import Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.clusters import (
+    ClusterOption,
+    PhaseOption,
+    TokensOption,
+    cluster_of,
+    describe,
+    workload_of,
+)
+from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
+from c2r.cli.flags import naming_flags
 from c2r.errors import InputError
+from c2r.policy_names import STRENGTH_NAMES
 
-_POLICIES = ("top_k", "c2r", "c2r_placed", "group_limited", "budgeted", "pruned", "priced")
+_POLICIES = tuple(STRENGTH_NAMES)
 
 
 def plan(
     profile: Annotated[Path, typer.Argument(help="Profile from `c2r profile` or `c2r import`.")],
-    ranks: Annotated[int, typer.Option(help="Devices that the experts are spread over.")],
+    ranks: Annotated[
+        int | None, typer.Option(help="Devices that the experts are spread over.")
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
+    cluster: ClusterOption = None,
+    tokens_per_rank: TokensOption = 4096,
+    phase: PhaseOption = "prefill",
     top_t: Annotated[
         str | None,
-        typer.Option(help="Partners per expert: one number, or one per layer: 8,8,6,4. [E/2]"),
+        typer.Option(
+            help="Partners per expert: one number, or one per layer: 8,8,6,4.",
+            show_default="half of the experts",
+        ),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Routing policy: " + ", ".join(_POLICIES) + ". [c2r]"),
+        typer.Option(
+            help="Routing policy, and its strength, as priced=0.1 or, one per layer, "
+            "c2r=8,8,6,4: " + ", ".join(_POLICIES) + ".",
+            show_default="top_k, placement alone; with --top-t c2r",
+        ),
     ] = None,
     strength: Annotated[
         str | None,
-        typer.Option(help="The policy's T, m, eps or price: one number, or one per layer."),
+        typer.Option(
+            help="The policy's T, m, eps or price, apart from its name: one number, or one per "
+            "layer."
+        ),
     ] = None,
     sweep: Annotated[
         Path | None,
@@ -40,9 +65,13 @@ def plan(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same plan.")] = 0,
     objective: Annotated[
-        str,
-        typer.Option(help="Place by routing `sets`, or by `pairs` where sets are unknown."),
-    ] = "sets",
+        str | None,
+        typer.Option(
+            help="Place for the least predicted `time`, for the fewest copies (`sets`), or by "
+            "`pairs` where routing sets are unknown.",
+            show_default="time; with --inter-node-cost sets",
+        ),
+    ] = None,
     max_load: Annotated[
         float | None,
         typer.Option(
@@ -51,62 +80,104 @@ def plan(
         ),
     ] = None,
     inter_node_cost: Annotated[
-        float,
-        typer.Option(help="How many times slower the network between nodes is than within."),
-    ] = 8.0,
+        float | None,
+        typer.Option(
+            help="Place for copies, one to another node counting as so many: how many times slower "
+            "the network between nodes is than within.",
+            show_default="with --objective sets: 8",
+        ),
+    ] = None,
     replicas: Annotated[
         int, typer.Option(help="Further experts that each rank holds a replica of.")
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Place the experts so that tokens visit few ranks, and choose how routing is constrained.
+    """Place the experts for the least time, and choose how routing is constrained.
 
     Every rank gets the same number of experts (differing by one at most) and, with --replicas,
     replicas of further ones: a token takes the replica on a rank that it visits anyway. The policy
     is the one named, or with --sweep the measured one that meets a target.
     """
     from c2r.planning import make_plan
-    from c2r.plans import ClusterTopology
-    from c2r.prediction import predict_traffic
+    from c2r.prediction import TrafficReport, best_time, predict_traffic
     from c2r.profiling import CollaborationProfile
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
+    check_output(out, profile, sweep)
     loaded = CollaborationProfile.load(profile)
     target = {"max_loss_increase": max_loss_increase, "copies": copies}
+    reports: list[TrafficReport] = []
+    where = cluster_of(cluster, ranks, nodes)
+    workload = workload_of(loaded, tokens_per_rank, phase)
     _check_options(sweep, target, (policy, strength, top_t, replicas or None))
     if sweep is not None:
-        topology = ClusterTopology(num_ranks=ranks, num_nodes=nodes)
-        made = _plan_by_target(loaded, sweep, topology, {**target, "max_load": max_load})
+        made = _plan_by_target(loaded, sweep, where.topology, {**target, "max_load": max_load})
     else:
-        with progress_bar("planning, layers", loaded.num_layers) as advance:
+        name, chosen = _choose(policy, strength)
+        with (
+            naming_flags(objective="--objective"),
+            progress_bar("planning, layers", loaded.num_layers) as advance,
+        ):
             made = make_plan(
                 loaded,
-                num_ranks=ranks,
-                num_nodes=nodes,
+                num_ranks=where.num_ranks,
+                num_nodes=where.num_nodes,
+                cluster=where,
+                workload=workload,
                 top_t=_parse_numbers("--top-t", top_t),
-                policy=policy or "c2r",
-                strength=_parse_numbers("--strength", strength),
+                policy=name,
+                strength=chosen,
                 seed=seed,
-                objective=objective,
+                objective=objective or ("time" if inter_node_cost is None else "sets"),
                 max_load=max_load,
-                inter_node_cost=inter_node_cost,
+                inter_node_cost=8.0 if inter_node_cost is None else inter_node_cost,
                 replicas=replicas,
                 on_layer=lambda _: advance(),
+                on_traffic=reports.append,
             )
     if out is not None:
         made.save(out)
-    report = predict_traffic(loaded, made)
-    if json:
-        print_json(_document(made, report.to_json(), out))
-    mean = report.mean
-    note(
-        f"{made.num_layers} layers on {ranks} ranks: {mean.copies_placed:.3f} copies per token "
-        f"(contiguous {mean.copies_contiguous:.3f}, k-fold {mean.copies_k_fold:.3f}), "
-        f"rank load max/mean {mean.rank_load_max_over_mean:.2f}"
-        + (f"; wrote {out}" if out is not None else "")
+    report = reports[0] if reports else predict_traffic(loaded, made)
+    before, after = (
+        best_time(loaded, tried, where, workload, chunks=(1,)) for tried in (None, made)
     )
+    if json:
+        times = {"contiguous": before.to_json(), "planned": after.to_json()}
+        document = _document(made, report.to_json(), out)
+        print_json({**document, "time": {**describe(where, workload), **times}})
+    _tell(made, report.mean, (before, after), where.name)
+    if out is not None:
+        note(f"wrote {out}")
+
+
+def _tell(made: Any, mean: Any, steps: Any, cluster: str) -> None:
+    """What the plan is and does, on a few lines; a warning where it does harm."""
+    before, after = steps
+    first = made.layers[0]
+    same = len({layer.strength for layer in made.layers}) == 1
+    strength = f" {first.strength:g}" if same and first.policy != "top_k" else ""
+    loads = mean.rank_load_max_over_mean_contiguous, mean.rank_load_max_over_mean
+    note(
+        f"{made.num_layers} layers on {made.topology.num_ranks} ranks, {first.policy}{strength}: "
+        f"{mean.copies_placed:.3f} copies per token (contiguous {mean.copies_contiguous:.3f}, "
+        f"k-fold {mean.copies_k_fold:.3f}), rank load max/mean {loads[1]:.2f} (contiguous "
+        f"{loads[0]:.2f})"
+    )
+    note(
+        f"predicted on {cluster}: {after.layer:.3f} ms a layer (contiguous {before.layer:.3f}), "
+        f"{after.total:.1f} ms a step (contiguous {before.total:.1f})"
+    )
+    if first.policy != "top_k":
+        note(
+            "copies, load and time are those of plain top-k routing on this placement; "
+            "`c2r measure` shows them under the policy"
+        )
+    if loads[1] > loads[0] + 0.05:
+        note(f"WARNING: the busiest rank's load rises from {loads[0]:.2f} to {loads[1]:.2f}")
+    if after.total > before.total:
+        note("WARNING: predicted to be slower than experts in order; do not use it here")
 
 
 def _check_options(
@@ -130,9 +201,10 @@ def _check_options(
 def _plan_by_target(
     profile: Any, sweep: Path, topology: Any, target: dict[str, float | None]
 ) -> Any:
-    from c2r.sweeps import Target, plan_from_sweep, read_sweep
+    from c2r.planning import plan_from_sweep
+    from c2r.results import SweepResult, Target
 
-    made = plan_from_sweep(read_sweep(sweep), profile, topology, Target(**target))
+    made = plan_from_sweep(SweepResult.load(sweep), profile, topology, Target(**target))
     expected = made.provenance["expected"]
     note(
         f"picked {expected['policy']} {expected['strength']}: "
@@ -140,6 +212,22 @@ def _plan_by_target(
         "token were measured"
     )
     return made
+
+
+def _choose(policy: str | None, strength: str | None) -> tuple[str | None, Any]:
+    """The policy, and its strength if one is given."""
+    from c2r.planning import parse_policy
+
+    if policy is None:
+        return None, _parse_numbers("--strength", strength)
+    name, strengths = parse_policy(policy)
+    if strengths and strength is not None:
+        raise InputError(
+            f"--policy {policy} and --strength {strength} both give a strength; leave one out"
+        )
+    if strengths:
+        return name, strengths[0] if len(strengths) == 1 else strengths
+    return name, _parse_numbers("--strength", strength)
 
 
 def _parse_numbers(option: str, text: str | None) -> Any:

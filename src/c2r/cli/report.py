@@ -23,7 +23,7 @@ def report(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show whatever was measured of a model on one page.
+    """Show what was measured of a model on one page.
 
     The page is a single file that works offline. It answers how collaborative the model is, what
     its traffic costs, and what the plan saves at what quality; then come figures, each with its

@@ -1,6 +1,5 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from c2r.cli.models import (
     load_model_and_tokenizer,
     resolve_texts,
 )
-from c2r.cli.processes import is_first_process
+from c2r.cli.processes import is_first_process, is_launched
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -24,13 +23,15 @@ def run(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan: placement, and the policy that is applied.")],
     text: TextOption = None,
-    tokens: Annotated[int, typer.Option(help="Tokens, or all the text if less.")] = 65536,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to run on; all the text if it has fewer.")
+    ] = 65536,
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per rank and step.")] = 4,
     dispatcher: Annotated[
         str, typer.Option(help="zero_redundancy, hierarchical, all_gather or k_fold.")
     ] = "zero_redundancy",
-    num_chunks: Annotated[
+    chunks: Annotated[
         int, typer.Option(help="Parts of a batch that travel and compute at the same time.")
     ] = 1,
     timeout: Annotated[
@@ -41,31 +42,31 @@ def run(
 ) -> None:
     """Run a model on text with its experts spread over ranks; report loss, speed and traffic.
 
-    Start it by `torchrun --nproc-per-node P -m c2r.cli run MODEL --plan PLAN`, with as many
+    Start it by `torchrun --nproc-per-node P -m c2r run MODEL --plan PLAN`, with as many
     processes as the plan has ranks. In one process the model runs whole, for comparison: the loss
     is the same.
     """
+    from c2r import measuring
     from c2r.adapters.huggingface import ParallelOptions
-    from c2r.measuring import evaluate_parallel
     from c2r.plans import Plan
     from c2r.text import token_batches
 
-    options = ParallelOptions(dispatcher=dispatcher, num_chunks=num_chunks, timeout=timeout)
+    options = ParallelOptions(dispatcher=dispatcher, num_chunks=chunks, timeout=timeout)
     texts = resolve_texts(text)
     loaded, tokenizer = _load(model, dtype, Plan.load(plan), options)
     batches = list(
         token_batches(texts, tokenizer, seq_len=seq_len, batch_size=batch_size, num_tokens=tokens)
     )
     with progress_bar("running, tokens of this rank", None) as advance:
-        result = evaluate_parallel(loaded, batches, advance)
+        result = measuring.run(loaded, batches, advance)
     if is_first_process():
-        _report({"dispatcher": dispatcher, "num_chunks": num_chunks, **result.to_json()}, json)
+        _report({"dispatcher": dispatcher, "num_chunks": chunks, **result.to_json()}, json)
 
 
 def _load(model: str, dtype: str, plan: "Plan", options: Any) -> tuple[Any, Any]:
     from c2r.adapters.huggingface import apply, load_parallel
 
-    if "WORLD_SIZE" in os.environ:
+    if is_launched():
         loaded, tokenizer = load_model_and_tokenizer(
             model, dtype, lambda source, chosen: load_parallel(source, plan, chosen, options)
         )

@@ -1,7 +1,8 @@
 """`c2r sweep`: the curve of quality against traffic, policy by policy."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +15,8 @@ from c2r.cli.models import (
     resolve_texts,
 )
 
-Document = dict[str, Any]
+if TYPE_CHECKING:
+    from c2r.results import Measurement, SweepResult, TransferResult
 
 
 def sweep(
@@ -28,7 +30,10 @@ def sweep(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="Policy to try, as budgeted or budgeted=0.05,0.1; repeat. [all]"),
+        typer.Option(
+            help="Policy to try, as budgeted or budgeted=0.05,0.1; repeat.",
+            show_default="all that have a strength",
+        ),
     ] = None,
     spread: Annotated[
         list[str] | None,
@@ -58,15 +63,13 @@ def sweep(
     the unconstrained model, copies per token and load, with 95 % intervals of the loss over windows
     of text. An interrupted sweep goes on from --out with the same command.
     """
-    from c2r.adapters.huggingface import remove
-    from c2r.sweeps import ResumableSweep, SweepRequest
-    from c2r.sweeps.plot import check_matplotlib, plot_curve
+    from c2r import sweeps
+    from c2r.reporting import check_matplotlib, write_sweep_chart
 
     if plot is not None:
         check_matplotlib()
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
-    remove(loaded)  # a folder may carry a plan
-    request = SweepRequest(
+    request = sweeps.SweepRequest(
         num_ranks=ranks,
         num_nodes=nodes,
         policies=tuple(policy or ()),
@@ -78,64 +81,62 @@ def sweep(
         batch_size=batch_size,
         seed=seed,
     )
-    study = ResumableSweep(
-        request=request,
-        model=loaded,
-        tokenizer=tokenizer,
+    found = sweeps.sweep(
+        loaded,
+        tokenizer,
+        resolve_texts(text),
+        request,
         out=out,
         progress=progress_bar,
         note=note,
     )
-    document = study.finish(resolve_texts(text))
     if plot is not None:
-        plot_curve(document, plot)
+        write_sweep_chart(found, plot)
         note(f"wrote {plot}")
     if json:
-        print_json(document)
+        print_json(found.to_json())
     else:
-        _show(document)
+        _show(found)
 
 
-def _show(document: Document) -> None:
+def _show(found: "SweepResult") -> None:
+    contiguous = found.baseline.copies_contiguous
     rows = [
         [
-            f"{point['policy']} {_strength(point)}".strip(),
-            point["loss"],
-            f"{100 * point.get('loss_increase', 0.0):+.2f} %",
-            point["kl"],
-            point["copies"],
-            f"{point['copies'] / document['baseline']['copies_contiguous']:.2f}x",
-            point["rank_load_max_over_mean"],
+            _name(point),
+            point.loss,
+            f"{100 * point.loss_increase:+.2f} %",
+            point.kl,
+            point.copies,
+            f"{point.copies / contiguous:.2f}x",
+            point.rank_load_max_over_mean,
         ]
-        for point in (document["baseline"], *document["points"])
+        for point in (found.baseline, *found.points)
     ]
     columns = ["policy", "loss", "change", "KL", "copies", "of contiguous", "rank load"]
-    print_table(f"Quality and traffic on {document['request']['num_ranks']} ranks", columns, rows)
-    if "transfer" in document:
-        _show_transfer(document["transfer"])
+    print_table(f"Quality and traffic on {found.topology.num_ranks} ranks", columns, rows)
+    if found.transfer:
+        _show_transfer(found.transfer)
     print(
         "loss: nats per token of held-out text. copies: rows sent per token and layer, the\n"
         "token's own rank counted; of contiguous: over plain top-k with experts in order."
     )
 
 
-def _show_transfer(pairs: list[Document]) -> None:
-    from c2r.sweeps import Target
+def _show_transfer(pairs: "Sequence[TransferResult]") -> None:
+    from c2r.results import Target
 
     within = Target(max_loss_increase=0.003)
     rows = [
-        [
-            pair["calibration"],
-            pair["evaluation"],
-            pair["baseline"]["copies"],
-            within.pick([pair["baseline"] | {"loss_increase": 0.0}, *pair["points"]])["copies"],
-        ]
+        [pair.calibration, pair.evaluation, pair.baseline.copies, pair.pick(within).copies]
         for pair in pairs
     ]
     columns = ["planned on", "measured on", "copies, top-k", "copies within +0.3 % loss"]
     print_table("Plans on other text", columns, rows)
 
 
-def _strength(point: Document) -> str:
-    values = point.get("strength", [])
-    return ",".join(f"{value:g}" for value in (values if isinstance(values, list) else [values]))
+def _name(point: "Measurement") -> str:
+    if point.policy == "top_k":
+        return point.policy
+    strengths = point.strength if isinstance(point.strength, tuple) else (point.strength,)
+    return f"{point.policy} {','.join(f'{value:g}' for value in strengths)}"

@@ -10,7 +10,7 @@ from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table
 
 def traffic(
     profile: Annotated[Path, typer.Argument(help="Profile of the routing that will run.")],
-    plan: Annotated[Path, typer.Option(help="Plan whose placement is measured.")],
+    plan: Annotated[Path, typer.Option(help="Plan whose placement is predicted.")],
     hidden_size: Annotated[
         int | None, typer.Option(help="Hidden size of the model, to add bytes per token.")
     ] = None,

@@ -1,30 +1,31 @@
 """Measures a model on text: its loss and what its layers send, under one plan or several."""
 
-from c2r.measuring.loss import Evaluation, evaluate, token_losses
-from c2r.measuring.measure import (
+from c2r.measuring.forward import NO_LOSS, ForwardPass, forward, next_token_targets, observing
+from c2r.measuring.over_ranks import RunResult, run
+from c2r.measuring.tally import RoutingTally, Tally
+from c2r.measuring.under_plans import (
     check_predicted,
     free_plan,
     keeping_plan,
-    measure_plan,
+    measure,
     measure_plans,
     unconstrained,
 )
-from c2r.measuring.over_ranks import ParallelEvaluation, evaluate_parallel
-from c2r.measuring.tally import Figures, RoutingTally, Tally
 
 __all__ = [
-    "Evaluation",
-    "Figures",
-    "ParallelEvaluation",
+    "NO_LOSS",
+    "ForwardPass",
     "RoutingTally",
+    "RunResult",
     "Tally",
     "check_predicted",
-    "evaluate",
-    "evaluate_parallel",
+    "forward",
     "free_plan",
     "keeping_plan",
-    "measure_plan",
+    "measure",
     "measure_plans",
-    "token_losses",
+    "next_token_targets",
+    "observing",
+    "run",
     "unconstrained",
 ]

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
-from c2r.adapters.huggingface import counting_rows, is_parallel
+from c2r.adapters.huggingface import counting_rows, evaluating, is_parallel
 from c2r.errors import InputError
-from c2r.measuring.loss import token_losses
-from c2r.parallel import gather_bytes
+from c2r.measuring.forward import Batch, forward
+from c2r.parallel import gather_bytes, join_world
 from c2r.types import Int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParallelEvaluation:
+class RunResult:
     """What all ranks together made of a text.
 
     Attributes:
@@ -38,7 +35,7 @@ class ParallelEvaluation:
     rows_sent: Mapping[str, Int]
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON data, with rows per token by layer."""
+        """The result as JSON data, with rows per token by layer."""
         return {
             "loss": self.loss,
             "num_predicted": self.num_predicted,
@@ -57,16 +54,15 @@ class ParallelEvaluation:
         }
 
 
-@torch.no_grad()
-def evaluate_parallel(
+def run(
     model: Any,
-    batches: Sequence[dict[str, Tensor]],
+    batches: Sequence[Batch],
     on_batch: Callable[[int], None] | None = None,
-) -> ParallelEvaluation:
+) -> RunResult:
     """The held-out loss of a model, batches dealt out to the ranks in turn; the same on all.
 
     Args:
-        model: a causal language model in evaluation mode; parallel, or in one process.
+        model: a causal language model, parallel or in one process; its mode is put back.
         batches: all of them, on every rank: dicts of `input_ids` and `attention_mask`.
         on_batch: called with the tokens of each batch of this rank, for progress.
 
@@ -74,8 +70,8 @@ def evaluate_parallel(
         InputError: there are fewer batches than ranks, or nothing to predict.
         RoutingError, CommunicationError: as the model.
     """
-    is_spread = is_parallel(model)
-    rank, size = (dist.get_rank(), dist.get_world_size()) if is_spread else (0, 1)
+    world = join_world() if is_parallel(model) else None
+    rank, size = (world.rank, world.size) if world else (0, 1)
     if len(batches) < size:
         raise InputError(
             f"the text gives {len(batches)} batches for {size} ranks; give more text, or shorter "
@@ -84,15 +80,16 @@ def evaluate_parallel(
     own = batches[rank::size]
     total, num_predicted = 0.0, 0
     start = time.perf_counter()
-    with counting_rows(model) as rows:
-        for batch in own:
-            losses = token_losses(model, batch)
-            total += losses.double().sum().item()
-            num_predicted += len(losses)
-            if on_batch:
-                on_batch(batch["input_ids"].numel())
-    if len(own) < -(-len(batches) // size):  # the others need this rank's experts once more
-        token_losses(model, own[0])
+    with evaluating(model):
+        with counting_rows(model) as rows:
+            for batch in own:
+                losses = forward(model, batch).losses
+                total += losses.double().sum().item()
+                num_predicted += len(losses)
+                if on_batch:
+                    on_batch(batch["input_ids"].numel())
+        if len(own) < -(-len(batches) // size):  # the others need this rank's experts once more
+            forward(model, own[0])
     mine = {
         "total": total,
         "num_predicted": num_predicted,
@@ -101,14 +98,14 @@ def evaluate_parallel(
         "rows": {name: sent.tolist() for name, sent in rows.items()},
     }
     data = json.dumps(mine).encode()
-    return _merge([json.loads(part) for part in (gather_bytes(data) if is_spread else [data])])
+    return _merge([json.loads(part) for part in (gather_bytes(data, world) if world else [data])])
 
 
-def _merge(parts: Sequence[dict[str, Any]]) -> ParallelEvaluation:
+def _merge(parts: Sequence[dict[str, Any]]) -> RunResult:
     num_predicted = sum(part["num_predicted"] for part in parts)
     if not num_predicted:
         raise InputError("the text holds no token to predict; give more text")
-    return ParallelEvaluation(
+    return RunResult(
         loss=sum(part["total"] for part in parts) / num_predicted,
         num_predicted=num_predicted,
         num_tokens=sum(part["num_tokens"] for part in parts),

@@ -1,4 +1,4 @@
-"""What one plan costs and saves on text: sums that grow batch by batch, and figures of them."""
+"""What one plan costs and sends on text: sums that grow batch by batch, and what they come to."""
 
 import math
 from copy import copy
@@ -9,48 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from c2r.measuring.forward import ForwardPass
 from c2r.plans import LayerPlan, Plan, contiguous_placement, load_max_over_mean, remote_share
+from c2r.results import Measurement, Strength
 from c2r.traces import LayerTrace, RoutingTrace, used_places
 from c2r.types import Float
 
 _QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """Quality and traffic under one plan.
-
-    Attributes:
-        loss: nats per predicted token.
-        perplexity: exp(loss).
-        kl: of the reference's next-token distribution to this one, nats per predicted token.
-        top1_agreement: share of predicted tokens whose likeliest next token is the reference's.
-        copies: distinct ranks that a token visits, mean over tokens and layers, its own counted.
-        copies_contiguous: the same, were the experts placed in the order of their ids.
-        remote_copies: `copies` but for the token's own rank, on any rank with equal chance.
-        node_copies: distinct nodes that a token visits.
-        rank_load_max_over_mean: expert rows of the busiest rank over the mean; mean over layers.
-        active_experts_per_rank: distinct experts that a batch uses on a rank, mean over batches,
-            ranks and layers.
-        num_tokens: predicted tokens.
-    """
-
-    loss: float
-    perplexity: float
-    kl: float
-    top1_agreement: float
-    copies: float
-    copies_contiguous: float
-    remote_copies: float
-    node_copies: float
-    rank_load_max_over_mean: float
-    active_experts_per_rank: float
-    num_tokens: int
-
-
 @dataclass(kw_only=True, slots=True, eq=False)
 class RoutingTally:
-    """Sums over the tokens of each layer: `[layers]` each, `rank_rows` `[layers, ranks]`."""
+    """Sums over the tokens of each layer: `[layers]` each.
+
+    `rank_rows` and `rank_visits` are `[layers, ranks]`, `node_visits` `[layers, nodes]`.
+    """
 
     num_tokens: Float
     copies: Float
@@ -58,6 +31,8 @@ class RoutingTally:
     node_copies: Float
     active_experts: Float
     rank_rows: Float
+    rank_visits: Float
+    node_visits: Float
 
     @classmethod
     def count(cls, trace: RoutingTrace, plan: Plan) -> "RoutingTally":
@@ -89,20 +64,24 @@ def _count_layer(trace: LayerTrace, layer: LayerPlan, plan: Plan) -> dict[str, A
         contiguous_placement(layer.num_experts, num_ranks), device=ids.device
     )[ids]
     kept = used_places(ids)
+    nodes = ranks // plan.topology.ranks_per_node
+    visits, node_visits = _visits(ranks, num_ranks), _visits(nodes, plan.topology.num_nodes)
     return {
         "num_tokens": float(len(ids)),
-        "copies": _num_visited(ranks, num_ranks),
-        "copies_contiguous": _num_visited(by_order, num_ranks),
-        "node_copies": _num_visited(ranks // plan.topology.ranks_per_node, plan.topology.num_nodes),
+        "copies": float(visits.sum()),
+        "copies_contiguous": float(_visits(by_order, num_ranks).sum()),
+        "node_copies": float(node_visits.sum()),
+        "rank_visits": visits.tolist(),
+        "node_visits": node_visits.tolist(),
         "active_experts": len(torch.unique(ids[kept])) / num_ranks,
         "rank_rows": torch.bincount(ranks[kept], minlength=num_ranks).double().tolist(),
     }
 
 
-def _num_visited(places: Tensor, num_places: int) -> float:
-    """Distinct places of each token `[tokens, k]`, summed over tokens."""
+def _visits(places: Tensor, num_places: int) -> Tensor:
+    """`[places]` tokens that visit each place at least once, of the places `[tokens, k]`."""
     visited = torch.zeros(len(places), num_places, dtype=torch.bool, device=places.device)
-    return float(visited.scatter_(1, places, True).sum())
+    return visited.scatter_(1, places, True).sum(0)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -133,6 +112,13 @@ class Tally:
         else:
             self.routing.add(routing)
 
+    def add_windows(self, found: ForwardPass, reference: ForwardPass) -> None:
+        """Adds every row of a batch in which a token is predicted, as a window of its own."""
+        for row, kept in enumerate(found.is_predicted):
+            if kept.any():
+                ours, theirs = (pass_.logits[row][kept] for pass_ in (found, reference))
+                self.add_window(ours, theirs, found.targets[row][kept])
+
     def add_window(self, logits: Tensor, reference: Tensor, targets: Tensor) -> None:
         """Adds one window: `[predicted, vocabulary]` logits, `[predicted]` token ids."""
         ours, theirs = (values.float().log_softmax(-1) for values in (logits, reference))
@@ -144,22 +130,39 @@ class Tally:
         self.kl += float(divergence.double().sum())
         self.num_agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
 
-    def figures(self, plan: Plan) -> Figures:
-        """The figures so far; at least one token must have been predicted."""
-        assert self.routing is not None, "no batch was counted"
+    def measured(self, plan: Plan, reference: "Tally | None" = None) -> Measurement:
+        """What it comes to so far; at least one token must have been predicted.
+
+        Args:
+            plan: the plan that was tallied.
+            reference: of plain top-k on the same windows; None where this is plain top-k.
+        """
+        assert self.routing is not None, "a batch was counted"
         routing, total = self.routing, sum(self.num_predicted)
         means = routing.means()
         loss = sum(self.losses) / total
-        return Figures(
+        increase, interval = self.loss_increase(self if reference is None else reference)
+        return Measurement(
+            policy="+".join(dict.fromkeys(layer.policy for layer in plan.layers)),
+            strength=_shared([layer.strength for layer in plan.layers]),
             loss=loss,
             perplexity=math.exp(loss),
             kl=self.kl / total,
+            copies=means["copies"],
+            copies_contiguous=means["copies_contiguous"],
+            rank_load_max_over_mean=means["rank_load_max_over_mean"],
             top1_agreement=self.num_agreeing / total,
             remote_copies=means["copies"] * remote_share(plan.topology.num_ranks),
             node_copies=float((routing.node_copies / routing.num_tokens).mean()),
             active_experts_per_rank=float(routing.active_experts.mean() / self.num_batches),
             num_tokens=total,
-            **means,
+            loss_increase=increase,
+            loss_increase_interval=interval,
+            plan_fingerprint=plan.fingerprint,
+            num_ranks=plan.topology.num_ranks,
+            rank_rows=_per_token(routing.rank_rows, routing.num_tokens),
+            rank_visits=_per_token(routing.rank_visits, routing.num_tokens),
+            node_visits=_per_token(routing.node_visits, routing.num_tokens),
         )
 
     def loss_increase(self, reference: "Tally") -> tuple[float, tuple[float, float]]:
@@ -190,3 +193,11 @@ class Tally:
         if routing is not None:
             routing = RoutingTally(**{k: np.array(v) for k, v in routing.items()})
         return cls(**{**document, "routing": routing})
+
+
+def _per_token(sums: Float, num_tokens: Float) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, (sums / num_tokens[:, None]).tolist()))
+
+
+def _shared(strengths: list[float]) -> Strength:
+    return strengths[0] if len(set(strengths)) == 1 else tuple(strengths)

@@ -27,6 +27,7 @@ OPS_WITH_KERNELS = (
     "sum_copies",
 )
 _MIN_CAPABILITY = (8, 0)
+"""Ampere: the first with bfloat16, and the oldest that kernels were compiled for."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -56,7 +57,7 @@ def by_device(reference: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(reference)
     def operation(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # a kernel would be a wall to its fusion
             return reference(*args, **kwargs)
         first: Any = args[0]
         if choose_backend(first.device).backend is Backend.TRITON:

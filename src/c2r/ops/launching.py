@@ -12,7 +12,8 @@ from torch import Tensor
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *args: Any, **options: Any) -> None:
     """Runs `kernel` on the device of `first`, its first argument; an empty grid runs nothing.
 
-    Products and sums are not fused: results are those of the definition, rounding by rounding.
+    Products and sums are not fused: kernels wait for memory anyhow, and results are those of the
+    definition, rounding by rounding.
     """
     if 0 in grid:
         return
@@ -25,8 +26,12 @@ def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *args: Any, **opti
 def sort_keys(scores, tiers, experts):
     """int64 keys that order experts: by tier, then score (NaN highest), then lower id.
 
-    `scores` are float32. Keys are not negative, so that -1 is below all.
+    `scores` are float32. Keys are not negative, so that -1 is below all. In bits: tier from 48 up,
+    score in 16 to 47, complement of the id in 0 to 15. One maximum of one integer then settles
+    ties, NaN, allowed lists and group limits at once.
     """
+    # Bits of a float grow with its value if it is positive, and fall if it is negative. Turning the
+    # lower 31 bits of negative ones makes them grow for all; adding 2^31 makes them non-negative.
     scores = tl.where(scores != scores, float("nan"), scores) + 0.0  # one NaN, one zero
     bits = scores.to(tl.int32, bitcast=True)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
@@ -50,6 +55,7 @@ def score_of(keys):
 @triton.jit
 def load_scores(scores, num_tokens, num_experts, TOKENS: tl.constexpr, EXPERTS: tl.constexpr):
     """Tokens `[TOKENS, 1]`, experts `[1, EXPERTS]` and scores; tokens beyond are the last again."""
+    # A row of nothing but -inf would give NaN on the way; a real row read again is harmless.
     tokens = (tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS))[:, None]
     experts = tl.arange(0, EXPERTS)[None, :]
     at = tl.minimum(tokens, num_tokens - 1) * num_experts + experts

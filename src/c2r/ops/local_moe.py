@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from c2r.ops.autograd import copied, summed
+from c2r.ops import autograd
 from c2r.ops.dispatch_layout import sort_by_expert
 
 
@@ -35,4 +35,5 @@ def local_moe(
     num_tokens, k = expert_ids.shape
     rows = torch.arange(num_tokens * k, device=hidden.device) // k
     copies, counts = sort_by_expert(rows, expert_ids.reshape(-1), num_tokens, num_experts)
-    return summed(experts_fn(copied(hidden, copies), counts), copies, weights.reshape(-1))
+    output = experts_fn(autograd.copy_rows(hidden, copies), counts)
+    return autograd.sum_copies(output, copies, weights.reshape(-1))

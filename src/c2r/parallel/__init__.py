@@ -5,15 +5,19 @@
     output = dispatcher.combine(experts(rows.hidden, rows.counts), handle)
 
 or `parallel_moe(hidden, expert_ids, weights, experts, dispatcher, num_chunks=2)` for all of it.
-`handle.num_rows_sent` tells the rows that went to each rank.
+`handle.num_rows_sent` tells the rows that went to each rank. docs/words.md explains the words and
+draws one token through a dispatch.
 """
 
 from c2r.parallel.agreement import agree
-from c2r.parallel.comm import Comm, Journey, ProcessGroupComm, gather_bytes
+from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.layer import parallel_moe
+from c2r.parallel.profiles import save_merged
+from c2r.parallel.sharded import is_sharded
 from c2r.parallel.simulated import SimulatedComm, simulate
+from c2r.parallel.world import gather_bytes, join_world
 
 __all__ = [
     "DISPATCHERS",
@@ -21,13 +25,16 @@ __all__ = [
     "Dispatcher",
     "ExpertRows",
     "Handle",
-    "Journey",
     "Leg",
     "ProcessGroupComm",
     "SimulatedComm",
+    "SplitSizes",
     "agree",
     "gather_bytes",
+    "is_sharded",
+    "join_world",
     "make_dispatcher",
     "parallel_moe",
+    "save_merged",
     "simulate",
 ]

@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from c2r.errors import CommunicationError
-from c2r.parallel.comm import Comm, Journey
+from c2r.parallel.comm import Comm
+from c2r.parallel.world import gather_bytes
 
 
 def agree(facts: Mapping[str, Any], comm: Comm) -> None:
@@ -18,7 +17,8 @@ def agree(facts: Mapping[str, Any], comm: Comm) -> None:
         CommunicationError: on every rank, telling what differs, where, and both values; or a rank
             does not answer.
     """
-    table = [json.loads(data) for data in _gather(json.dumps(facts).encode(), comm)]
+    own = json.dumps(facts).encode()
+    table = [json.loads(data) for data in gather_bytes(own, comm, "the first agreement")]
     for name in facts:
         values = [json.dumps(row.get(name)) for row in table]
         common, _ = Counter(values).most_common(1)[0]
@@ -29,13 +29,3 @@ def agree(facts: Mapping[str, Any], comm: Comm) -> None:
                 f"{name} of rank {ranks} differs: {values[differing[0]]} there, {common} on the "
                 "others; start all ranks with the same arguments"
             )
-
-
-def _gather(data: bytes, comm: Comm) -> list[bytes]:
-    each, what = (1,) * comm.size, "the first agreement"
-    lengths = torch.full((comm.size,), len(data), device=comm.device)
-    counts = comm.exchange(lengths, Journey(send=each, receive=each, what=what)).wait().tolist()
-    own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(comm.device)
-    journey = Journey(send=(len(data),) * comm.size, receive=counts, what=what)
-    received = comm.exchange(own.repeat(comm.size), journey).wait()
-    return [bytes(part.tolist()) for part in torch.split(received, counts)]

@@ -34,6 +34,11 @@ class AllGatherDispatcher(Dispatcher):
         ]
 
     def _route(self, expert_ids: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
+        """Starts sending ids and weights `[tokens, k]` of one chunk to every rank.
+
+        `num_tokens` `[ranks]` are the tokens of each rank, so that what arrives needs no row
+        numbers: every row comes with exactly k pairs.
+        """
         (num_own, k), size = expert_ids.shape, self.comm.size
         tokens = torch.arange(num_own, device=expert_ids.device)
         leg = Leg(
@@ -41,12 +46,13 @@ class AllGatherDispatcher(Dispatcher):
             departing=copies_of(tokens.repeat(size), num_own),
             send=(num_own,) * size,
             receive=tuple(num_tokens),
+            # An int16 slot and a weight for each pair, and two int64 counts.
             side_bytes_sent=size * (num_own * k * (2 + weights.itemsize) + 16),
         )
         choices = self.comm.exchange_tagged(
             weights.repeat(size, 1).flatten(),
             self.slots.slot_of[expert_ids].repeat(size, 1).to(torch.int16).flatten(),
-            self.journey([num_own * k] * size, [n * k for n in num_tokens], "choices"),
+            self.split_sizes([num_own * k] * size, [n * k for n in num_tokens], "choices"),
         )
         return Route(
             departing=leg.departing,
@@ -55,6 +61,7 @@ class AllGatherDispatcher(Dispatcher):
         )
 
     def _handle(self, leg: Leg, k: int, weights: Tensor, slots: Tensor) -> Handle:
+        """Of all pairs that arrived, `[rows * k]`, those whose slot is on this rank."""
         most, rank = self.slots.max_per_rank, self.comm.rank
         (is_here,) = torch.where(slots // most == rank)
         arriving, counts = sort_by_expert(

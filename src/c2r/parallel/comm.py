@@ -1,11 +1,12 @@
-"""The only place that knows ranks: exchange between the processes that torchrun started.
+"""Exchange between the processes that torchrun started; no other room touches torch.distributed.
 
 A `Comm` sends rows of a tensor to every rank and brings those that every rank sent. Exchanges are
 differentiable: the backward of one is the opposite exchange. They must be started by all ranks in
 the same order, and so must their backwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -15,30 +16,36 @@ import torch.distributed as dist
 from torch import Tensor
 
 from c2r.errors import CommunicationError
-from c2r.parallel.faults import grace_seconds, missing_ranks
+from c2r.parallel.faults import first_line, grace_seconds, missing_ranks
 from c2r.parallel.pending import Pending
 from c2r.parallel.wire import RAW, Codec, TaggedCodec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Journey:
-    """How many rows go to each rank and come from each, and what an error calls them."""
+class SplitSizes:
+    """How an exchange of rows is split over the ranks, as `torch.distributed` calls it.
+
+    Attributes:
+        send: `[ranks]` rows that go to each rank.
+        receive: `[ranks]` rows that come from each rank.
+        what: what an error calls these rows.
+    """
 
     send: Sequence[int]
     receive: Sequence[int]
     what: str
 
     @property
-    def back(self) -> "Journey":
-        """The opposite direction."""
-        return Journey(send=self.receive, receive=self.send, what=f"backward of {self.what}")
+    def reversed(self) -> "SplitSizes":
+        """Those of the gradients, which travel the other way."""
+        return SplitSizes(send=self.receive, receive=self.send, what=f"backward of {self.what}")
 
 
 class Comm(Protocol):
     """A group of ranks, seen from one of them.
 
     Attributes:
-        rank: place of this one in the group.
+        rank: number of this one in the group.
         size: ranks in the group.
         members: the ranks of the group, as numbered in the group that it is a part of.
         device: where the rows live.
@@ -49,12 +56,12 @@ class Comm(Protocol):
     members: tuple[int, ...]
     device: torch.device
 
-    def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
+    def exchange(self, rows: Tensor, sizes: SplitSizes, codec: Codec = RAW) -> Pending[Tensor]:
         """Starts sending `rows`, grouped by receiving rank; gives those received, by sender.
 
         Args:
-            rows: `[sum(journey.send), ...]`.
-            journey: how many rows go to and come from each rank.
+            rows: `[sum(sizes.send), ...]`.
+            sizes: how many rows go to and come from each rank.
             codec: what rows look like on the way there; gradients travel back as they are.
 
         Raises:
@@ -63,9 +70,20 @@ class Comm(Protocol):
         ...
 
     def exchange_tagged(
-        self, values: Tensor, tags: Tensor, journey: Journey
+        self, values: Tensor, tags: Tensor, sizes: SplitSizes
     ) -> Pending[tuple[Tensor, Tensor]]:
-        """Exchanges `values` `[n]` floats and `tags` `[n]` int16 in one message."""
+        """Exchanges `values` `[n]` floats and `tags` `[n]` int16 in one message.
+
+        Gives the values and the tags received, `[sum(sizes.receive)]` each.
+        """
+        ...
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Adds up `tensor` over the ranks, in place. Raises `CommunicationError` as `exchange`."""
+        ...
+
+    def barrier(self) -> None:
+        """Waits until all ranks are here. Raises `CommunicationError` as `exchange`."""
         ...
 
     def subset(self, members: Sequence[int]) -> "Comm":
@@ -95,19 +113,34 @@ class ProcessGroupComm:
         on_cpu = dist.get_backend(self.group) == "gloo" or not torch.cuda.is_available()
         self.device = _CPU if on_cpu else torch.device("cuda", torch.cuda.current_device())
 
-    def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
+    def exchange(self, rows: Tensor, sizes: SplitSizes, codec: Codec = RAW) -> Pending[Tensor]:
         """See `Comm.exchange`."""
-        trip = _Trip(self, journey, codec)
+        trip = _RoundTrip(
+            there=_Exchange(self, sizes, codec), back=_Exchange(self, sizes.reversed, RAW)
+        )
         in_flight = _Depart.apply(rows, trip)  # type: ignore[no-untyped-call]
         return Pending(lambda: _Arrive.apply(in_flight, trip))  # type: ignore[no-untyped-call]
 
     def exchange_tagged(
-        self, values: Tensor, tags: Tensor, journey: Journey
+        self, values: Tensor, tags: Tensor, sizes: SplitSizes
     ) -> Pending[tuple[Tensor, Tensor]]:
         """See `Comm.exchange_tagged`."""
-        codec = TaggedCodec(tags)
-        pending = self.exchange(values, journey, codec)
-        return Pending(lambda: (pending.wait(), codec.received))
+        received_tags = tags.new_empty(sum(sizes.receive))
+        pending = self.exchange(values, sizes, TaggedCodec(send=tags, receive=received_tags))
+
+        def arrive() -> tuple[Tensor, Tensor]:
+            received_values = pending.wait()  # fills `received_tags` as well
+            return received_values, received_tags
+
+        return Pending(arrive)
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """See `Comm.all_reduce`."""
+        self._complete(dist.all_reduce, tensor, what="the sum over ranks")
+
+    def barrier(self) -> None:
+        """See `Comm.barrier`."""
+        self._complete(dist.barrier, what="the barrier")
 
     def subset(self, members: Sequence[int]) -> "ProcessGroupComm":
         """See `Comm.subset`; asked again for the same ranks, the same group."""
@@ -119,112 +152,111 @@ class ProcessGroupComm:
             self._subsets[key].members = key
         return self._subsets[key]
 
-    def start(self, sent: Tensor, received: Tensor, journey: Journey) -> Any:
+    def start(self, sent: Tensor, received: Tensor, sizes: SplitSizes) -> Any:
         """Starts one exchange of raw rows; gives the work to `finish`."""
-        try:
+        parts = list(sizes.receive), list(sizes.send)
+        with self._naming_who_is_missing(sizes.what):
             return dist.all_to_all_single(
-                received,
-                sent.contiguous(),
-                list(journey.receive),
-                list(journey.send),
-                group=self.group,
-                async_op=True,
+                received, sent.contiguous(), *parts, group=self.group, async_op=True
             )
-        except RuntimeError as error:
-            raise self._failure(journey, error) from None
 
-    def finish(self, work: Any, journey: Journey) -> None:
+    def finish(self, work: Any, sizes: SplitSizes) -> None:
         """Waits for the exchange. Raises `CommunicationError` if a rank does not answer."""
-        try:
-            work.wait(timedelta(seconds=self.timeout - grace_seconds(self.timeout)))
-        except RuntimeError as error:
-            raise self._failure(journey, error) from None
+        with self._naming_who_is_missing(sizes.what):
+            self._wait(work)
 
-    def _failure(self, journey: Journey, error: RuntimeError) -> CommunicationError:
-        missing = missing_ranks(self.group, journey.what, self.timeout)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    def _complete(self, collective: Callable[..., Any], *tensors: Tensor, what: str) -> None:
+        with self._naming_who_is_missing(what):
+            self._wait(collective(*tensors, group=self.group, async_op=True))
+
+    def _wait(self, work: Any) -> None:
+        work.wait(timedelta(seconds=self.timeout - grace_seconds(self.timeout)))
+
+    @contextmanager
+    def _naming_who_is_missing(self, what: str) -> Iterator[None]:
+        """Turns a failure of torch's in the block into a `CommunicationError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._failure(what, error) from None
+
+    def _failure(self, what: str, error: RuntimeError) -> CommunicationError:
+        missing = missing_ranks(self.group, what, self.timeout)
+        reason = first_line(error)
         who = f"rank {', '.join(map(str, missing))}" if missing else "a rank"
         return CommunicationError(
-            f"{who} did not answer rank {self.rank} in {journey.what} (timeout "
+            f"{who} did not answer rank {self.rank} in {what} (timeout "
             f"{self.timeout:g} s; {reason}); look at the output of {who}"
         )
 
 
-class _Trip:
-    """One exchange under way; `back` is the opposite one, of its gradients."""
+class _Exchange:
+    """One exchange of rows, between `start` and `finish` in flight."""
 
-    back: "_Trip"
+    def __init__(self, comm: ProcessGroupComm, sizes: SplitSizes, codec: Codec) -> None:
+        self._comm, self._sizes, self._codec = comm, sizes, codec
+        self._in_flight: tuple[Any, Tensor, Tensor] | None = None
 
-    def __init__(self, comm: ProcessGroupComm, journey: Journey, codec: Codec) -> None:
-        self.comm, self.journey, self.codec = comm, journey, codec
-        self.arriving = self.wire = torch.empty(0)
-        self.work: Any = None
-
-    def depart(self, rows: Tensor) -> Tensor:
-        """Starts sending; gives the tensor that `arrive` will have filled."""
-        sent = self.codec.encode(rows)
-        self.arriving = rows.new_empty(sum(self.journey.receive), *rows.shape[1:])
-        self.wire = self.arriving
+    def start(self, rows: Tensor) -> Tensor:
+        """Starts sending; gives the tensor that `finish` will have filled."""
+        sent = self._codec.encode(rows)
+        arriving = rows.new_empty(sum(self._sizes.receive), *rows.shape[1:])
+        wire = arriving
         if sent is not rows:
-            self.wire = sent.new_empty(len(self.arriving), *sent.shape[1:])
-        self.work = self.comm.start(sent, self.wire, self.journey)
-        return self.arriving
+            wire = sent.new_empty(len(arriving), *sent.shape[1:])
+        self._in_flight = self._comm.start(sent, wire, self._sizes), wire, arriving
+        return arriving
 
-    def arrive(self) -> Tensor:
+    def finish(self) -> Tensor:
         """Waits; gives what was received."""
-        self.comm.finish(self.work, self.journey)
-        arrived = self.arriving
-        if self.wire is not arrived:
-            self.codec.decode(self.wire, arrived)
-        self.arriving = self.wire = torch.empty(0)
-        self.work = None  # it holds the tensors, of which one leads back here through the graph
-        return arrived
+        assert self._in_flight is not None, "the exchange was started"
+        work, wire, arriving = self._in_flight
+        # The work holds the tensors, one of which leads back here through the autograd graph: a
+        # cycle through C++ that Python's collector does not see (44 MB leaked at every step).
+        self._in_flight = None
+        self._comm.finish(work, self._sizes)
+        if wire is not arriving:
+            self._codec.decode(wire, arriving)
+        return arriving
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _RoundTrip:
+    """An exchange of rows, and the opposite one of their gradients."""
+
+    there: _Exchange
+    back: _Exchange
+
+
+# Two autograd functions make one exchange, so that other work runs between start and wait, forward
+# and backward. Backward runs them in the opposite order: `_Arrive` starts, `_Depart` waits.
 
 
 class _Depart(torch.autograd.Function):
     """Starts the exchange; its backward waits for the one that `_Arrive.backward` started."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, trip: _Trip) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, trip: _RoundTrip) -> Tensor:
         ctx.trip = trip
-        return trip.depart(rows)
+        return trip.there.start(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.trip.back.arrive(), None
+        # `grad` is not looked at: it only made autograd run `_Arrive.backward` first.
+        return ctx.trip.back.finish(), None
 
 
 class _Arrive(torch.autograd.Function):
-    """Waits for the exchange; its backward starts the opposite one.
-
-    That one's result is as long as what was sent, so it goes to `_Depart` with the trip. What this
-    function returns there has the right shape and is not looked at.
-    """
+    """Waits for the exchange; its backward starts the opposite one."""
 
     @staticmethod
-    def forward(ctx: Any, arriving: Tensor, trip: _Trip) -> Tensor:
+    def forward(ctx: Any, arriving: Tensor, trip: _RoundTrip) -> Tensor:
         ctx.trip = trip
-        return trip.arrive()
+        return trip.there.finish()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        trip = ctx.trip
-        trip.back = _Trip(trip.comm, trip.journey.back, RAW)
-        trip.back.depart(grad.contiguous())
+        # Autograd wants a gradient of the shape of `arriving`. What travels back has the length of
+        # what was sent, so it is handed over in `trip.back`, and any tensor of the shape will do.
+        ctx.trip.back.start(grad.contiguous())
         return grad, None
-
-
-def gather_bytes(data: bytes) -> list[bytes]:
-    """The data of every rank, in rank order, on every rank; starts a gloo group where none is."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(data)]))
-    longest = int(max(lengths))
-    padded = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
-    received = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
-    dist.all_gather(received, padded)
-    return [
-        block[: int(length)].numpy().tobytes()
-        for block, length in zip(received, lengths, strict=True)
-    ]

@@ -1,4 +1,9 @@
-"""What every dispatcher has in common: rows go out, sums come back."""
+"""What every dispatcher has in common: rows go out, sums come back.
+
+`route` agrees with all ranks on how many rows go where; `start_dispatch` sends rows by that `Route`
+leg by leg; what it knows in the end is the `Handle`, by which `start_combine` brings sums back over
+the same legs. docs/words.md draws one token through all of it.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -9,9 +14,9 @@ import torch
 from torch import Tensor
 
 from c2r.errors import RoutingError
-from c2r.ops.autograd import copied, summed
-from c2r.ops.copy_rows import Copies
-from c2r.parallel.comm import Comm, Journey
+from c2r.ops import autograd
+from c2r.ops.copy_rows import RowCopies
+from c2r.parallel.comm import Comm, SplitSizes
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots
 from c2r.parallel.wire import Codec, Fp8Codec
@@ -43,7 +48,7 @@ class Leg:
     """
 
     comm: Comm
-    departing: Copies
+    departing: RowCopies
     send: tuple[int, ...]
     receive: tuple[int, ...]
     side_bytes_sent: int
@@ -64,7 +69,7 @@ class Handle:
 
     num_ranks: int
     legs: tuple[Leg, ...]
-    arriving: Copies
+    arriving: RowCopies
     counts: Tensor
     weights: Tensor
 
@@ -85,15 +90,18 @@ class Handle:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Route:
-    """A dispatch that the ranks are agreeing on.
+    """A dispatch on whose sizes the ranks are agreeing.
+
+    In three parts, for each is known later than the one before, and work can start with each.
 
     Attributes:
-        departing: the rows to send as copies of the tokens, those that stay behind at the end.
+        departing: the rows to send as copies of the tokens, those that stay behind at the end; in
+            k-fold dispatch known before the ranks have agreed, so that rows are copied meanwhile.
         first_leg: how many of them go where.
-        handle: all that is to be known.
+        handle: which experts the rows that arrive have chosen.
     """
 
-    departing: Copies
+    departing: RowCopies
     first_leg: Pending[Leg]
     handle: Pending[Handle]
 
@@ -157,72 +165,92 @@ class Dispatcher(ABC):
 
     @abstractmethod
     def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
-        """Starts to agree with all ranks on who sends how much, for several dispatches at once."""
+        """Starts to agree with all ranks on who sends how much, for several dispatches at once.
+
+        All counts travel in one exchange, so that all chunks cost one wait for the device.
+
+        Args:
+            expert_ids: `[tokens, k]` int64 of each chunk; -1 for none.
+            weights: `[tokens, k]` floats of each chunk.
+
+        Raises:
+            RoutingError: here or on waiting: an expert id of any rank is out of range.
+            CommunicationError: here or on waiting: a rank does not answer.
+        """
 
     def start_dispatch(self, hidden: Tensor, route: Route) -> Pending[ExpertRows]:
         """Starts sending `hidden` `[tokens, h]`; legs after the first start when waited for."""
-        rows = copied(hidden, route.departing)
+        # Copied before the wait: where counts are still on their way (k-fold), the copy hides it.
+        rows = autograd.copy_rows(hidden, route.departing)
         first = route.first_leg.wait()
         pending = self.send_rows(rows[: sum(first.send)], first)
 
         def arrive() -> ExpertRows:
-            handle = route.handle.wait()
+            handle = route.handle.wait()  # index work, while the rows travel
             rows = pending.wait()
             for leg in handle.legs[1:]:
-                rows = self.send_rows(copied(rows, leg.departing), leg).wait()
-            return ExpertRows(hidden=copied(rows, handle.arriving), counts=handle.counts)
+                rows = self.send_rows(autograd.copy_rows(rows, leg.departing), leg).wait()
+            expert_rows = autograd.copy_rows(rows, handle.arriving)
+            return ExpertRows(hidden=expert_rows, counts=handle.counts)
 
         return Pending(arrive)
 
     def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
         """Starts the way back of `[rows, h]`; all legs but the last are over when it returns."""
-        rows = summed(expert_output, handle.arriving, handle.weights)
+        rows = autograd.sum_copies(expert_output, handle.arriving, handle.weights)
         first, *others = handle.legs
         for leg in reversed(others):
-            rows = summed(self.return_rows(rows, leg).wait(), leg.departing)
+            rows = autograd.sum_copies(self.return_rows(rows, leg).wait(), leg.departing)
         pending = self.return_rows(rows, first)
-        return Pending(lambda: summed(pending.wait(), first.departing))
+        return Pending(lambda: autograd.sum_copies(pending.wait(), first.departing))
 
     def exchange_counts(self, comm: Comm, counts: Tensor) -> Pending[tuple[Any, Any, Tensor]]:
         """Starts sending `counts` `[ranks, ...]`, a row to each rank.
 
-        Gives those sent and those received as nested lists, and those received as a tensor. This
-        is the one wait for the device.
+        Gives those sent and those received as nested lists, and those received as a tensor.
         """
         each = (1,) * comm.size
-        pending = comm.exchange(counts, self.journey(each, each, "counts"))
+        pending = comm.exchange(counts, self.split_sizes(each, each, "counts"))
 
         def arrive() -> tuple[Any, Any, Tensor]:
             received = pending.wait()
+            # The only read back to the host in a dispatch: both tables in one copy, one wait.
             sent_list, received_list = torch.stack([counts, received]).tolist()
             return sent_list, received_list, received
 
         return Pending(arrive)
 
-    def journey(self, send: Sequence[int], receive: Sequence[int], what: str) -> Journey:
-        """A journey that errors call by this layer's name."""
-        return Journey(send=send, receive=receive, what=f"the exchange of {what} of {self.layer}")
+    def split_sizes(self, send: Sequence[int], receive: Sequence[int], what: str) -> SplitSizes:
+        """Sizes that errors call by this layer's name."""
+        return SplitSizes(
+            send=send, receive=receive, what=f"the exchange of {what} of {self.layer}"
+        )
 
     def send_rows(self, rows: Tensor, leg: Leg) -> Pending[Tensor]:
         """Starts the way to the experts, as narrow as asked."""
-        journey = self.journey(leg.send, leg.receive, "rows")
+        sizes = self.split_sizes(leg.send, leg.receive, "rows")
         if self.dispatch_dtype is None:
-            return leg.comm.exchange(rows, journey)
+            return leg.comm.exchange(rows, sizes)
         if self.dispatch_dtype.itemsize == 1:
-            return leg.comm.exchange(rows, journey, _FP8)
-        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
+            return leg.comm.exchange(rows, sizes, _FP8)
+        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), sizes)
         return Pending(lambda: pending.wait().to(rows.dtype))
 
     def return_rows(self, rows: Tensor, leg: Leg) -> Pending[Tensor]:
         """Starts the way back."""
-        journey = self.journey(leg.receive, leg.send, "results")
+        sizes = self.split_sizes(leg.receive, leg.send, "results")
         if self.dispatch_dtype is None or self.dispatch_dtype.itemsize == 1:
-            return leg.comm.exchange(rows, journey)
-        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), journey)
+            return leg.comm.exchange(rows, sizes)
+        pending = leg.comm.exchange(rows.to(self.dispatch_dtype), sizes)
         return Pending(lambda: pending.wait().to(rows.dtype))
 
     def complaint(self, num_invalid: Tensor) -> Tensor:
-        """One number that tells the others how many ids of this rank are out of range."""
+        """One number that tells the others how many ids of this rank are out of range.
+
+        It travels with the counts: so all ranks raise together, and none waits for another forever.
+        """
+        # Two digits to the base of the size. The largest number is that of the rank with most
+        # invalid ids, and `divmod` in `check` gives both. Without any it is below the size.
         return num_invalid * self.comm.size + self.comm.rank
 
     def check(self, complaints: Iterable[int]) -> None:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from c2r.ops.autograd import summed
-from c2r.ops.copy_rows import Copies
+from c2r.ops import autograd
+from c2r.ops.copy_rows import RowCopies
 from c2r.ops.dispatch_layout import expert_major, inverse, one_row_per_pair
 from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
 from c2r.parallel.pending import Pending
@@ -32,8 +32,9 @@ class KFoldDispatcher(Dispatcher):
             flat, num_invalid = self.slots.none_where_invalid(ids)
             order, per_slot = one_row_per_pair(self.slots.slot_of[flat], num_slots)
             num_tokens, k = ids.shape
+            # Every token has k copies, none counted: no sort and no histogram over tokens.
             starts = torch.arange(num_tokens, device=order.device) * k
-            departing.append(Copies(source=order // k, members=inverse(order), starts=starts))
+            departing.append(RowCopies(source=order // k, members=inverse(order), starts=starts))
             per_rank = per_slot.view(self.slots.num_ranks, -1)
             complaint = self.complaint(num_invalid).expand(self.slots.num_ranks, 1)
             counts.append(torch.cat([per_rank, complaint], dim=1))
@@ -45,7 +46,8 @@ class KFoldDispatcher(Dispatcher):
             routes.append(Route(departing=copies, first_leg=leg, handle=handle))
         return routes
 
-    def _leg(self, agreed: Pending[tuple[Any, Any, Tensor]], chunk: int, copies: Copies) -> Leg:
+    def _leg(self, agreed: Pending[tuple[Any, Any, Tensor]], chunk: int, copies: RowCopies) -> Leg:
+        """How many rows go where, once all ranks' counts `[ranks, chunks, slots + 1]` are here."""
         sent, received, table = agreed.wait()
         self.check(part[-1] for rank in received for part in rank)
         return Leg(
@@ -63,12 +65,13 @@ class KFoldDispatcher(Dispatcher):
         leg: Pending[Leg],
         weights: Tensor,
     ) -> Handle:
+        """The order by expert of rows that arrive by rank, from their counts alone."""
         counts = agreed.wait()[2][:, chunk, :-1]
         regroup = expert_major(counts, sum(leg.wait().receive))
         return Handle(
             num_ranks=self.comm.size,
             legs=(leg.wait(),),
-            arriving=Copies(
+            arriving=RowCopies(
                 source=regroup,
                 members=inverse(regroup),
                 starts=torch.arange(len(regroup), device=regroup.device),
@@ -81,12 +84,13 @@ class KFoldDispatcher(Dispatcher):
     def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
         """See `Dispatcher.start_combine`."""
         (leg,) = handle.legs
-        pending = self.return_rows(summed(expert_output, handle.arriving), leg)
+        pending = self.return_rows(autograd.sum_copies(expert_output, handle.arriving), leg)
+        # Pairs without an expert have a copy that never left; zeros stand in for what they sum.
         num_behind = len(leg.departing.source) - sum(leg.send)
 
         def arrive() -> Tensor:
             rows = pending.wait()
             rows = F.pad(rows, (0, 0, 0, num_behind)) if num_behind else rows
-            return summed(rows, leg.departing, handle.weights)
+            return autograd.sum_copies(rows, leg.departing, handle.weights)
 
         return Pending(arrive)

@@ -51,6 +51,8 @@ def parallel_moe(
         rows, handle = arriving.wait(), route.handle.wait()
         if dispatcher.observer is not None:
             dispatcher.observer(handle)
+        # The order of these starts is the overlap: the next rows leave before the experts run, the
+        # last results return while they run. All ranks must start in the same order.
         if following < len(routes):
             arriving = dispatcher.start_dispatch(chunks[following], routes[following])
         output = experts_fn(rows.hidden, rows.counts)

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from c2r.parallel.comm import Comm, Journey
+from c2r.parallel.comm import Comm, SplitSizes
 from c2r.parallel.pending import Pending
 from c2r.parallel.wire import RAW, Codec
 
 T = TypeVar("T")
-_TIMEOUT_SECONDS = 60
+_TIMEOUT_SECONDS = 60  # far beyond any test; ends one whose ranks wait for each other
 
 
 class _Meeting:
@@ -27,10 +27,11 @@ class _Meeting:
         self.table: list[Any] = [None] * size
 
     def trade(self, rank: int, parcels: Sequence[Any]) -> list[Any]:
+        """Lays down a parcel for each rank; gives those for this one, by sender."""
         self.table[rank] = parcels
-        self.barrier.wait()
+        self.barrier.wait()  # all have laid down
         received = [parcels[rank] for parcels in self.table]
-        self.barrier.wait()
+        self.barrier.wait()  # all have taken, so that the table may be overwritten
         return received
 
 
@@ -45,26 +46,35 @@ class SimulatedComm:
         self._world_rank = rank
         self._meetings = meetings
 
-    def exchange(self, rows: Tensor, journey: Journey, codec: Codec = RAW) -> Pending[Tensor]:
+    def exchange(self, rows: Tensor, sizes: SplitSizes, codec: Codec = RAW) -> Pending[Tensor]:
         """See `Comm.exchange`; nothing is under way when it returns."""
         wire = codec.encode(rows)
         if wire is not rows:
             seen = torch.empty_like(rows)
             codec.decode(wire.detach(), seen)
+            # Values of the wire, gradients of the rows: those travel unrounded in a real exchange.
             rows = rows + (seen - rows).detach()
-        received = torch.cat(self._trade(torch.split(rows, list(journey.send))))
-        assert len(received) == sum(journey.receive), journey.what
+        received = torch.cat(self._trade(torch.split(rows, list(sizes.send))))
+        assert len(received) == sum(sizes.receive), sizes.what
         return Pending.of(received)
 
     def exchange_tagged(
-        self, values: Tensor, tags: Tensor, journey: Journey
+        self, values: Tensor, tags: Tensor, sizes: SplitSizes
     ) -> Pending[tuple[Tensor, Tensor]]:
         """See `Comm.exchange_tagged`."""
         received = (
-            self.exchange(values, journey).wait(),
-            self.exchange(tags, journey).wait(),
+            self.exchange(values, sizes).wait(),
+            self.exchange(tags, sizes).wait(),
         )
         return Pending.of(received)
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """See `Comm.all_reduce`."""
+        tensor.copy_(torch.stack(self._trade([tensor.clone()] * self.size)).sum(0))
+
+    def barrier(self) -> None:
+        """See `Comm.barrier`."""
+        self._trade([None] * self.size)
 
     def subset(self, members: Sequence[int]) -> "SimulatedComm":
         """See `Comm.subset`."""
@@ -101,6 +111,7 @@ def simulate(num_ranks: int, run: Callable[[Comm], T]) -> list[T]:
         thread.start()
     for thread in threads:
         thread.join()
+    # A broken barrier is the echo of another rank's error: that one comes first.
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
     return results

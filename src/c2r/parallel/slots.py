@@ -1,4 +1,7 @@
-"""Where each expert lives."""
+"""Where each expert lives.
+
+A slot is room for one expert on a rank. Slots are numbered rank by rank, as in engines' files.
+"""
 
 from dataclasses import dataclass
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from c2r.errors import PlanError
 
 _MAX_SLOTS = 2**15 - 1
+"""Slots travel as int16, whose sign marks the first pair of a row (`encode_pairs`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -6,24 +6,14 @@ from typing import Protocol
 
 import numpy as np
 
-from c2r.errors import PlanError
+from c2r.errors import InputError, PlanError
 from c2r.ops.limits import check_top_t
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import check_ranks
 from c2r.plans.plan import Plan
+from c2r.policy_names import STRENGTH_NAMES
 from c2r.profiling import CollaborationProfile, LayerProfile
 from c2r.types import Int
-
-STRENGTH_NAMES = {
-    "top_k": "",
-    "c2r": "T",
-    "c2r_placed": "m",
-    "group_limited": "m",
-    "budgeted": "eps",
-    "pruned": "eps",
-    "priced": "price",
-}
-"""Every policy, and the name of its strength; `top_k` has none."""
 
 
 class LayerShape(Protocol):
@@ -82,6 +72,31 @@ class PolicySetting:
         return np.empty((layer.num_experts, 0), dtype=np.int64)
 
 
+def parse_policy(text: str) -> tuple[str, tuple[float, ...]]:
+    """The policy and the strengths of `priced=0.1` or `budgeted=0.05,0.1`; none of `priced`.
+
+    Raises:
+        InputError: what follows the `=` is not numbers with commas between.
+        PlanError: the policy is unknown.
+    """
+    policy, equals, strengths = text.partition("=")
+    _check_known(policy)
+    if not equals:
+        return policy, ()
+    try:
+        return policy, tuple(float(part) for part in strengths.split(","))
+    except ValueError:
+        raise InputError(
+            f"the strengths of {text} are not numbers with commas between; write priced=0.1 or "
+            "budgeted=0.05,0.1"
+        ) from None
+
+
+def _check_known(policy: str) -> None:
+    if policy not in STRENGTH_NAMES:
+        raise PlanError(f"policy {policy!r} is unknown; choose {', '.join(STRENGTH_NAMES)}")
+
+
 def settings_per_layer(
     policy: str,
     strength: float | Sequence[float] | None,
@@ -97,8 +112,7 @@ def settings_per_layer(
         PlanError: the policy is unknown, there are not as many strengths as layers, one does not
             fit its layer, or there are more ranks than experts.
     """
-    if policy not in STRENGTH_NAMES:
-        raise PlanError(f"policy {policy!r} is unknown; choose {', '.join(STRENGTH_NAMES)}")
+    _check_known(policy)
     if strength is None:
         strengths = [_default_strength(policy, layer) for layer in layers]
     elif isinstance(strength, int | float | np.integer | np.floating):
@@ -186,12 +200,13 @@ def order_partners_by_rank(coactivation: Int, placement: Int, num_ranks: int) ->
     counts = coactivation.astype(np.float64)
     np.fill_diagonal(counts, 0.0)
     held = counts @ np.eye(int(placement.max()) + 1)[placement]
-    held[np.arange(num_experts), placement] = np.inf
+    held[np.arange(num_experts), placement] = np.inf  # its own rank comes first, whatever it holds
     turn = np.argsort(np.argsort(-held, axis=1, kind="stable"), axis=1)
     rows = []
     for expert, partners in enumerate(everyone):
         turns = turn[expert, placement[partners]]
         rows.append(partners[np.argsort(turns, kind="stable")][: np.sum(turns < num_ranks)])
+    # A filled-up row lists the expert itself, which changes nothing: it is allowed anyhow.
     width = max(len(row) for row in rows)
     padded = [np.pad(row, (0, width - len(row)), constant_values=i) for i, row in enumerate(rows)]
     return np.array(padded, dtype=np.int64).reshape(num_experts, width)

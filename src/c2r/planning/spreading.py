@@ -42,6 +42,7 @@ def spread_strengths(layers: list[LayerSensitivity], copies: float) -> list[floa
         for index, slope in enumerate(_slopes(layers[layer], hull), start=1)
     )
     chosen = [hull[0] for hull in hulls]
+    # On a hull slopes rise: sorted steps of one layer stay in its own order, and greedy is exact.
     total = sum(layer.copies[index] for layer, index in zip(layers, chosen, strict=True))
     for _, layer, index in steps:
         if total <= copies * len(layers):
@@ -60,6 +61,7 @@ def _lower_hull(layer: LayerSensitivity) -> list[int]:
     """Points that no mix of others beats, from the most copies to the fewest; costs rise."""
     hull: list[int] = []
     for index in np.lexsort([layer.cost, -layer.copies]).tolist():
+        # A point that costs no more with fewer copies, then one above the line of its neighbours.
         while hull and layer.cost[hull[-1]] >= layer.cost[index]:
             hull.pop()
         while len(hull) > 1 and _slope(layer, hull[-2], hull[-1]) >= _slope(layer, hull[-1], index):
@@ -70,6 +72,7 @@ def _lower_hull(layer: LayerSensitivity) -> list[int]:
 
 
 def _slopes(layer: LayerSensitivity, hull: list[int]) -> list[float]:
+    """Cost per copy saved of each step along the hull, rising."""
     return [_slope(layer, first, second) for first, second in itertools.pairwise(hull)]
 
 

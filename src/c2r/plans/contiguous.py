@@ -1,4 +1,4 @@
-"""Experts in the order of their ids: the placement of whoever plans none."""
+"""Experts in the order of their ids: the placement without a plan."""
 
 import numpy as np
 

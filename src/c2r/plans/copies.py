@@ -1,4 +1,4 @@
-"""What a placement costs: to how many ranks and nodes a token is copied, how the load falls.
+"""What a placement costs: ranks and nodes that a token is sent to, and the load of ranks.
 
 The mean number of distinct ranks that hold a token's experts is the connectivity metric of the
 hypergraph whose vertices are the experts and whose hyperedges are the routing sets.
@@ -63,7 +63,7 @@ def mean_node_copies(sets: Int, counts: Counts, placement: Int, topology: Cluste
 
 
 def rank_loads(load: Counts, placement: Int, num_ranks: int) -> Float:
-    """Tokens that the experts of each rank process, `[ranks]`, from those of each expert, `[E]`."""
+    """Tokens that each rank's experts process, `[ranks]`, from the tokens of each expert, `[E]`."""
     loads = np.bincount(placement, weights=load.astype(np.float64), minlength=num_ranks)
     return loads.astype(np.float64, copy=False)
 
@@ -78,3 +78,19 @@ def load_max_over_mean(loads: Counts) -> float:
     """The largest of `loads` over their mean; 1 where all are zero."""
     total = float(loads.sum())
     return float(loads.max()) * len(loads) / total if total > 0 else 1.0
+
+
+def count_visits(ranks: Int, counts: Counts, num_ranks: int) -> Float:
+    """Tokens that visit each rank, `[ranks]`: the rows that arrive there when sent once per rank.
+
+    Ranks `[[0, 0], [0, 1]]`, of 3 and 1 tokens, give `[4, 1]`.
+
+    Args:
+        ranks: `[sets, k]` ranks that compute the experts of each set; nodes serve as well.
+        counts: `[sets]` tokens of each set.
+        num_ranks: ranks, those that nobody visits included.
+    """
+    is_visited = np.zeros((len(ranks), num_ranks), dtype=bool)
+    np.put_along_axis(is_visited, ranks, True, axis=1)
+    visits: Float = counts.astype(np.float64) @ is_visited
+    return visits

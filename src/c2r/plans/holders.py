@@ -8,6 +8,9 @@ import numpy as np
 
 from c2r.types import Bool, Int
 
+NO_EXPERTS: Int = np.empty((0, 0), dtype=np.int64)
+"""What a layer without replicas, or without lists of partners, has of them."""
+
 
 def assign_ranks(expert_ids: Int, holders: Bool, ranks_per_node: int | None = None) -> Int:
     """The rank that computes each of a token's experts.
@@ -31,12 +34,14 @@ def assign_ranks(expert_ids: Int, holders: Bool, ranks_per_node: int | None = No
     """
     num_ranks = holders.shape[1]
     several = holders.sum(1)[expert_ids] > 1
-    ranks: Int = holders.argmax(1)[expert_ids]
+    ranks: Int = holders.argmax(1)[expert_ids]  # final for experts that only one rank holds
     visited = np.zeros((len(expert_ids), num_ranks), dtype=np.bool_)
     tokens, column = np.nonzero(~several)
     visited[tokens, ranks[tokens, column]] = True
     tokens, column = np.nonzero(several)
     held = holders[expert_ids[tokens, column]]
+    # Each rank's precedence among equals, R - 1 for the first: counted from the token's own start,
+    # so that ties spread over ranks and the order of the experts does not matter.
     turn = (expert_ids.sum(1)[tokens, None] - 1 - np.arange(num_ranks)) % num_ranks
     _visit_more(visited, tokens, held, turn, ranks_per_node or num_ranks)
     ranks[tokens, column] = np.where(held & visited[tokens], turn, -1).argmax(1)
@@ -55,11 +60,13 @@ def _visit_more(visited: Bool, tokens: Int, held: Bool, turn: Int, ranks_per_nod
         tokens, held, turn = tokens[missing], held[missing], turn[missing]
         if len(tokens) == 0:
             return
+        # One rank for every token that still misses one, then look again: at most R rounds.
         some, first = np.unique(tokens, return_index=True)
         serves = np.add.reduceat(held, first, axis=0, dtype=np.int64)
         nodes = visited[some].reshape(len(some), -1, ranks_per_node).any(2)
         near = nodes.repeat(ranks_per_node, axis=1) & (serves > 0)
-        # Near ranks first, then by how many choices they serve, then by turn.
+        # Three keys in one number, so that one argmax decides: near ranks first (none serves more
+        # than num_choices), then by how many choices they serve, then by turn, which is below R.
         visited[some, ((serves + num_choices * near) * num_ranks + turn[first]).argmax(1)] = True
 
 

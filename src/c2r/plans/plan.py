@@ -11,14 +11,15 @@ import numpy as np
 
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError
-from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.checks import check_plan
+from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Arrays, Int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerPlan:
-    """The plan of one MoE layer.
+    """The plan of one MoE layer; plain top-k without replicas where no more is said.
 
     Attributes:
         name: module path of the router; empty where the profile does not say.
@@ -27,21 +28,21 @@ class LayerPlan:
         policy: name of the routing policy, `"c2r"` for the published rule.
         strength: the policy's one number; for `"c2r"` the list length T.
         partners: `[E, T]` int64, row i the closest collaborators of expert i, closest first;
-            T = 0 where the policy uses no lists.
+            T = 0, with or without rows, where the policy uses no lists.
         placement: `[E]` int64, the rank that holds each expert.
         replicas: `[ranks, r]` int64, further experts that each rank holds a copy of, none of them
             its own and none twice; empty where every expert lives on one rank only. Which of its
             ranks computes an expert for a token, `ranks_of` tells.
     """
 
-    name: str
+    name: str = ""
     num_experts: int
     top_k: int
-    policy: str
-    strength: float
-    partners: Int
+    policy: str = "top_k"
+    strength: float = 0.0
+    partners: Int = field(default_factory=lambda: NO_EXPERTS)
     placement: Int
-    replicas: Int = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+    replicas: Int = field(default_factory=lambda: NO_EXPERTS)
 
     def experts_of(self, rank: int) -> Int:
         """The experts on `rank` in the order of their slots: its own ascending, then replicas.
@@ -138,13 +139,13 @@ class Plan:
                 ),
                 provenance=artifact.header["provenance"],
             )
+            check_plan(plan)
         if plan.fingerprint != artifact.header.get("fingerprint"):
             raise ArtifactError(f"{path} was changed after it was written; make the plan again")
         return plan
 
 
 def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerPlan:
-    none = np.empty((0, 0), dtype=np.int64)
     return LayerPlan(
         name=str(entry["name"]),
         num_experts=int(entry["num_experts"]),
@@ -153,5 +154,5 @@ def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerPl
         strength=float(entry["strength"]),
         partners=arrays[f"layers.{index}.partners"].astype(np.int64),
         placement=arrays[f"layers.{index}.placement"].astype(np.int64),
-        replicas=arrays.get(f"layers.{index}.replicas", none).astype(np.int64),
+        replicas=arrays.get(f"layers.{index}.replicas", NO_EXPERTS).astype(np.int64),
     )

@@ -1,20 +1,49 @@
-"""Predicts from a profile and a plan what will be sent, and how load falls. Runs no model."""
+"""Predicts from a profile and a plan what is sent, how load falls and how long a layer takes.
 
+Runs no model.
+"""
+
+from c2r.prediction.cluster import PRESETS, Cluster, find_cluster
 from c2r.prediction.rank_traffic import RankTraffic, predict_rank_traffic
+from c2r.prediction.time import (
+    DISPATCHERS,
+    LayerTime,
+    StepTime,
+    best_time,
+    break_even_tokens,
+    predict_time,
+)
 from c2r.prediction.traffic import (
     LayerTraffic,
     TrafficReport,
     bytes_per_token,
+    predict_layer,
     predict_traffic,
     rows_per_rank,
+    sets_on,
 )
+from c2r.prediction.workload import ModelSizes, Phase, Workload
 
 __all__ = [
+    "DISPATCHERS",
+    "PRESETS",
+    "Cluster",
+    "LayerTime",
     "LayerTraffic",
+    "ModelSizes",
+    "Phase",
     "RankTraffic",
+    "StepTime",
     "TrafficReport",
+    "Workload",
+    "best_time",
+    "break_even_tokens",
     "bytes_per_token",
+    "find_cluster",
+    "predict_layer",
     "predict_rank_traffic",
+    "predict_time",
     "predict_traffic",
     "rows_per_rank",
+    "sets_on",
 ]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from c2r.plans import Plan, contiguous_placement, rank_loads
+from c2r.plans import Plan, contiguous_placement, count_visits, rank_loads
 from c2r.prediction.traffic import check_fit, known_sets
 from c2r.profiling import CollaborationProfile
-from c2r.types import Float, Int
+from c2r.types import Float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -15,7 +15,7 @@ class RankTraffic:
     """Rows that a token on rank s (row) sends to rank r (column), mean over layers.
 
     A token lives on any rank with equal chance, whatever its experts, so rows are alike; each row
-    adds up to the copies per token, and the diagonal never leaves its rank.
+    adds up to the copies per token. Rows on the diagonal stay on their rank.
 
     Attributes:
         k_fold: `[ranks, ranks]`, one row per expert, experts in the order of their ids.
@@ -38,23 +38,9 @@ def predict_rank_traffic(profile: CollaborationProfile, plan: Plan) -> RankTraff
         contiguous = contiguous_placement(layer.num_experts, size)
         loads = rank_loads(layer.load, contiguous, size)
         sums[0] += layer.top_k * loads / loads.sum()
-        sums[1] += visits(contiguous[sets], counts, size)
-        sums[2] += visits(layer_plan.ranks_of(sets, plan.topology), counts, size)
+        sums[1] += count_visits(contiguous[sets], counts, size) / counts.sum()
+        sums[2] += (
+            count_visits(layer_plan.ranks_of(sets, plan.topology), counts, size) / counts.sum()
+        )
     k_fold, by_order, placed = (np.tile(row / profile.num_layers, (size, 1)) for row in sums)
     return RankTraffic(k_fold=k_fold, contiguous=by_order, placed=placed)
-
-
-def visits(ranks: Int, counts: Int, num_ranks: int) -> Float:
-    """Share of tokens that visit each rank, `[num_ranks]`; its sum is the copies per token.
-
-    Ranks `[[0, 0], [0, 1]]`, of a token each, give `[1, 0.5]` and 0 for a third rank.
-
-    Args:
-        ranks: `[sets, k]` ranks that compute the experts of each set.
-        counts: `[sets]` tokens of each set.
-        num_ranks: ranks, those that nobody visits included.
-    """
-    is_visited = np.zeros((len(ranks), num_ranks), dtype=bool)
-    np.put_along_axis(is_visited, ranks, True, axis=1)
-    shares: Float = counts @ is_visited / counts.sum()
-    return shares

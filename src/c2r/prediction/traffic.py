@@ -34,12 +34,13 @@ class LayerTraffic:
 
     Attributes:
         copies_k_fold: rows sent by k-fold dispatch, one per expert: k.
-        copies_contiguous: distinct ranks visited, experts placed in the order of their ids.
-        copies_placed: distinct ranks visited under the plan's placement.
+        copies_contiguous: distinct ranks that a token visits, its own counted, with the experts
+            placed in the order of their ids.
+        copies_placed: the same under the plan's placement; measured, it is `Measurement.copies`.
         remote_copies_k_fold: expected rows of k-fold dispatch that leave the token's own rank.
         remote_copies_contiguous: the same of `copies_contiguous`.
         remote_copies_placed: the same of `copies_placed`.
-        node_copies_contiguous: distinct nodes visited, the token's own counted.
+        node_copies_contiguous: distinct nodes that a token visits, its own counted.
         node_copies_placed: the same under the plan's placement.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean, as placed.
         rank_load_max_over_mean_contiguous: the same, experts in the order of their ids.
@@ -101,7 +102,7 @@ def predict_traffic(profile: CollaborationProfile, plan: Plan) -> TrafficReport:
     return TrafficReport(
         topology=plan.topology,
         layers=tuple(
-            _predict_layer(index, layer, layer_plan, plan.topology)
+            predict_layer(layer, layer_plan, plan.topology, known_sets(index, layer, plan.topology))
             for index, (layer, layer_plan) in enumerate(
                 zip(profile.layers, plan.layers, strict=True)
             )
@@ -134,10 +135,11 @@ def rows_per_rank(expert_ids: Int, placement: Int, num_ranks: int) -> Int:
     return rows
 
 
-def _predict_layer(
-    index: int, layer: LayerProfile, plan: LayerPlan, topology: ClusterTopology
+def predict_layer(
+    layer: LayerProfile, plan: LayerPlan, topology: ClusterTopology, routing_sets: tuple[Int, Int]
 ) -> LayerTraffic:
-    sets, counts = known_sets(index, layer, topology)
+    """The traffic of one layer, from its routing sets and their counts: see `sets_on`."""
+    sets, counts = routing_sets
     num_ranks = topology.num_ranks
     contiguous = contiguous_placement(layer.num_experts, num_ranks)
     by_order = mean_copies(sets, counts, contiguous)
@@ -165,18 +167,21 @@ def _predict_layer(
     )
 
 
-def known_sets(
-    index: int, layer: LayerProfile, topology: ClusterTopology
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct routing sets and their counts; on one rank, where they do not matter, any.
+def sets_on(layer: LayerProfile, topology: ClusterTopology) -> tuple[Int, Int] | None:
+    """The layer's distinct routing sets and their counts, None where unknown.
 
-    Raises `InputError` where the layer has no tokens, or its sets are unknown.
+    On one rank, which every set visits, a single one stands for all.
     """
+    if topology.num_ranks == 1:
+        return np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
+    return layer.routing_sets()
+
+
+def known_sets(index: int, layer: LayerProfile, topology: ClusterTopology) -> tuple[Int, Int]:
+    """What `sets_on` gives. Raises `InputError` where the layer has no tokens or its sets none."""
     if not layer.load.any():
         raise InputError(f"the profile holds no tokens in layer {index}; profile some text first")
-    if topology.num_ranks == 1:  # Every set visits the one rank.
-        return np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
-    routing_sets = layer.routing_sets()
+    routing_sets = sets_on(layer, topology)
     if routing_sets is None:
         raise InputError(
             f"the profile holds pairs only, which do not tell the copies per token at "

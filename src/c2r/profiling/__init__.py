@@ -3,7 +3,7 @@
 from c2r.profiling.id_builder import IdProfileBuilder
 from c2r.profiling.metrics import CollaborationMetrics, mean_metrics, measure_collaboration
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
-from c2r.profiling.sets import RoutingSets
+from c2r.profiling.sets import RoutingSets, SetCounter
 
 __all__ = [
     "CollaborationMetrics",
@@ -11,6 +11,7 @@ __all__ = [
     "IdProfileBuilder",
     "LayerProfile",
     "RoutingSets",
+    "SetCounter",
     "mean_metrics",
     "measure_collaboration",
 ]

@@ -8,15 +8,14 @@ import numpy.typing as npt
 
 from c2r.errors import InputError
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
-from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
+from c2r.profiling.sets import MAX_DISTINCT_SETS, SetCounter
 from c2r.types import Int
 
 _CHUNK_TOKENS = 16_384  # the keys of a chunk's pairs stay in the processor's cache
-_BUFFERED_TOKENS = 65_536
 
 
 class IdProfileBuilder:
-    """Takes the ids that tokens chose, layer by layer in any order, gives the profile.
+    """Takes the ids that tokens chose, layer by layer in any order, and builds the profile.
 
     The profile has no score mass, and top-1 counts only where `is_ordered` says that the first id
     of every token is its top-1. At most `capacity` distinct routing sets a layer are kept exactly;
@@ -58,8 +57,8 @@ class IdProfileBuilder:
         counts = self._layers.get(layer)
         if counts is None:
             rng = np.random.default_rng([self._seed, layer])
-            sets = RoutingSets.empty(expert_ids.shape[1], self._capacity)
-            counts = _LayerCounts(self._num_experts, sets, rng)
+            top_k = expert_ids.shape[1]
+            counts = _LayerCounts(self._num_experts, top_k, SetCounter(top_k, rng, self._capacity))
         if expert_ids.shape[1] != counts.top_k:
             raise InputError(
                 f"{expert_ids.shape[1]} experts per token in layer {layer}, {counts.top_k} before"
@@ -77,7 +76,7 @@ class IdProfileBuilder:
 
     @property
     def layers(self) -> list[int]:
-        """Numbers of the layers met so far, ascending."""
+        """Numbers of the layers counted so far, ascending."""
         return sorted(self._layers)
 
     def build(
@@ -101,36 +100,25 @@ class IdProfileBuilder:
 
 
 class _LayerCounts:
-    def __init__(self, num_experts: int, sets: RoutingSets, rng: np.random.Generator) -> None:
-        self.top_k = sets.experts.shape[1]
-        self.num_tokens = 0
+    def __init__(self, num_experts: int, top_k: int, sets: SetCounter) -> None:
+        self.top_k = top_k
         self._pairs = np.zeros((num_experts, num_experts), dtype=np.int64)
         self._load = np.zeros(num_experts, dtype=np.int64)
         self._first = np.zeros(num_experts, dtype=np.int64)
         self._sets = sets
-        self._rng = rng
-        self._buffer: list[npt.NDArray[np.int32]] = []
-        self._num_buffered = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._sets.num_tokens
 
     def add(self, expert_ids: npt.NDArray[Any], pairs: Int) -> None:
         num_experts = len(self._load)
         self._pairs += pairs
         self._load += np.bincount(expert_ids.ravel(), minlength=num_experts)
         self._first += np.bincount(expert_ids[:, 0], minlength=num_experts)
-        self.num_tokens += len(expert_ids)
-        self._buffer.append(expert_ids.astype(np.int32))
-        self._num_buffered += len(expert_ids)
-        if self._num_buffered >= _BUFFERED_TOKENS:
-            self._count_sets()
-
-    def _count_sets(self) -> None:
-        if self._buffer:
-            ids = np.concatenate(self._buffer).astype(np.int64)
-            self._sets = self._sets.add(ids, self._rng)
-            self._buffer, self._num_buffered = [], 0
+        self._sets.add(expert_ids)
 
     def build(self, name: str, is_ordered: bool) -> LayerProfile:
-        self._count_sets()
         return LayerProfile(
             name=name,
             num_experts=len(self._load),
@@ -139,7 +127,7 @@ class _LayerCounts:
             coactivation=self._pairs.copy(),
             load=self._load.copy(),
             top1=self._first.copy() if is_ordered else None,
-            sets=self._sets,
+            sets=self._sets.build(),
         )
 
 

@@ -16,7 +16,7 @@ class CollaborationMetrics:
     With p_i(j) the share of expert j among expert i's co-activations and H the entropy in nats:
 
     Attributes:
-        effective_collaborators: exp(H(p_i)); 1 is one fixed partner, E - 1 everyone alike.
+        effective_collaborators: exp(H(p_i)); 1: one fixed partner, E - 1: all equally frequent.
         normalized_entropy: H(p_i) / ln(E - 1).
         top_partner_share: largest p_i(j).
         load_divergence: KL of p_i from what the other experts' loads alone would give, in nats.

@@ -1,5 +1,6 @@
 """The collaboration profile: counts of which experts were chosen together, per MoE layer."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError, InputError
+from c2r.profiling.checks import check_layer
 from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
 from c2r.types import Arrays, Float, Int
 
@@ -108,7 +110,7 @@ class CollaborationProfile:
         return max(layer.num_tokens for layer in self.layers)
 
     def merge(self, other: "CollaborationProfile", seed: int = 0) -> "CollaborationProfile":
-        """The profile of both texts; provenance is ours, complete where both are.
+        """The profile of both texts; provenance is this profile's, complete if both are.
 
         Raises:
             InputError: the profiles are of models with different layers.
@@ -120,7 +122,11 @@ class CollaborationProfile:
                 f"{_describe(theirs)}; merge profiles of the same model"
             )
         if _fingerprint(self) != _fingerprint(other):
-            raise InputError("cannot merge profiles: their model fingerprints differ")
+            raise InputError(
+                "cannot merge profiles: their model fingerprints differ, "
+                f"{json.dumps(_fingerprint(self))} against {json.dumps(_fingerprint(other))}; "
+                "merge profiles of one model and the same weights"
+            )
         rng = np.random.default_rng([seed, self.num_tokens, other.num_tokens])
         layers = tuple(a.merge(b, rng) for a, b in zip(self.layers, other.layers, strict=True))
         complete = self.provenance.get("complete", True) and other.provenance.get("complete", True)
@@ -170,6 +176,10 @@ class CollaborationProfile:
                 ),
                 provenance=artifact.header["provenance"],
             )
+            if not isinstance(profile.provenance, dict):
+                raise ValueError("provenance")
+            for layer in profile.layers:
+                check_layer(layer)
         if not profile.layers:
             raise ArtifactError(f"{source} is a profile without layers; profile the model again")
         return profile

@@ -7,6 +7,7 @@ lowest priorities stay (bottom-k sampling), which two profiles can merge without
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from c2r.types import Int
 
 MAX_DISTINCT_SETS = 131_072
+_BUFFERED_TOKENS = 65_536  # a long sort costs less than many short ones, and a merge after each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -52,7 +54,7 @@ class RoutingSets:
 
     @property
     def sample_size(self) -> int:
-        """Tokens that the counts speak of: all of them, or the sample's size."""
+        """Tokens behind the counts: all of them, or the sample's size."""
         return int(self.counts.sum())
 
     def distinct(self) -> tuple[Int, Int]:
@@ -111,6 +113,38 @@ class RoutingSets:
         return _lowest_priorities(tokens, rng.random(len(tokens)), self.num_tokens, self.capacity)
 
 
+class SetCounter:
+    """Counts the routing sets of a stream of tokens; `rng` draws the sample beyond `capacity`."""
+
+    def __init__(
+        self, top_k: int, rng: np.random.Generator, capacity: int = MAX_DISTINCT_SETS
+    ) -> None:
+        self._sets = RoutingSets.empty(top_k, capacity)
+        self._rng = rng
+        self._buffer: list[npt.NDArray[np.int32]] = []
+        self._num_buffered = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens taken so far."""
+        return self._sets.num_tokens + self._num_buffered
+
+    def add(self, expert_ids: npt.NDArray[Any]) -> None:
+        """Takes the ids `[tokens, k]` of further tokens, in any order within a row."""
+        self._buffer.append(expert_ids.astype(np.int32))
+        self._num_buffered += len(expert_ids)
+        if self._num_buffered >= _BUFFERED_TOKENS:
+            self.build()
+
+    def build(self) -> RoutingSets:
+        """The sets so far."""
+        if self._num_buffered:
+            ids = np.concatenate(self._buffer).astype(np.int64)
+            self._sets = self._sets.add(ids, self._rng)
+        self._buffer, self._num_buffered = [], 0
+        return self._sets
+
+
 def _lowest_priorities(
     experts: Int, priorities: npt.NDArray[np.float64], num_tokens: int, capacity: int
 ) -> RoutingSets:
@@ -154,7 +188,7 @@ def distinct_rows(rows: Int, counts: Int | None = None) -> tuple[Int, Int]:
 
 
 def _pack(rows: Int, bits: int) -> list[npt.NDArray[np.uint64]]:
-    """Rows of ids of so many bits as few words `[n]`, in the same lexicographic order."""
+    """Rows of ids of that many bits as few words `[n]`, in the same lexicographic order."""
     per_word = 64 // bits
     words = []
     for start in range(0, rows.shape[1], per_word):

@@ -1,17 +1,23 @@
-"""Measurements in, a page and figures out; numbers are shown, none is made up here."""
+"""Measurements in, a page and figures out; nothing is measured here."""
 
 from c2r.reporting.build import build_report
 from c2r.reporting.charts import Report
 from c2r.reporting.inputs import Inputs, read_inputs
-from c2r.reporting.matplotlib_charts import write_figures
+from c2r.reporting.matplotlib_charts import (
+    check_matplotlib,
+    write_figures,
+    write_sweep_chart,
+)
 from c2r.reporting.page import render_page, write_page
 
 __all__ = [
     "Inputs",
     "Report",
     "build_report",
+    "check_matplotlib",
     "read_inputs",
     "render_page",
     "write_figures",
     "write_page",
+    "write_sweep_chart",
 ]

@@ -1,6 +1,6 @@
-"""What a report consists of, as plain values that a page and a figure for a paper are drawn from.
+"""What a report consists of: plain values, drawn on a page and as figures for papers.
 
-The table behind a figure is made of the figure's own numbers, so the two cannot differ.
+The table of a figure is made from the figure's own numbers, so the two cannot differ.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ class Series:
 class Chart:
     """Series on common axes; `style` says how they are drawn.
 
-    `table` stands behind the chart where it tells more than the series do.
+    `table` is given where it tells more than the series do. Where `linear_to` is
+    given, matplotlib draws y linear up to it and logarithmic beyond; plotly has no such axis.
     """
 
     slug: str
@@ -53,6 +54,7 @@ class Chart:
     style: Literal["lines", "bars"] = "lines"
     note: str = ""
     table: Table | None = None
+    linear_to: float | None = None
 
     def to_table(self) -> Table:
         """The numbers that are drawn."""
@@ -87,7 +89,7 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeatMap:
-    """Matrices on one scale, the first of which is shown; a slider goes through several.
+    """Matrices on one scale. The first is shown; a slider selects another.
 
     Colours end at `ceiling`, or without one at the 97th percentile of the matrix shown.
     """

@@ -1,24 +1,22 @@
-"""The files that a report is made from, told apart by what they hold, never by their names."""
+"""The files that a report is made from, recognised by their content, never by their names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from c2r.artifacts import decode_artifact
+from c2r.artifacts import decode_artifact, parse_json
 from c2r.errors import ArtifactError, InputError
 from c2r.plans import Plan
 from c2r.profiling import CollaborationProfile
+from c2r.results import SweepResult
 
 Document = dict[str, Any]
 
 LOSSES = ("loss", "eval_loss")  # as a Trainer logs them
 COPIES = "copies_per_token"  # as `c2r finetune` does
 
-_SWEPT = ("loss", "copies")
-_SWEPT_IF_KNOWN = ("copies_contiguous", "loss_increase", "rank_load_max_over_mean")
 _KINDS = "a profile, a plan, or the JSON of `c2r sweep`, `c2r bench` or a Trainer's state"
 
 
@@ -29,7 +27,7 @@ class Source:
     Attributes:
         path: as the user gave it.
         kind: `profile`, `plan`, `sweep`, `benchmark` or `training`.
-        value: a `CollaborationProfile`, a `Plan`, or JSON data.
+        value: a `CollaborationProfile`, a `Plan`, a `SweepResult`, or JSON data.
     """
 
     path: Path
@@ -43,8 +41,8 @@ class Source:
             known: Mapping[str, Any] = self.value.provenance
             return known
         if self.kind == "sweep":
-            request = self.value.get("request")
-            return request if isinstance(request, dict) else {}
+            request: Mapping[str, Any] = self.value.request
+            return request
         keys = ("settings", "topology", "machine", "versions", "command", "global_step", "epoch")
         return {key: self.value[key] for key in keys if key in self.value}
 
@@ -68,13 +66,13 @@ class Inputs:
     sources: tuple[Source, ...]
     profile: CollaborationProfile | None = None
     plan: Plan | None = None
-    sweep: Document | None = None
+    sweep: SweepResult | None = None
     benchmarks: tuple[Document, ...] = ()
     trainings: tuple[Document, ...] = ()
 
     @property
     def model_name(self) -> str:
-        """The model as the first file that knows calls it."""
+        """The name of the model in the first file that has one."""
         names = (source.model_name for source in self.sources)
         return next((name for name in names if name is not None), "a model without a name")
 
@@ -83,7 +81,7 @@ class Inputs:
         """Ranks of the plan, or of the sweep."""
         if self.plan is not None:
             return self.plan.topology.num_ranks
-        return None if self.sweep is None else swept_ranks(self.sweep)
+        return None if self.sweep is None else self.sweep.topology.num_ranks
 
 
 def read_inputs(paths: Sequence[str | Path]) -> Inputs:
@@ -114,13 +112,6 @@ def read_inputs(paths: Sequence[str | Path]) -> Inputs:
     )
 
 
-def swept_ranks(sweep: Document) -> int | None:
-    """Ranks that a sweep was measured for, where it says so."""
-    request = sweep.get("request")
-    found = request.get("num_ranks") if isinstance(request, dict) else None
-    return found if isinstance(found, int) else None
-
-
 def _read(path: Path) -> Source:
     try:
         content = path.read_bytes()
@@ -130,6 +121,8 @@ def _read(path: Path) -> Source:
         kind = decode_artifact(content, source=path).kind
         return Source(path=path, kind=kind, value=_load(path, kind))
     document = _parse(path, content)
+    if "points" in document:
+        return Source(path=path, kind="sweep", value=_sweep(path, document))
     for kind, (keys, check) in _JSON_KINDS.items():
         if keys <= set(document):
             check(path, document)
@@ -151,11 +144,8 @@ def _load(path: Path, kind: str) -> CollaborationProfile | Plan:
 
 
 def _parse(path: Path, content: bytes) -> Document:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a number")
-
     try:
-        document = json.loads(content, parse_constant=refuse)
+        document = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is neither a file of c2r nor JSON ({error}); give {_KINDS}"
@@ -165,19 +155,11 @@ def _parse(path: Path, content: bytes) -> Document:
     return document
 
 
-def _check_sweep(path: Path, document: Document) -> None:
-    if document.get("complete") is False:
-        raise InputError(f"{path} is not a finished sweep; run the same `c2r sweep` to go on")
-    baseline = {"baseline": [document["baseline"]]}
-    _check_rows(path, document, "points", _SWEPT, ("policy", "strength"))
-    _check_rows(path, baseline, "baseline", _SWEPT)
-    for point in (document["baseline"], *document["points"]):
-        known = [point[key] for key in _SWEPT_IF_KNOWN if point.get(key) is not None]
-        interval = point.get("loss_increase_interval") or [0, 0]
-        if not all(map(_is_number, [*known, *interval])) or len(interval) != 2:
-            raise InputError(f"{path} has a figure that is no number in {point}; write it again")
-    if min(document["baseline"][key] for key in _SWEPT) <= 0:
-        raise InputError(f"{path} has a baseline without loss or copies; sweep again")
+def _sweep(path: Path, document: Document) -> SweepResult:
+    sweep = SweepResult.from_document(document, path)
+    if not sweep.points:
+        raise InputError(f"{path} has no points; sweep again, with some policies")
+    return sweep
 
 
 def _check_benchmark(path: Path, document: Document) -> None:
@@ -199,7 +181,6 @@ def _check_training(path: Path, document: Document) -> None:
 
 
 _JSON_KINDS = {
-    "sweep": ({"points", "baseline"}, _check_sweep),
     "benchmark": ({"benchmark", "cases"}, _check_benchmark),
     "training": ({"log_history"}, _check_training),
 }
@@ -210,7 +191,6 @@ def _check_rows(
     document: Document,
     name: str,
     numbers: Sequence[str],
-    others: Sequence[str] = (),
 ) -> None:
     rows = document[name]
     if not isinstance(rows, list) or not rows:
@@ -218,7 +198,6 @@ def _check_rows(
     for index, row in enumerate(rows):
         found = row if isinstance(row, dict) else {}
         missing = [key for key in numbers if not _is_number(found.get(key))]
-        missing += [key for key in others if key not in found]
         if missing:
             raise InputError(f"{path} lacks {', '.join(missing)} in {name} {index}; write it again")
 
@@ -269,7 +248,7 @@ def _describe(source: Source, identity: str) -> str:
 
 
 def _ranks(source: Source) -> int | None:
-    if source.kind == "plan":
-        num_ranks: int = source.value.topology.num_ranks
-        return num_ranks
-    return swept_ranks(source.value) if source.kind == "sweep" else None
+    if source.kind not in ("plan", "sweep"):
+        return None
+    num_ranks: int = source.value.topology.num_ranks
+    return num_ranks

@@ -1,5 +1,6 @@
 """The charts of a report as PNG and SVG, for papers; matplotlib draws them without a browser."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
@@ -10,12 +11,33 @@ import numpy as np
 from c2r.artifacts import atomic_path
 from c2r.errors import InputError
 from c2r.reporting.charts import Chart, HeatMap, Report, Series
+from c2r.reporting.sections.quality import quality_chart
+from c2r.results import SweepResult
 
 _COLORS = ("#0072b2", "#d55e00", "#007a59", "#a3487c", "#8a6100", "#2f7fb0", "#55585c")
-_MARKERS = "osD^Px*"
+_MARKERS = "osD^Px*vX"  # not as many as colours, so that no pair of both comes twice soon
 _DASHES = ("-", "--", ":", "-.")
 _RING: dict[str, Any] = {"marker": "o", "markersize": 13, "fillstyle": "none"}
+_TICKS = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # of an axis that is linear, then logarithmic
 _MOST_PANELS = 12  # of a heat map with many matrices, evenly chosen
+
+
+def check_matplotlib() -> None:
+    """Raises `InputError` where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise InputError("figures need matplotlib; install it with `pip install 'c2r-moe[plot]'`")
+
+
+def write_sweep_chart(sweep: SweepResult, path: Path) -> None:
+    """Writes the curve of a sweep as SVG where `path` ends so, else as PNG.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    check_matplotlib()
+    model, num_ranks = Path(sweep.request["model"]).name, sweep.topology.num_ranks
+    chart = replace(quality_chart(sweep), title=f"{model} on {num_ranks} ranks")
+    _write(chart, path)
 
 
 def write_figures(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -24,8 +46,7 @@ def write_figures(report: Report, folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: matplotlib is not installed, or a file cannot be written.
     """
-    if find_spec("matplotlib") is None:
-        raise InputError("figures need matplotlib; install it with `pip install 'c2r-moe[plot]'`")
+    check_matplotlib()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,17 +57,23 @@ def write_figures(report: Report, folder: Path) -> tuple[Path, ...]:
 
 
 def _write_chart(chart: Chart | HeatMap, folder: Path) -> list[Path]:
+    paths = [folder / f"{chart.slug}.png", folder / f"{chart.slug}.svg"]
+    for path in paths:
+        _write(chart, path)
+    return paths
+
+
+def _write(chart: Chart | HeatMap, path: Path) -> None:
     from matplotlib import rc_context
 
     figure = _draw_chart(chart) if isinstance(chart, Chart) else _draw_heat_map(chart)
-    paths = [folder / f"{chart.slug}.png", folder / f"{chart.slug}.svg"]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "c2r"}):
-        for path in paths:
-            kind = path.suffix[1:]
-            metadata = {"Date": None} if kind == "svg" else {}
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
-    return paths
+    kind = "svg" if path.suffix == ".svg" else "png"
+    metadata = {"Date": None} if kind == "svg" else {}
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": "c2r"}),
+        atomic_path(path) as temporary,
+    ):
+        figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
 
 
 def _draw_chart(chart: Chart) -> Any:
@@ -70,6 +97,10 @@ def _draw_chart(chart: Chart) -> Any:
                 linestyle=dash,
                 **(_RING if series.is_marked else {"marker": marker, "markersize": 5}),
             )
+    if chart.linear_to is not None:
+        axes.set_yscale("symlog", linthresh=chart.linear_to)
+        shown = [tick for tick in _TICKS if tick <= axes.get_ylim()[1]]
+        axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     x_label, y_label = chart.x_label, chart.y_label
     if chart.style == "bars":
         x_label, y_label = chart.y_label, ""
@@ -129,5 +160,5 @@ def _draw_heat_map(chart: HeatMap) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Text for matplotlib, which would take dollars for mathematics."""
+    """Text for matplotlib, which would read dollars as mathematics."""
     return text.replace("$", r"\$")

@@ -14,7 +14,7 @@ from string import Template
 from c2r.artifacts import write_text
 from c2r.errors import InputError
 from c2r.reporting.charts import Answer, Chart, HeatMap, Report, Section, Table
-from c2r.reporting.plotly_charts import plot
+from c2r.reporting.plotly_charts import plot, to_json
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -139,5 +139,5 @@ def _render_details(slug: str, table: str, attribute: str) -> str:
 def _render_data(chart: Chart | HeatMap) -> str:
     """JSON of a chart: one plotly figure for each position of its slider, and their names."""
     names = [matrix.name for matrix in chart.matrices] if isinstance(chart, HeatMap) else [""]
-    drawn = ",".join(figure.to_json() for figure in plot(chart))
+    drawn = ",".join(to_json(figure) for figure in plot(chart))
     return _script_json(f'{{"names":{json.dumps(names)},"figures":[{drawn}]}}')

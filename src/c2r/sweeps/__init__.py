@@ -1,23 +1,21 @@
-"""Measures many plans of one model, and picks the one that meets a target."""
+"""Measures many plans of one model: the curve of quality against traffic."""
 
 from c2r.sweeps.grid import DEFAULT_POLICIES, default_points
-from c2r.sweeps.resumable import ResumableSweep, SweepRequest
+from c2r.sweeps.optimize import Optimized, optimize, shares_of
+from c2r.sweeps.resumable import SweepRequest, describe_request, sweep
+from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import measure_sensitivity, spread_points
-from c2r.sweeps.sweep import Sweep, SweepPoint
-from c2r.sweeps.target import Target, plan_from_sweep, read_partial, read_sweep, write_sweep
 
 __all__ = [
     "DEFAULT_POLICIES",
-    "ResumableSweep",
-    "Sweep",
-    "SweepPoint",
+    "Optimized",
+    "RunningSweep",
     "SweepRequest",
-    "Target",
     "default_points",
+    "describe_request",
     "measure_sensitivity",
-    "plan_from_sweep",
-    "read_partial",
-    "read_sweep",
+    "optimize",
+    "shares_of",
     "spread_points",
-    "write_sweep",
+    "sweep",
 ]

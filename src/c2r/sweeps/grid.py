@@ -1,12 +1,12 @@
-"""The strengths that a sweep tries of each policy unless the user names some."""
+"""The default strengths of each policy in a sweep."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from c2r.errors import InputError, PlanError
-from c2r.planning import STRENGTH_NAMES, LayerShape
-from c2r.sweeps.sweep import Strength, SweepPoint
+from c2r.errors import PlanError
+from c2r.planning import STRENGTH_NAMES, LayerShape, parse_policy
+from c2r.results import Strength, SweepPoint
 
 DEFAULT_POLICIES = ("c2r", "c2r_placed", "group_limited", "budgeted", "pruned", "priced")
 
@@ -45,20 +45,15 @@ def default_points(
 
 
 def parse_points(text: str, layers: Sequence[LayerShape], num_ranks: int) -> tuple[SweepPoint, ...]:
-    """The points of `budgeted=0.05,0.1`, or those of `default_points` for `budgeted`.
+    """The points of `budgeted=0.05,0.1`, or the `default_points` for `budgeted`.
 
     Raises:
-        InputError: what follows the `=` is not numbers with commas between.
-        PlanError: as `default_points`.
+        InputError, PlanError: as `parse_policy` and `default_points`.
     """
-    policy, _, strengths = text.partition("=")
+    policy, strengths = parse_policy(text)
     if not strengths:
         return default_points(policy, layers, num_ranks)
-    try:
-        values = [float(part) for part in strengths.split(",")]
-    except ValueError:
-        raise InputError(f"{text} does not name strengths; try budgeted=0.05,0.1") from None
-    return tuple(SweepPoint(policy=policy, strength=value) for value in values)
+    return tuple(SweepPoint(policy=policy, strength=value) for value in strengths)
 
 
 def _list_lengths(layers: Sequence[LayerShape]) -> list[Strength]:
@@ -71,7 +66,7 @@ def _list_lengths(layers: Sequence[LayerShape]) -> list[Strength]:
         for row in per_share
     ]
     distinct = [row for index, row in enumerate(rows) if row not in rows[:index]]
-    return [row[0] if len(set(row)) == 1 else row for row in distinct]
+    return [row[0] if len(set(row)) == 1 else tuple(row) for row in distinct]
 
 
 def _numbers_of_ranks(layers: Sequence[LayerShape], num_ranks: int) -> list[float]:

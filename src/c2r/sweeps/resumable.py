@@ -1,22 +1,24 @@
-"""A whole sweep of a model, from its text to the curve; goes on where it was interrupted."""
+"""A whole sweep of a model, from its text to the curve; resumes where it was interrupted."""
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from c2r.adapters.huggingface import describe_model, find_sites, profile
-from c2r.errors import InputError
-from c2r.planning import make_plan, settings_per_layer
+from c2r.adapters.huggingface import describe_model, find_sites, profile, remove
+from c2r.artifacts import read_json, write_text
+from c2r.errors import ArtifactError, InputError
+from c2r.measuring import keeping_plan
+from c2r.planning import make_plan, placing, settings_per_layer
 from c2r.plans import ClusterTopology, Plan
 from c2r.profiling import CollaborationProfile
+from c2r.results import Measurement, SweepPoint, SweepResult, TransferResult
 from c2r.sweeps.grid import DEFAULT_POLICIES, parse_points
+from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import spread_points
-from c2r.sweeps.sweep import Sweep, SweepPoint
-from c2r.sweeps.target import read_partial, write_sweep
 from c2r.text import Batch, Text, split_texts, token_batches
 
 _SECONDS_BETWEEN_SAVES = 30.0
@@ -27,9 +29,15 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Points = tuple[SweepPoint, ...]
 
 
+@contextmanager
+def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
+    """Shows nothing."""
+    yield lambda _: None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepRequest:
-    """What to sweep; a sweep goes on only under the same request.
+    """What to sweep; a sweep resumes only under the same request.
 
     Attributes:
         num_ranks: devices that the experts are spread over.
@@ -42,6 +50,9 @@ class SweepRequest:
         seq_len: tokens per window of text.
         batch_size: windows per forward pass.
         seed: draws the parts of the text and the placement.
+        cluster: a preset or a YAML file; experts are then placed for the least time there.
+        tokens_per_rank: tokens of each rank in a step there.
+        phase: what is done with them there, as `Phase` names it.
     """
 
     num_ranks: int
@@ -54,6 +65,69 @@ class SweepRequest:
     seq_len: int = 512
     batch_size: int = 16
     seed: int = 0
+    cluster: str | None = None
+    tokens_per_rank: int = 4096
+    phase: str = "prefill"
+
+    def placing(self, profile: CollaborationProfile) -> dict[str, Any]:
+        """What `make_plan` is told beside the policy to place the experts."""
+        return placing(asdict(self), profile)
+
+
+def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leave out
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    request: SweepRequest,
+    *,
+    out: str | Path | None = None,
+    progress: Progress = no_progress,
+    note: Callable[[str], None] = lambda _: None,
+    on_profile: Callable[[CollaborationProfile], None] = lambda _: None,
+) -> SweepResult:
+    """Plans on the first half of each text, and measures many plans on the second half.
+
+    Args:
+        model: a causal language model; a plan that is applied to it does not count, and is put
+            back.
+        tokenizer: the model's.
+        texts: as `c2r.text.read_texts` gives them.
+        request: what to sweep.
+        out: JSON file to write, and to resume from after an interruption; the calibration's profile
+            goes beside it, as `*.profile.safetensors`. None keeps nothing.
+        progress: opens a progress bar with a text and a total of tokens, gives what advances it.
+        note: called with a line for the user.
+        on_profile: called with the profile of all texts that the plans are made from.
+
+    Raises:
+        InputError: the texts are too short or too few, or a file cannot be written.
+        ArtifactError: `out` holds something else.
+        ModelError, PlanError, RoutingError: as `profile`, `make_plan` and `measure`.
+    """
+    running = _ResumableSweep(
+        request=request,
+        model=model,
+        tokenizer=tokenizer,
+        out=None if out is None else Path(out),
+        progress=progress,
+        note=note,
+        on_profile=on_profile,
+    )
+    with keeping_plan(model):
+        remove(model)
+        return running.finish(texts)
+
+
+def describe_request(request: SweepRequest, model: Any, texts: Sequence[Text]) -> Document:
+    """JSON data: what is swept, of which model, on which texts."""
+    found = {
+        **asdict(request),
+        **describe_model(model),
+        "dtype": str(model.dtype),
+        "texts": [{"name": text.name, "digest": text.digest} for text in texts],
+    }
+    document: Document = json.loads(json.dumps(found))
+    return document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,40 +139,26 @@ class _Calibration:
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class ResumableSweep:
-    """A sweep of one model.
+class _ResumableSweep:
+    """The arguments of `sweep`, and how far it has come.
 
     Attributes:
-        request: what to sweep.
-        model: a causal language model without a plan.
-        tokenizer: the model's.
-        out: JSON file to write and to go on from; the calibration's profile goes beside it, as
-            `*.profile.safetensors`. None keeps nothing.
-        progress: opens a progress bar with a text and a total of tokens, gives what advances it.
-        note: takes a line for the user's eyes.
         state: the document in the making; its `partial` holds the tallies of each text measured.
     """
 
     request: SweepRequest
     model: Any
     tokenizer: Any
-    out: Path | None = None
-    progress: Progress = lambda _text, _total: nullcontext(lambda _: None)
-    note: Callable[[str], None] = lambda _: None
+    out: Path | None
+    progress: Progress
+    note: Callable[[str], None]
+    on_profile: Callable[[CollaborationProfile], None]
     state: Document = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
 
-    def finish(self, texts: Sequence[Text]) -> Document:
-        """Runs what is left of the sweep of `texts`, and gives its document as JSON data.
-
-        The first half of each text is calibrated on, the second half measured.
-
-        Raises:
-            InputError: the texts are too short or too few, or a file cannot be written.
-            ArtifactError: `out` holds something else.
-            ModelError, PlanError, RoutingError: as `profile`, `make_plan` and `measure_plans`.
-        """
+    def finish(self, texts: Sequence[Text]) -> SweepResult:
+        """Runs what is left of the sweep of `texts`."""
         if self.request.transfer and len(texts) < 2:
             raise InputError("a transfer plans on one text and measures on others; give several")
         first, second = split_texts(texts)
@@ -106,15 +166,24 @@ class ResumableSweep:
         spread = [self._points([name]) for name in self.request.spread]
         self.state = self._begin(texts)
         self._started = time.monotonic() - self.state["seconds"]
-        if not self.state["complete"]:
+        if self.state["complete"]:
+            self.on_profile(self._profiled(first, self._profile_path()))
+        else:
             calibration = self._calibrate(first, self._profile_path())
+            self.on_profile(calibration.profile)
             by_layer = self._spread(spread, calibration, first)
-            self.state |= self._measure("all", calibration, points + by_layer, second)
-            if self.request.transfer:
-                self.state["transfer"] = list(self._transfer(points, first, second))
-            self.state |= {"complete": True, "partial": {}}
+            baseline, *measured = self._measure("all", calibration, points + by_layer, second)
+            transfer = self._transfer(points, first, second) if self.request.transfer else ()
+            result = SweepResult(
+                request=self.state["request"],
+                baseline=baseline,
+                points=tuple(measured),
+                spread=by_layer,
+                transfer=tuple(transfer),
+            )
+            self.state = {**result.to_json(), "partial": {}}
             self._save()
-        return {key: value for key, value in self.state.items() if key != "partial"}
+        return SweepResult.from_document(self.state, self.out or "the sweep")
 
     def _points(self, names: Sequence[str]) -> Points:
         """The points of policies as the request names them, checked before anything runs."""
@@ -126,14 +195,8 @@ class ResumableSweep:
         return tuple(points)
 
     def _begin(self, texts: Sequence[Text]) -> Document:
-        request = {
-            **asdict(self.request),
-            **describe_model(self.model),
-            "dtype": str(self.model.dtype),
-            "texts": [{"name": text.name, "digest": text.digest} for text in texts],
-        }
-        request = json.loads(json.dumps(request))
-        found = None if self.out is None else read_partial(self.out)
+        request = describe_request(self.request, self.model, texts)
+        found = None if self.out is None else _read_state(self.out)
         if found is not None and found["request"] == request:
             self.note(f"{self.out} holds a part of this sweep; going on from there")
             return found
@@ -143,7 +206,7 @@ class ResumableSweep:
         self._saved = time.monotonic()
         self.state["seconds"] = round(self._saved - self._started, 1)
         if self.out is not None:
-            write_sweep(self.out, self.state)
+            write_text(self.out, json.dumps(self.state, allow_nan=False) + "\n")
 
     def _profile_path(self) -> Path | None:
         return None if self.out is None else self.out.with_suffix(".profile.safetensors")
@@ -163,21 +226,19 @@ class ResumableSweep:
         return self.request.seq_len * self.request.batch_size
 
     def _calibrate(self, texts: Sequence[Text], path: Path | None = None) -> _Calibration:
-        if path is not None and path.exists() and self.state["partial"]:
-            seen = CollaborationProfile.load(path)
-        else:
-            seen = self._profile(texts)
-            if path is not None:
-                seen.save(path)
-        placed = make_plan(
-            seen,
-            num_ranks=self.request.num_ranks,
-            num_nodes=self.request.num_nodes,
-            policy="top_k",
-            seed=self.request.seed,
-            max_load=self.request.max_load,
-        )
+        seen = self._profiled(texts, path)
+        placed = make_plan(seen, policy="top_k", **self.request.placing(seen))
         return _Calibration(profile=seen, placed=placed)
+
+    def _profiled(self, texts: Sequence[Text], path: Path | None) -> CollaborationProfile:
+        """The profile of `texts`, from the file at `path` where this sweep wrote it."""
+        is_begun = self.state["partial"] or self.state["complete"]
+        if path is not None and path.exists() and is_begun:
+            return CollaborationProfile.load(path)
+        seen = self._profile(texts)
+        if path is not None:
+            seen.save(path)
+        return seen
 
     def _profile(self, texts: Sequence[Text]) -> CollaborationProfile:
         batches = self._batches(texts, self.request.num_tokens)
@@ -198,37 +259,56 @@ class ResumableSweep:
             batches = list(self._batches(texts, num_tokens))
             placed, seen = calibration.placed, calibration.profile
             found = [spread_points(self.model, batches, placed, seen, points) for points in spread]
-            self.state["spread"] = [asdict(point) for points in found for point in points]
-        return tuple(SweepPoint(**point) for point in self.state["spread"])
+            self.state["spread"] = [point.to_json() for points in found for point in points]
+        return tuple(map(SweepPoint.from_json, self.state["spread"]))
 
     def _transfer(
         self, points: Points, first: Sequence[Text], second: Sequence[Text]
-    ) -> Iterator[Document]:
+    ) -> Iterator[TransferResult]:
         for ours in first:
             calibration = self._calibrate([ours])
             for theirs in second:
                 key = f"{ours.name} to {theirs.name}"
-                found = self._measure(key, calibration, points, [theirs])
-                yield {"calibration": ours.name, "evaluation": theirs.name, **found}
+                baseline, *measured = self._measure(key, calibration, points, [theirs])
+                yield TransferResult(
+                    calibration=ours.name,
+                    evaluation=theirs.name,
+                    baseline=baseline,
+                    points=tuple(measured),
+                )
 
     def _measure(
         self, key: str, calibration: _Calibration, points: Points, texts: Sequence[Text]
-    ) -> Document:
-        sweep = Sweep.of(calibration.placed, calibration.profile, points)
+    ) -> tuple[Measurement, ...]:
+        """Plain top-k, then each point."""
+        running = RunningSweep.of(calibration.placed, calibration.profile, points)
         if key in self.state["partial"]:
-            sweep.restore(self.state["partial"][key])
+            running.restore(self.state["partial"][key])
         label = f"measuring {len(points)} plans, tokens"
         try:
             with self.progress(label, self.request.num_tokens) as advance:
-                advance(sweep.num_batches * self._batch_tokens)
-                for _ in sweep.run(self.model, self._batches(texts, self.request.num_tokens)):
-                    advance(self._batch_tokens)
-                    self.state["partial"][key] = sweep.to_json()
-                    if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
-                        self._save()
+                advance(running.num_batches * self._batch_tokens)
+                batches = self._batches(texts, self.request.num_tokens)
+                # Closed at once: Ctrl-C would hold the generator, and with it the taps.
+                with closing(running.run(self.model, batches)) as run:
+                    for _ in run:
+                        advance(self._batch_tokens)
+                        self.state["partial"][key] = running.to_json()
+                        if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
+                            self._save()
         except KeyboardInterrupt:
             self._save()
             if self.out is not None:
-                self.note(f"{self.out} holds what was measured; run the same command to go on")
+                self.note(f"{self.out} holds what was measured; run the same command to resume")
             raise
-        return sweep.results()
+        return running.measured()
+
+
+def _read_state(path: Path) -> Document | None:
+    """The document of a sweep, finished or not; None where there is no such file."""
+    if not path.exists():
+        return None
+    document = read_json(path)
+    if not isinstance(document, dict) or not {"request", "points", "complete"} <= set(document):
+        raise ArtifactError(f"{path} was not written by `c2r sweep`; give another file")
+    return document

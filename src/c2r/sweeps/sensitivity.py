@@ -1,33 +1,32 @@
-"""How much the model's output minds that one layer alone is constrained."""
+"""How sensitive the model's output is to constraining one layer alone."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from c2r.adapters.huggingface import prepare
-from c2r.measuring.measure import check_predicted, measure_plans, unconstrained
-from c2r.measuring.tally import Tally
+from c2r.measuring import Tally, check_predicted, measure_plans, unconstrained
 from c2r.planning import LayerSensitivity, free_strength, spread_strengths, with_policy
 from c2r.plans import Plan
 from c2r.profiling import CollaborationProfile
-from c2r.sweeps.sweep import SweepPoint
+from c2r.results import SweepPoint
+from c2r.text import Batch
 
 
 def spread_points(
     model: Any,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     placed: Plan,
     profile: CollaborationProfile,
     points: Sequence[SweepPoint],
 ) -> tuple[SweepPoint, ...]:
-    """For each point one with strengths per layer, as many copies, and the least total cost.
+    """For each point, a point with strengths per layer, as many copies and the least total cost.
 
     Args:
         model: a causal language model.
-        batches: text that the points will not be judged on.
+        batches: text on which the points will not be measured.
         placed: a plan with the placement that counts.
         profile: what was chosen together.
         points: one policy at several strengths.
@@ -41,8 +40,8 @@ def spread_points(
     return tuple(
         SweepPoint(
             policy=point.policy,
-            strength=spread_strengths(
-                layers, float(np.mean([layer.copies[index] for layer in layers]))
+            strength=tuple(
+                spread_strengths(layers, float(np.mean([layer.copies[index] for layer in layers])))
             ),
         )
         for index, point in enumerate(points, start=1)
@@ -50,16 +49,16 @@ def spread_points(
 
 
 def measure_sensitivity(
-    model: Any, batches: Iterable[dict[str, Tensor]], plans: Sequence[Plan]
+    model: Any, batches: Iterable[Batch], plans: Sequence[Plan]
 ) -> list[LayerSensitivity]:
-    """How much the output minds each layer, at the strength it has in each plan.
+    """How sensitive the output is to each layer, at its strength in each plan.
 
     The cost of a layer is the KL of the model's output to the unconstrained model's when only that
     layer is constrained. Takes 1 + layers * plans forward passes a batch.
 
     Args:
         model: a causal language model.
-        batches: text that the plans will not be judged on.
+        batches: text on which the plans will not be measured.
         plans: one policy at several strengths, on one placement.
 
     Raises:

@@ -1,7 +1,7 @@
 """Answers standard tasks under a plan, and compares the answers item by item."""
 
 from c2r.tasks.compare import Comparison, compare_accuracy
-from c2r.tasks.harness import evaluate_on_tasks
+from c2r.tasks.harness import evaluate
 from c2r.tasks.load import PAPER_TASKS, LoadedTasks, TaskRequest, load_tasks
 from c2r.tasks.results import TaskEvaluation, TaskResult, compare_evaluations
 
@@ -14,6 +14,6 @@ __all__ = [
     "TaskResult",
     "compare_accuracy",
     "compare_evaluations",
-    "evaluate_on_tasks",
+    "evaluate",
     "load_tasks",
 ]

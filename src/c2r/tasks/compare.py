@@ -10,7 +10,7 @@ import numpy.typing as npt
 from c2r.errors import InputError
 from c2r.types import Bool, Float
 
-_NUM_RESAMPLES = 10_000
+_NUM_RESAMPLES = 10_000  # 250 beyond each end of the interval: its ends move little with the seed
 _QUANTILES = (0.025, 0.975)  # 95 % intervals
 _SIGNIFICANCE = 0.05
 _FEWEST_ITEMS = 6  # that must differ, all one way, for McNemar's p to be below 5 %: 2 / 2^6
@@ -24,7 +24,7 @@ class Comparison:
 
     Attributes:
         num_items: items of all tasks.
-        accuracy: share of items that are right.
+        accuracy: share of items that are correct.
         reference_accuracy: the reference's.
         difference: `accuracy - reference_accuracy`.
         interval: 95 % interval of the difference: percentiles of the paired bootstrap, items
@@ -77,6 +77,7 @@ def compare_accuracy(
     gained = sum(int((task > 0).sum()) for task in differences)
     lost = sum(int((task < 0).sum()) for task in differences)
     rng = np.random.default_rng(seed)
+    # Resampled within tasks, so that small tasks weigh as much as large ones, as in the mean.
     resampled = np.mean([_resampled_means(task, rng) for task in differences], axis=0)
     low, high = np.quantile(resampled, _QUANTILES).tolist()
     return Comparison(
@@ -93,7 +94,7 @@ def compare_accuracy(
 
 
 def mcnemar(num_gained: int, num_lost: int) -> float:
-    """McNemar's exact p, two-sided: that of so uneven a split of the items that differ, by coin."""
+    """McNemar's exact p, two-sided: chance of so uneven a split of the items that differ."""
     num_differing = num_gained + num_lost
     ways = sum(math.comb(num_differing, n) for n in range(min(num_gained, num_lost) + 1))
     chance: float = 2 * ways / 2**num_differing
@@ -106,5 +107,6 @@ def _mean_of_tasks(values: Sequence[npt.NDArray[np.generic]]) -> float:
 
 def _resampled_means(values: npt.NDArray[np.int8], rng: np.random.Generator) -> Float:
     size = len(values)
+    # One at a time: a table of all draws would hold 10,000 indices for each item.
     draws = (rng.integers(size, size=size) for _ in range(_NUM_RESAMPLES))
     return np.array([values[drawn].mean() for drawn in draws])

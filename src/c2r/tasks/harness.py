@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from c2r.adapters.huggingface import capture, describe_model, enforce, evaluating, prepare
 from c2r.errors import InputError
-from c2r.measuring.measure import keeping_plan
-from c2r.measuring.tally import RoutingTally
+from c2r.measuring import RoutingTally, keeping_plan
 from c2r.plans import Plan
 from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
 from c2r.tasks.results import TaskEvaluation, TaskResult
+from c2r.tasks.trust import sandboxed_templates
 
-_METRICS = ("acc", "exact_match")
+_METRICS = ("acc", "exact_match")  # those that are right or wrong for each item, in this order
 
 
-def evaluate_on_tasks(
+def evaluate(
     model: Any, tokenizer: Any, tasks: LoadedTasks, plan: Plan, *, strict: bool = True
 ) -> TaskEvaluation:
     """The answers of `model` under `plan`.
 
-    An item of a multiple-choice task is right where the right choice is the likeliest, `acc` of the
-    harness. The plan that was applied to the model, and its modes, are put back.
+    An item of a multiple-choice task counts as correct if the correct choice has the highest
+    likelihood (`acc` of the harness). The model's own plan and its modes are restored afterwards.
 
     Args:
         model: a causal language model.
@@ -49,8 +49,14 @@ def evaluate_on_tasks(
     flat = [task for members in tasks.members.values() for task in members]
     for task in flat:
         task.set_fewshot_seed(seed=request.seed)
-    with quiet(), keeping_plan(model), evaluating(model), _counting(model, plan) as tallies:
-        from lm_eval.evaluator import evaluate
+    with (
+        quiet(),
+        sandboxed_templates(request.is_trusted),
+        keeping_plan(model),
+        evaluating(model),
+        _counting(model, plan) as tallies,
+    ):
+        from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
 
         enforce(model, prepared)
@@ -60,11 +66,11 @@ def evaluate_on_tasks(
             batch_size=request.batch_size,
             prefix_token_id=_prefix(tokenizer),
         )
-        found = evaluate(
+        found = evaluator.evaluate(
             lm,
             {"tasks": {task.task_name: task for task in flat}},
             samples={task.task_name: _fitting(task, lm, request.limit) for task in flat},
-            bootstrap_iters=0,
+            bootstrap_iters=0,  # intervals are made from pairs, in `compare_accuracy`
         )
     answers = found["samples"]
     results = [_result(*entry, answers, lm, request.limit) for entry in tasks.members.items()]
@@ -79,7 +85,7 @@ def _prefix(tokenizer: Any) -> int | None:
     """What the harness puts before a text that begins with nothing, where no token is meant to."""
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
         return None
-    return int(tokenizer.encode("\n")[-1])
+    return int(tokenizer.encode("\n")[-1])  # a new line is the least that can go before
 
 
 @contextmanager
@@ -89,6 +95,7 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
 
     def count(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], __: Any) -> None:
         trace = recorder.take()
+        # With a mask the recorder has left padding out; the harness gives none and pads with zeros.
         if kwargs.get("attention_mask") is None:
             trace = trace.of_tokens(_is_token(args[0] if args else kwargs["input_ids"]))
         tally = RoutingTally.count(trace, plan)
@@ -106,7 +113,8 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
 
 
 def _is_token(input_ids: Tensor) -> Tensor:
-    """`[batch * tokens]` bool: false for the zeros with which the harness fills up its rows."""
+    """`[batch * tokens]` bool: false for the zeros with which the harness pads its rows."""
+    # From the end, positions are tokens once any id but 0 has come: zeros inside a text stay.
     return (input_ids != 0).flip(1).cumsum(1).flip(1).flatten() > 0
 
 
@@ -138,6 +146,7 @@ def _routing(tallies: Sequence[RoutingTally]) -> dict[str, float]:
 def _result(
     name: str, members: Sequence[Any], answers: dict[str, Any], lm: Any, limit: int | None
 ) -> TaskResult:
+    """The items of a task, or of all tasks of a group one after the other."""
     rows = [_first_filter(answers[task.task_name]) for task in members]
     num_asked = sum(len(range(len(task.eval_docs))[:limit]) for task in members)
     metric = next((m for m in _METRICS if all(m in row for part in rows for row in part)), None)
@@ -161,6 +170,7 @@ def _result(
 
 
 def _first_filter(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of rows that come once for each filter of a task's answers, those of its first."""
     return [row for row in rows if row["filter"] == rows[0]["filter"]]
 
 
@@ -176,10 +186,12 @@ def _loglikelihoods(row: dict[str, Any]) -> tuple[float, ...]:
 
 def _num_truncated(row: dict[str, Any], lm: Any) -> int:
     texts = ["".join(pair) for pair in row["arguments"] if isinstance(pair[-1], str)]
+    # One more than fits: the last token is predicted, not read.
     return sum(len(lm.tok_encode(text)) > lm.max_length + 1 for text in texts)
 
 
 def _provenance(model: Any, plan: Plan, request: TaskRequest) -> dict[str, Any]:
+    """What an evaluation has to be repeated with, as JSON data."""
     packages = {"c2r": "c2r-moe", "lm_eval": "lm_eval", "transformers": "transformers"}
     settings = {key: _plain(value) for key, value in asdict(request).items()}
     return {

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: those it knows by name, of a user's files, and ours."""
+"""Tasks of lm-evaluation-harness: by name, from a user's files, and our own."""
 
 import logging
 import warnings
@@ -13,6 +13,7 @@ from typing import Any
 
 from c2r.errors import InputError
 from c2r.tasks.questions import LOCAL_TASKS, Question, read_questions
+from c2r.tasks.trust import check_task_file, sandboxed_templates
 
 PAPER_TASKS = {
     "arc_easy": 0,
@@ -34,13 +35,15 @@ class TaskRequest:
     """Which tasks to answer, and how.
 
     Attributes:
-        tasks: names; `paper` stands for those of `PAPER_TASKS`.
+        tasks: names; `paper` stands for `PAPER_TASKS`.
         task_files: YAML definitions in the format of lm-evaluation-harness.
         folder: holds the files of the tasks in `LOCAL_TASKS`, which are then read from there.
         num_shots: solved items in each prompt; None leaves it to the task.
-        limit: answer the first so many items of each task, of a group's each task.
+        limit: answer this many items of each task, the first ones; in a group, of each of its
+            tasks.
         batch_size: requests per forward pass.
         seed: draws the solved items.
+        trust_task_code: let task files run code: functions, unknown metrics, free templates.
     """
 
     tasks: tuple[str, ...] = ()
@@ -50,6 +53,12 @@ class TaskRequest:
     limit: int | None = None
     batch_size: int = 8
     seed: int = 0
+    trust_task_code: bool = False
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether templates may do anything: the harness's own may, a file's only if asked."""
+        return self.trust_task_code or not self.task_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,14 +73,17 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
     """The tasks with their items, ready for any number of models.
 
     Raises:
-        InputError: the harness is not installed, a task is unknown or cannot be read, or it is on
-            the Hugging Face hub and that cannot be reached.
+        InputError: the harness is not installed, a task is unknown or cannot be read, its file
+            asks for code to be run, or it is on the Hugging Face hub and that cannot be reached.
     """
     _check(request)
     specifications = _specifications(request)
+    for path in () if request.trust_task_code else request.task_files:
+        check_task_file(path)
     shots = PAPER_TASKS if "paper" in request.tasks else {}
     members: dict[str, list[Any]] = {}
-    with quiet():
+    with quiet(), sandboxed_templates(request.is_trusted):
+        # Only definitions of ours: then the harness need not look for its own, which takes seconds.
         is_local = all(isinstance(entry, dict) for entry in specifications.values())
         manager = _manager(knows_names=not is_local)
         for name, specification in specifications.items():
@@ -83,7 +95,7 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the harness's warnings to itself: they are about how it was called."""
+    """Hides the harness's warnings: they are about how it was called."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     with warnings.catch_warnings():
@@ -115,6 +127,7 @@ def _specifications(request: TaskRequest) -> dict[str, Any]:
     for name in names:
         if request.folder is not None and name in LOCAL_TASKS:
             questions = read_questions(name, request.folder)
+            # The item asked is no shot of its own prompt, so one more than the shots is needed.
             if len(questions) <= (request.num_shots or 0):
                 raise InputError(
                     f"{name} has {len(questions)} items, too few for {request.num_shots} shots "
@@ -130,7 +143,7 @@ def _specifications(request: TaskRequest) -> dict[str, Any]:
             raise InputError(f"there is no task file {path}; check the path")
         found[path.stem] = str(path)
     if not found:
-        raise InputError("no task is named; give --tasks or --task-file")
+        raise InputError("no task is named; give tasks or task_files")
     return found
 
 
@@ -143,6 +156,7 @@ def _manager(knows_names: bool) -> Any:
 
 
 def _load(manager: Any, specification: Any) -> list[Any]:
+    """The tasks behind one specification, several where it is a group; failures in one line."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
     from yaml import YAMLError
@@ -153,13 +167,13 @@ def _load(manager: Any, specification: Any) -> list[Any]:
         close = get_close_matches(specification, {*manager.all_tasks, *LOCAL_TASKS})
         near = f"; near are {', '.join(close)}" if close else ""
         raise InputError(
-            f"there is no task {specification}{near}; `lm-eval ls tasks` lists the names, and "
-            f"--tasks-dir gives {', '.join(LOCAL_TASKS)}"
+            f"there is no task {specification}{near}; `lm-eval ls tasks` lists the names, and a "
+            f"folder of their files gives {', '.join(LOCAL_TASKS)}"
         ) from None
     except ConnectionError as error:
         raise InputError(
             f"task {specification} needs the Hugging Face hub, which cannot be reached ({error}); "
-            "go online once, or use --tasks-dir or --task-file"
+            "go online once, or give a folder of task files, or task_files"
         ) from error
     except (OSError, ValueError, TypeError, YAMLError, TemplateError, DatasetsError) as error:
         raise InputError(
@@ -168,6 +182,8 @@ def _load(manager: Any, specification: Any) -> list[Any]:
 
 
 def _definition(name: str, questions: Sequence[Question]) -> dict[str, Any]:
+    """A task in the harness's own words; shots are drawn from the items, never the one asked."""
+
     def items(**_: Any) -> Any:
         from datasets import Dataset
 

@@ -21,7 +21,7 @@ class TaskResult:
 
     Attributes:
         name: of the task, or of a group whose tasks are taken together.
-        metric: what tells an item right or wrong, `acc` or `exact_match`.
+        metric: decides whether an item is correct, `acc` or `exact_match`.
         num_shots: solved items in each prompt.
         version: of the task's definition, as its author counts.
         num_left_out: items without an answer: a choice is longer than the model's window.
@@ -84,7 +84,7 @@ class TaskEvaluation:
             document = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict) or document.get("kind") != _KIND:
             raise ArtifactError(f"{path} is no result of `c2r evaluate`; give a file that it wrote")
@@ -105,7 +105,7 @@ def _read_task(entry: dict[str, Any]) -> TaskResult:
 def compare_evaluations(
     evaluation: TaskEvaluation, reference: TaskEvaluation, *, seed: int = 0
 ) -> dict[str, Comparison]:
-    """The comparison of each task by its name, then under `all` that of the mean over tasks.
+    """The comparison of each task by its name, then of the mean over tasks under `all`.
 
     `all` is absent where there is one task only.
 
@@ -120,6 +120,7 @@ def compare_evaluations(
         )
     for name, task in ours.items():
         _check_items(task, theirs[name])
+    # Both in the order of their ids: the harness may have answered them in another.
     correct, others = (
         [np.array(_by_id(tasks[name]), dtype=bool) for name in ours] for tasks in (ours, theirs)
     )
@@ -139,7 +140,7 @@ def _check_items(task: TaskResult, other: TaskResult) -> None:
         raise InputError(
             f"{task.name}: {num_ours} of {len(task.ids)} items are in the first result only, "
             f"{num_theirs} of {len(other.ids)} in the second only; compare results of the same "
-            "--limit, --shots, --seed and files"
+            "limit, num_shots, seed and files"
         )
 
 

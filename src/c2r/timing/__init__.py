@@ -4,25 +4,38 @@ All cases run on the same ranks, with the same expert weights and GEMM, on recor
 are interleaved, so that a disturbance hits all of them. Only what is sent, and how, differs.
 """
 
-from c2r.timing.cases import Case, CaseTimes, TimedLayer, predict_rows
+from c2r.timing.cases import Case, CaseTimes, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
-from c2r.timing.experts import SwiGLUExperts
-from c2r.timing.recording import RecordedRouting, Recording, record_routings
+from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
+from c2r.timing.recording import (
+    RecordedRouting,
+    Recording,
+    name_policies,
+    record_routings,
+    share_recording,
+)
+from c2r.timing.report import TimingReport, time_dispatchers
 from c2r.timing.run import interleave, time_cases
 
 __all__ = [
     "Case",
     "CaseTimes",
+    "EmulatedExperts",
     "RecordedRouting",
     "Recording",
     "Spread",
     "Stopwatch",
     "SwiGLUExperts",
     "TimedLayer",
+    "TimingReport",
+    "dispatcher_cases",
     "interface_bytes",
     "interleave",
+    "name_policies",
     "predict_rows",
     "record_routings",
+    "share_recording",
     "spread_of_ratios",
     "time_cases",
+    "time_dispatchers",
 ]

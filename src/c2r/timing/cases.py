@@ -1,7 +1,7 @@
 """What is compared: cases, the size of the layer, and what each case took."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,16 @@ from c2r.types import Int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedLayer:
-    """Size of the layer to time: tokens of each rank, and of its SwiGLU experts."""
+    """Size of the layer to time: tokens of each rank, and of its SwiGLU experts.
+
+    With `rows_per_second` an emulated device runs the experts: see `EmulatedExperts`.
+    """
 
     num_tokens: int
     hidden_size: int
     intermediate_size: int
     dtype: torch.dtype
+    rows_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,18 +53,18 @@ class CaseTimes:
 
     Attributes:
         case: what ran.
-        seconds: of a layer, until the last rank was through; over rounds.
-        ratio: of seconds to those of the first case in the same round.
+        seconds: of a layer, until the last rank has finished; over rounds.
+        ratio: seconds over the seconds of the first case in the same round.
         parts: mean seconds of a rank: `index` work and copies, waiting in `dispatch` and in
             `combine` (each with its backward), and expert `compute`.
         compute_alone: seconds of the expert compute of all ranks at once, nothing sent.
-        communication_alone: seconds of all the rest, experts left out.
+        communication_alone: seconds of all other parts, without the experts.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean.
         rows_sent: rows to experts of other ranks, of all ranks together.
         rows_predicted: the same, from the routing alone.
         bytes_sent: counted at the interfaces of all ranks; None where nobody counts.
         bytes_predicted: of the rows predicted, both ways, forward and backward.
-        error: largest deviation of the output from that of k-fold dispatch, over its largest value.
+        error: largest deviation from the output of k-fold dispatch, over its largest value.
     """
 
     case: Case
@@ -85,6 +89,45 @@ class CaseTimes:
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data."""
         return {**asdict(self), "over_longer_alone": self.over_longer_alone}
+
+
+def dispatcher_cases(
+    routings: Iterable[str], topology: ClusterTopology, chunks: Sequence[int] = ()
+) -> list[Case]:
+    """Every way to run the layer, k-fold dispatch first: the baseline.
+
+    Args:
+        routings: names of those of a recording; all but the unconstrained run placed only.
+        topology: the ranks; on several nodes there is hierarchical dispatch too.
+        chunks: numbers of parts in which k-fold and the placed cases also overlap.
+    """
+    once = Case(name="zero_redundancy", dispatcher="zero_redundancy")
+    placed = replace(once, name="zero_redundancy, placed", is_placed=True)
+    cases = [
+        Case(name="k_fold", dispatcher="k_fold"),
+        Case(name="all_gather", dispatcher="all_gather"),
+        once,
+        placed,
+    ]
+    cases += [
+        replace(placed, name=f"{placed.name}, {routing}", routing=routing)
+        for routing in routings
+        if routing != UNCONSTRAINED
+    ]
+    overlapped = [case for case in cases if case.is_placed or case.dispatcher == "k_fold"]
+    if topology.num_nodes > 1:
+        name = "hierarchical"
+        cases += [
+            replace(case, name=case.name.replace(case.dispatcher, name), dispatcher=name)
+            for case in cases
+            if case.dispatcher == once.dispatcher
+        ]
+    cases += [
+        replace(case, name=f"{case.name}, {count} chunks", num_chunks=count)
+        for case in overlapped
+        for count in chunks
+    ]
+    return cases
 
 
 def predict_rows(case: Case, expert_ids: Int, placement: Int, topology: ClusterTopology) -> int:

@@ -1,4 +1,4 @@
-"""Clocks, and what may be said of the times they give."""
+"""Clocks, and the statistics of their times."""
 
 import time
 from collections import defaultdict

@@ -1,6 +1,8 @@
-"""The expert weights and GEMM that all cases share."""
+"""The experts that all cases share: real products, or those of an emulated device."""
 
+import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,3 +42,36 @@ class SwiGLUExperts:
     def forget_gradients(self) -> None:
         """Frees the gradients of the last step."""
         self.up.grad = self.down.grad = None
+
+
+class EmulatedExperts:
+    """Experts that take the time of their rows on a device of a stated rate, and no processor.
+
+    Ranks that share a few cores compute at the cost of each other's exchanges; a device computes
+    beside them. Backward takes twice as long as forward: products for the rows and for the weights.
+    The rows come back as they were.
+
+    Args:
+        rows_per_second: rows that a device takes through its experts, forward.
+    """
+
+    def __init__(self, rows_per_second: float) -> None:
+        self._seconds_per_row = 1 / rows_per_second
+
+    def __call__(self, rows: Tensor, _: Tensor) -> Tensor:
+        """`[rows, h]`, after their time."""
+        result: Tensor = _Taking.apply(rows, self._seconds_per_row)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Taking(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, seconds_per_row: float) -> Tensor:
+        ctx.seconds = len(rows) * seconds_per_row
+        time.sleep(ctx.seconds)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        time.sleep(2 * ctx.seconds)
+        return grad, None

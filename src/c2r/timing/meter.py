@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from c2r.parallel import ProcessGroupComm
-from c2r.parallel.comm import Journey
+from c2r.parallel.comm import SplitSizes
 from c2r.timing.clocks import Stopwatch
 
 
@@ -76,7 +76,7 @@ def _boundary(rows: Tensor, cross: Callable[[], None]) -> Tensor:
 
 
 class ClockedComm(ProcessGroupComm):
-    """The default group; the meter learns how long exchanges are waited for."""
+    """The default group; tells the meter how long exchanges are waited for."""
 
     def __init__(self, meter: Meter, group: Any = None) -> None:
         super().__init__(group)
@@ -88,8 +88,8 @@ class ClockedComm(ProcessGroupComm):
         comm.members = tuple(members)
         return comm
 
-    def finish(self, work: Any, journey: Journey) -> None:
+    def finish(self, work: Any, sizes: SplitSizes) -> None:
         """See `ProcessGroupComm.finish`."""
         self.meter.waiting()
-        super().finish(work, journey)
+        super().finish(work, sizes)
         self.meter.waited()

@@ -1,6 +1,6 @@
-"""Routing recorded from a model on text, to be run again where only its time matters."""
+"""Routing recorded from a model on text, to be replayed when a layer is timed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from c2r.adapters.huggingface import apply, capture, profile, remove
+from c2r.adapters.huggingface import apply, profile, remove
 from c2r.artifacts import (
     Artifact,
     damaged_file,
@@ -20,8 +20,9 @@ from c2r.artifacts import (
     write_artifact,
 )
 from c2r.errors import InputError
-from c2r.measuring.loss import token_losses
-from c2r.planning import make_plan
+from c2r.measuring import observing
+from c2r.parallel import gather_bytes
+from c2r.planning import make_plan, parse_policy
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.traces import LayerTrace
 from c2r.types import Float32, Int
@@ -120,6 +121,26 @@ class Recording:
             )
 
 
+def share_recording(recording: Recording | None) -> Recording:
+    """What the first rank gives, on all ranks of the default group; the others may give None."""
+    return Recording.decode(gather_bytes(b"" if recording is None else recording.encode())[0])
+
+
+def name_policies(texts: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """Policies and strengths by name: `budgeted=0.05,0.1` gives `budgeted 0.05`, `budgeted 0.1`.
+
+    Raises:
+        InputError, PlanError: a policy without strength, or as `parse_policy`.
+    """
+    policies: dict[str, tuple[str, float]] = {}
+    for text in texts:
+        policy, strengths = parse_policy(text)
+        if not strengths:
+            raise InputError(f"{text} has no strength to record; write it as budgeted=0.1 or c2r=8")
+        policies |= {f"{policy} {strength:g}": (policy, strength) for strength in strengths}
+    return policies
+
+
 def record_routings(
     model: Any,
     calibration: Iterable[Batch],
@@ -135,7 +156,7 @@ def record_routings(
         calibration: batches to profile, as `c2r.profile` takes them.
         evaluation: gives the batches to record, anew at each call.
         topology: ranks to place the experts on.
-        policies: by name, the policy and its strength, as in `LayerPlan`.
+        policies: by name, the policy and its strength, as `name_policies` gives them.
         max_load: bound on the busiest rank's load, as `make_plan` takes it.
 
     Raises:
@@ -184,17 +205,12 @@ def _constrained(plan: Plan, policy: str, strength: float) -> Plan:
 
 def _record(model: Any, batches: Iterable[Batch]) -> RecordedRouting:
     losses, ids, weights = [], [], []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), capture(model) as recorder:
-            for batch in batches:
-                losses.append(token_losses(model, batch))
-                trace = recorder.take()
-                ids.append(torch.stack([layer.expert_ids for layer in trace.layers]))
-                weights.append(torch.stack([_weights(layer) for layer in trace.layers]))
-    finally:
-        model.train(was_training)
+    with observing(model) as observe:
+        for batch in batches:
+            found, trace = observe(batch)
+            losses.append(found.losses)
+            ids.append(torch.stack([layer.expert_ids for layer in trace.layers]))
+            weights.append(torch.stack([_weights(layer) for layer in trace.layers]))
     if not losses:
         raise InputError("the text holds no token to record; give more text")
     return RecordedRouting(

@@ -1,7 +1,6 @@
 """Runs all cases on the ranks of this process group, in interleaved rounds."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from c2r.errors import InputError
-from c2r.parallel import Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
+from c2r.parallel import Comm, Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
 from c2r.plans import contiguous_placement, load_max_over_mean
 from c2r.timing.cases import Case, CaseTimes, TimedLayer, predict_rows
 from c2r.timing.clocks import Spread, interface_bytes, spread_of_ratios
-from c2r.timing.experts import SwiGLUExperts
+from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
 from c2r.timing.meter import ClockedComm, Meter
 from c2r.timing.recording import Recording
 from c2r.types import Int
@@ -34,6 +32,7 @@ def time_cases(
     shape: TimedLayer,
     num_rounds: int,
     on_round: Callable[[int], None] | None = None,
+    interface: str | None = None,
 ) -> list[CaseTimes]:
     """Times every case on every layer of `recording`, in interleaved rounds; the same on all ranks.
 
@@ -43,12 +42,14 @@ def time_cases(
         shape: of the layer.
         num_rounds: how often each case runs.
         on_round: called with the number of each round when it is over.
+        interface: the network interface that the ranks send through, to count its bytes; None
+            counts none.
 
     Raises:
         InputError: the recording is for another number of ranks, or has too few tokens.
         CommunicationError: a rank does not answer.
     """
-    bench = _Bench(recording, shape)
+    bench = _Bench(recording, shape, interface)
     runners = [_Runner(case, bench) for case in cases]
     for runner in runners:
         runner.warm_up()
@@ -61,23 +62,24 @@ def time_cases(
             ("communication", runner.run_communication),
         )
     }
-    seconds = interleave(runs, num_rounds, on_round)
+    seconds = interleave(runs, bench.comm, num_rounds, on_round)
     return _report(runners, seconds, num_rounds)
 
 
 def interleave(
     runs: Mapping[Any, Callable[[], None]],
+    comm: Comm,
     num_rounds: int,
     on_round: Callable[[int], None] | None = None,
 ) -> dict[Any, list[float]]:
-    """Seconds of each run in each round, from all ranks ready until all are through."""
+    """Seconds of each run in each round, from all ranks of `comm` ready until all are through."""
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for index in range(num_rounds):
         for name, run in runs.items():
-            dist.barrier()
+            comm.barrier()
             before = time.perf_counter()
             run()
-            dist.barrier()
+            comm.barrier()
             seconds[name].append(time.perf_counter() - before)
         if on_round is not None:
             on_round(index)
@@ -86,7 +88,7 @@ def interleave(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Inputs:
-    """What one MoE layer is given on this rank, whatever the case."""
+    """Inputs of one MoE layer on this rank, the same in every case."""
 
     hidden: Tensor
     expert_ids: Tensor
@@ -97,9 +99,10 @@ class _Inputs:
 class _Bench:
     """What the cases share on this rank: routing, inputs, expert weights and clocks."""
 
-    def __init__(self, recording: Recording, shape: TimedLayer) -> None:
+    def __init__(self, recording: Recording, shape: TimedLayer, interface: str | None) -> None:
         self.recording = recording
         self.shape = shape
+        self.interface = interface
         self.meter = Meter()
         self.comm = ClockedComm(self.meter)
         self._experts: dict[tuple[int, ...], SwiGLUExperts] = {}
@@ -153,6 +156,11 @@ class _Bench:
             grad_output=grad_output,
         )
 
+    def bytes_sent(self) -> int | None:
+        """Bytes that left through the interface of this rank's exchanges so far."""
+        counted = interface_bytes(self.interface or "")
+        return None if counted is None else counted[0]
+
     def _by_rank(self, tokens: Any) -> Any:
         size, count = self.comm.size, self.shape.num_tokens
         return tokens[: size * count].reshape(size, count, -1)
@@ -172,6 +180,9 @@ class _Layer:
             num_nodes=bench.recording.topology.num_nodes,
         )
         self.experts = bench.experts(placement)
+        # The real products are run once, to check the outputs; what is timed may be emulated.
+        rate = bench.shape.rows_per_second
+        self.timed_experts: ExpertsFn = self.experts if rate is None else EmulatedExperts(rate)
         self.inputs = bench.inputs(case, index)
         self.expert_inputs: list[tuple[Tensor, Tensor]] = []
         self.num_rows_sent = 0  # to other ranks, on the way to experts
@@ -213,7 +224,7 @@ class _Layer:
     def compute(self) -> None:
         """The experts alone, forward and backward, on what they were given."""
         for rows, counts in self.expert_inputs:
-            torch.autograd.backward(self.experts(rows, counts), rows.detach())
+            torch.autograd.backward(self.timed_experts(rows, counts), rows.detach())
             rows.grad = None
         self.experts.forget_gradients()
 
@@ -243,10 +254,10 @@ class _Runner:
         """The layers as they are, clocked part by part."""
         meter = self.bench.meter
         meter.watch.seconds.clear()
-        before = _bytes_sent()
+        before = self.bench.bytes_sent()
         for layer in self.layers:
-            layer.step(meter.around(layer.experts))
-        after = _bytes_sent()
+            layer.step(meter.around(layer.timed_experts))
+        after = self.bench.bytes_sent()
         for part in _PARTS:
             self.seconds[part] += meter.watch.seconds[part]
         if before is None or after is None or self.bytes_sent is None:
@@ -327,7 +338,7 @@ def _case_times(
     figures: Sequence[dict[str, Any]],
     num_steps: int,
 ) -> CaseTimes:
-    """The figures of one case from those of all ranks; `num_steps` layers were run in all."""
+    """The figures of one case from the figures of all ranks; `num_steps` layers ran in all."""
     counted = [rank["bytes_sent"] for rank in figures]
     shape = runner.bench.shape
     row_bytes = shape.hidden_size * shape.dtype.itemsize
@@ -349,9 +360,3 @@ def _case_times(
         bytes_predicted=_PASSES * row_bytes * runner.rows_predicted,
         error=max(rank["error"] for rank in figures),
     )
-
-
-def _bytes_sent() -> int | None:
-    """Bytes that left through the interface of this rank's exchanges so far."""
-    counted = interface_bytes(os.environ.get("GLOO_SOCKET_IFNAME", ""))
-    return None if counted is None else counted[0]

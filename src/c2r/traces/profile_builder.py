@@ -8,17 +8,14 @@ import torch
 
 from c2r.ops.coactivation import count_pairs
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
-from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
+from c2r.profiling.sets import MAX_DISTINCT_SETS, SetCounter
 from c2r.traces.trace import LayerTrace, RoutingTrace, score_mass, used_places
-from c2r.types import Int
-
-_BUFFERED_TOKENS = 65_536
 
 
 class ProfileBuilder:
-    """Takes routing traces of one model, gives the profile of all of them.
+    """Takes routing traces of one model and builds the profile of all of them.
 
-    Starts from `profile` where one is given, so that an interrupted run goes on. At most
+    Starts from `profile` if one is given, so that an interrupted run resumes. At most
     `capacity` distinct routing sets a layer are kept exactly; `seed` draws the sample beyond.
     """
 
@@ -46,15 +43,17 @@ class ProfileBuilder:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens counted so far, those of the profile that it started from included."""
+        """Tokens counted so far, with the tokens of the profile that it started from."""
         started = self._start.num_tokens if self._start else 0
         return started + (max(b.num_tokens for b in self._layers) if self._layers else 0)
 
     def build(self, provenance: Mapping[str, Any] | None = None) -> CollaborationProfile | None:
-        """The profile so far; None before the first trace."""
+        """The profile so far; None before the first trace, unless it started from one."""
         provenance = dict(provenance or {})
         if self._layers is None:
-            return self._start
+            if self._start is None:
+                return None
+            return CollaborationProfile(layers=self._start.layers, provenance=provenance)
         profile = CollaborationProfile(
             layers=tuple(builder.build() for builder in self._layers), provenance=provenance
         )
@@ -69,16 +68,16 @@ class _LayerBuilder:
         self._name = trace.name
         self._num_experts = trace.scores.shape[-1]
         self._top_k = trace.expert_ids.shape[1]
-        self._rng = rng
         square = (self._num_experts, self._num_experts)
         self._coactivation = torch.zeros(square, dtype=torch.int64)
         self._load = torch.zeros(self._num_experts, dtype=torch.int64)
         self._top1 = torch.zeros(self._num_experts, dtype=torch.int64)
         self._score_mass = torch.zeros(square, dtype=torch.float64)
-        self._sets = RoutingSets.empty(self._top_k, capacity)
-        self._buffer: list[Int] = []
-        self._buffered = 0
-        self.num_tokens = 0
+        self._sets = SetCounter(self._top_k, rng, capacity)
+
+    @property
+    def num_tokens(self) -> int:
+        return self._sets.num_tokens
 
     def update(self, trace: LayerTrace) -> None:
         ids = trace.expert_ids
@@ -92,21 +91,9 @@ class _LayerBuilder:
         self._load += torch.bincount(used, minlength=num_experts).cpu()
         self._top1 += torch.bincount(ids[:, 0], minlength=num_experts).cpu()
         self._score_mass += mass_by_top1.cpu()
-        self._buffer.append(ids.cpu().numpy())
-        self._buffered += len(ids)
-        self.num_tokens += len(ids)
-        if self._buffered >= _BUFFERED_TOKENS:
-            self._count_sets()
-
-    def _count_sets(self) -> None:
-        if self._buffer:
-            ids = np.concatenate(self._buffer)
-            counted = RoutingSets.count(ids, self._rng, self._sets.capacity)
-            self._sets = self._sets.merge(counted, self._rng)
-            self._buffer, self._buffered = [], 0
+        self._sets.add(ids.cpu().numpy())
 
     def build(self) -> LayerProfile:
-        self._count_sets()
         return LayerProfile(
             name=self._name,
             num_experts=self._num_experts,
@@ -116,5 +103,5 @@ class _LayerBuilder:
             load=self._load.numpy().copy(),
             top1=self._top1.numpy().copy(),
             score_mass=self._score_mass.numpy().copy(),
-            sets=self._sets,
+            sets=self._sets.build(),
         )

@@ -71,6 +71,11 @@ class RoutingTrace:
 
     layers: tuple[LayerTrace, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the trace; a layer that did not run has none of them."""
+        return max(layer.num_tokens for layer in self.layers)
+
     def of_tokens(self, kept: Tensor) -> "RoutingTrace":
         """The tokens that `kept` `[tokens]` bool tells, scores detached, weights left out."""
         layers = (

@@ -1,8 +1,8 @@
 """Fine-tuning of constrained models."""
 
-from c2r.training.data import DataSettings, TrainingData, collate, read_examples
+from c2r.training.data import DataSettings, TrainingData, collate, read_windows
 from c2r.training.folder import check_unfinished
-from c2r.training.heldout import HeldOut, measure_held_out, split_examples
+from c2r.training.heldout import HeldOut, measure_held_out, split_windows
 from c2r.training.progress import Progress
 from c2r.training.settings import FinetuneSettings
 from c2r.training.tuning import FinetuneResult, finetune
@@ -18,6 +18,6 @@ __all__ = [
     "collate",
     "finetune",
     "measure_held_out",
-    "read_examples",
-    "split_examples",
+    "read_windows",
+    "split_windows",
 ]

@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from c2r.planning.policies import STRENGTH_NAMES, free_strength
+from c2r.planning import STRENGTH_NAMES, free_strength
 from c2r.plans import LayerPlan, Plan
 
 STAGES = 20
-"""Strengths that an annealing passes through: each has to be prepared."""
+"""Strengths that an annealing passes through: each has to be prepared, which is why it is not one a
+step. Chosen by hand."""
 
 
-def annealed(plan: Plan, step: int, num_steps: int) -> Plan:
+def anneal(plan: Plan, step: int, num_steps: int) -> Plan:
     """The plan in force at `step`, counted from 0: the whole plan from `num_steps` on.
 
     Lists of partners shrink from all other experts to the plan's, ranks per token from all, and
-    shares and prices rise from 0. Whom the plan does not list comes last on the way, by id.
+    shares and prices rise from 0. Experts that the plan does not list are appended by id.
     """
     if step >= num_steps:
         return plan
@@ -24,6 +25,7 @@ def annealed(plan: Plan, step: int, num_steps: int) -> Plan:
 
 
 def _weaken(layer: LayerPlan, plan: Plan, share: float) -> LayerPlan:
+    """The layer at `share` of the way from plain top-k to what it plans."""
     if layer.policy in ("c2r", "c2r_placed"):
         length = round(_between(layer.num_experts - 1, layer.top_t, share))
         strength = float(length) if layer.policy == "c2r" else layer.strength
@@ -42,6 +44,7 @@ def _all_partners(layer: LayerPlan) -> np.ndarray:
     """Each expert's partners, then all others: `[E, E - 1]`."""
     rows = []
     for expert, listed in enumerate(layer.partners):
+        # A dict keeps the first of equal keys: those listed, in their order, then the rest by id.
         known = dict.fromkeys([*listed.tolist(), *range(layer.num_experts)])
         rows.append([other for other in known if other != expert])
     return np.array(rows, dtype=np.int64).reshape(layer.num_experts, layer.num_experts - 1)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-_NUM_KEPT = 2
+_NUM_KEPT = 2  # one to fall back on, should the newest be damaged
 SHARED = "shared.safetensors"
 
 
@@ -38,6 +38,7 @@ class Part:
         """Writes the file through to the disk. Raises `OSError` or `SafetensorError`."""
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
         save_file(tensors, path, metadata={"c2r": json.dumps(dict(self.facts))})
+        # A rename may reach the disk before the data: after a power cut the file would be empty.
         with path.open("rb") as written:
             os.fsync(written.fileno())
 

@@ -49,6 +49,7 @@ def read_conversations(text: Text) -> Iterator[Conversation]:
 
 
 def _messages(record: dict[str, Any], source: str) -> Messages:
+    """The messages of one line, whichever of the known forms it has."""
     if "messages" in record:
         return [_message(m, "role", "content", source) for m in _list(record, "messages", source)]
     if "conversations" in record:
@@ -106,11 +107,11 @@ def _check_roles(roles: Sequence[str], source: str) -> None:
 def render(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as text, and the `[start, end)` characters of each answer but empty ones.
 
-    The text is that of the tokenizer's chat template. Without one, messages are headed
-    `### User:` and `### Assistant:`, a system message stands bare, each ends with a blank line, the
-    answer before it with the tokenizer's end-of-text token, where it has one. An answer takes along
-    what marks its end, so that a model learns to stop. Where an answer begins and ends is found by
-    rendering the conversation up to there.
+    The tokenizer's chat template makes the text. Without one, messages are headed `### User:` and
+    `### Assistant:`; a system message has no heading. Each ends with a blank line, the answer
+    before it with the tokenizer's end-of-text token, where it has one. An answer includes its end
+    marker, so that a model learns to stop. Where an answer begins and ends is found by rendering
+    the conversation up to there.
 
     Raises:
         InputError: the template refuses the conversation, or renders its beginning otherwise
@@ -121,6 +122,7 @@ def render(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[
         text = _render(messages, tokenizer)
         for index, message in enumerate(messages):
             if message["role"] == "assistant" and message["content"].strip():
+                # Rendered up to there: templates add headings and ends that no search would find.
                 before = _render(messages[:index], tokenizer, asks=True)
                 through = _render(messages[: index + 1], tokenizer)
                 if not (text.startswith(through) and through.startswith(before)):

@@ -1,6 +1,9 @@
-"""Files of text and of instructions in, windows of token ids to train on out."""
+"""Turns files of text and of instructions into windows of token ids to train on.
 
-import hashlib
+A piece is one conversation, or one stretch of a plain text. A window is what the model is given: a
+piece, or several packed one after the other, which do not see each other.
+"""
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +15,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2r.errors import InputError
+from c2r.measuring import NO_LOSS
 from c2r.text import Text, read_texts
 from c2r.training.conversations import read_conversations, render
 
-NO_LOSS = -100
-"""The label of a token that is not to be learnt."""
-
-_NUM_OPEN = 1024  # windows that a piece may still join
+_NUM_OPEN = 1024
+"""Latest windows that a piece may still join. All of them would make packing quadratic; older ones
+mostly have room for the shortest pieces only. Chosen by hand."""
 _FIELDS = ("input_ids", "labels", "position_ids")
 
-Example = dict[str, Tensor]
+Window = dict[str, Tensor]
 """`input_ids`, `labels` and `position_ids`, `[tokens]` int64 each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """How files become examples.
+    """How files become windows.
 
     Attributes:
-        seq_len: the most tokens of an example.
-        overlong: what becomes of longer ones, `"truncate"` or `"drop"`; plain text is cut into
-            examples of `seq_len` tokens instead.
-        packing: whether several share one window of `seq_len` tokens.
+        seq_len: the most tokens of a window.
+        overlong: what becomes of longer conversations, `"truncate"` or `"drop"`; plain text is cut
+            into pieces of `seq_len` tokens instead.
+        packing: whether several pieces share one window.
         seed: draws their order.
 
     Raises:
@@ -58,26 +61,24 @@ class TrainingData:
     """What a model is trained on, in the order of training.
 
     Attributes:
-        examples: one window each. `labels` are the ids that carry loss, -100 elsewhere and at the
-            first token of every piece, which has none before it to be predicted from;
-            `position_ids` begin at 0 in every piece.
-        num_examples: pieces that the files gave and the windows hold.
+        windows: `labels` are the ids that carry loss, -100 elsewhere and at the first token of
+            every piece, which has none before it to be predicted from; `position_ids` begin at 0
+            in every piece.
+        num_pieces: pieces that the files gave and the windows hold.
         num_overlong: conversations longer than a window, truncated or dropped as asked.
         num_skipped: conversations, and ends of text, without a token to learn: the answer is empty
             or lies beyond the limit.
-        digest: identifies the windows and their order.
     """
 
-    examples: tuple[Example, ...]
-    num_examples: int
+    windows: tuple[Window, ...]
+    num_pieces: int
     num_overlong: int
     num_skipped: int
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One example before packing: token ids, and for each its label."""
+    """One conversation or stretch of text before packing: token ids, and for each its label."""
 
     ids: list[int]
     labels: list[int]
@@ -90,29 +91,29 @@ class Piece:
         """Whether any token carries loss."""
         return any(label != NO_LOSS for label in self.labels)
 
-    def truncated(self, length: int) -> "Piece":
+    def truncate(self, length: int) -> "Piece":
         """The first `length` tokens."""
         return Piece(self.ids[:length], self.labels[:length])
 
 
-def read_examples(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) -> TrainingData:
+def read_windows(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) -> TrainingData:
     """The training data in files; equal files, tokenizer and settings give equal data.
 
     Every token of a `.txt` file carries loss. A `.jsonl` file holds a conversation per line, as
-    `read_conversations` describes, of which the answers carry loss.
+    `read_conversations` describes; only its answers carry loss.
 
     Packed pieces do not attend to each other in a transformers model that is given `position_ids`
-    and `use_cache=False`, and no `attention_mask`: where positions begin anew, its mask does too.
+    and `use_cache=False`, and no `attention_mask`: where positions restart, so does its mask.
     With a cache it does not, and FlashAttention sees it in batches of one row only.
 
     Args:
         paths: UTF-8 files.
         tokenizer: a fast one.
-        settings: how files become examples.
+        settings: how files become windows.
 
     Raises:
         InputError: a file cannot be read or is neither `.txt` nor `.jsonl`, a line cannot be used,
-            or no example is left.
+            or no piece is left.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
@@ -122,7 +123,7 @@ def read_examples(paths: Sequence[Path], tokenizer: Any, settings: DataSettings)
     found = [piece for text in read_texts(paths) for piece in _pieces(text, tokenizer, settings)]
     is_overlong = [len(piece) > settings.seq_len for piece in found]
     kept = [
-        piece.truncated(settings.seq_len)
+        piece.truncate(settings.seq_len)
         for piece, is_long in zip(found, is_overlong, strict=True)
         if not (is_long and settings.overlong == "drop")
     ]
@@ -136,14 +137,12 @@ def read_examples(paths: Sequence[Path], tokenizer: Any, settings: DataSettings)
         )
     order = np.random.default_rng(settings.seed).permutation(len(pieces))
     shuffled = [pieces[index] for index in order]
-    windows = pack(shuffled, settings.seq_len) if settings.packing else [[p] for p in shuffled]
-    examples = tuple(_example(window) for window in windows)
+    packed = pack(shuffled, settings.seq_len) if settings.packing else [[p] for p in shuffled]
     return TrainingData(
-        examples=examples,
-        num_examples=len(pieces),
+        windows=tuple(_join(group) for group in packed),
+        num_pieces=len(pieces),
         num_overlong=num_overlong,
         num_skipped=num_skipped,
-        digest=_digest(examples),
     )
 
 
@@ -163,25 +162,29 @@ def pack(pieces: Sequence[Piece], seq_len: int) -> list[list[Piece]]:
     return windows
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> Example:
-    """A batch `[examples, longest]`; its padding carries no loss, and attends to nothing before it.
+def collate(windows: Sequence[Window]) -> Window:
+    """A batch `[windows, longest]`; its padding carries no loss, and nothing before attends to it.
 
-    There is no `attention_mask`: with one, packed pieces would attend to each other.
+    `attention_mask` tells padding, 0, from tokens. A model must not be given it: with one, packed
+    pieces would attend to each other.
     """
-    width = max(len(example["input_ids"]) for example in examples)
+    lengths = torch.tensor([len(window["input_ids"]) for window in windows])
+    width = int(lengths.max())
 
-    def padded(name: str, filler: int) -> Tensor:
-        rows = [example[name] for example in examples]
+    def pad(name: str, filler: int) -> Tensor:
+        rows = [window[name] for window in windows]
         return torch.stack([F.pad(row, (0, width - len(row)), value=filler) for row in rows])
 
     return {
-        "input_ids": padded("input_ids", pad_id),
-        "labels": padded("labels", NO_LOSS),
-        "position_ids": padded("position_ids", 0),
+        "input_ids": pad("input_ids", 0),  # any id: causal attention hides what follows
+        "labels": pad("labels", NO_LOSS),
+        "position_ids": pad("position_ids", 0),
+        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
     }
 
 
 def _pieces(text: Text, tokenizer: Any, settings: DataSettings) -> Iterator[Piece]:
+    """The pieces of one file, conversations of any length, plain text cut at `seq_len`."""
     suffix = Path(text.name).suffix
     if suffix == ".txt":
         ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
@@ -198,6 +201,7 @@ def _pieces(text: Text, tokenizer: Any, settings: DataSettings) -> Iterator[Piec
 def _piece(text: str, answers: Sequence[tuple[int, int]], tokenizer: Any) -> Piece:
     """The tokens of `text`; those that begin in an answer, given as `[start, end)`, carry loss."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    # Tokenized as a whole, as the model will meet it: apart, tokens at the seams would be others.
     ids, labels = encoded["input_ids"], [NO_LOSS] * len(encoded["input_ids"])
     for index, (start, _) in enumerate(encoded["offset_mapping"]):
         if index and any(low <= start < high for low, high in answers):
@@ -205,19 +209,10 @@ def _piece(text: str, answers: Sequence[tuple[int, int]], tokenizer: Any) -> Pie
     return Piece(ids, labels)
 
 
-def _example(window: Sequence[Piece]) -> Example:
+def _join(pieces: Sequence[Piece]) -> Window:
     columns = (
-        [token for piece in window for token in piece.ids],
-        [label for piece in window for label in piece.labels],
-        [position for piece in window for position in range(len(piece))],
+        [token for piece in pieces for token in piece.ids],
+        [label for piece in pieces for label in piece.labels],
+        [position for piece in pieces for position in range(len(piece))],
     )
     return {name: torch.tensor(column) for name, column in zip(_FIELDS, columns, strict=True)}
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        for name in _FIELDS:
-            digest.update(len(example[name]).to_bytes(8, "little"))
-            digest.update(example[name].numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The folder of one fine-tuning: whose it is, and how the tuned model comes to stand in it."""
+"""Output folder of a fine-tuning: ownership check, and atomic publication of the tuned model."""
 
 import hashlib
 import json
@@ -15,19 +15,19 @@ from c2r.artifacts import write_text
 from c2r.errors import InputError
 from c2r.plans import Plan
 from c2r.training.checkpoint import checkpoints
-from c2r.training.data import Example
+from c2r.training.data import Window
 from c2r.training.settings import FinetuneSettings
 
 REQUEST_FILE = "finetune.json"
 _FREE = ("save_every", "log_every", "report_to")
-"""Settings that may differ when a run goes on."""
+"""Settings that may differ when a run is resumed."""
 
 Request = dict[str, Any]
 
 
 def make_request(
     model: Any,
-    examples: Sequence[Example],
+    windows: Sequence[Window],
     plan: Plan,
     settings: FinetuneSettings,
     num_processes: int,
@@ -37,17 +37,18 @@ def make_request(
     return {
         "model": describe_model(model)["model_fingerprint"],
         "plan": plan.fingerprint,
-        "data": _digest(examples),
+        "data": _digest(windows),
         "settings": {**chosen, "num_processes": num_processes},
     }
 
 
-def _digest(examples: Sequence[Example]) -> str:
+def _digest(windows: Sequence[Window]) -> str:
+    """Identifies the windows and their order; with lengths, so that no two runs of bytes meet."""
     digest = hashlib.sha256()
-    for example in examples:
+    for window in windows:
         for name in ("input_ids", "labels", "position_ids"):
-            digest.update(f"{len(example[name])}:".encode())
-            digest.update(example[name].numpy().tobytes())
+            digest.update(f"{len(window[name])}:".encode())
+            digest.update(window[name].numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -107,8 +108,6 @@ def publish(
 ) -> None:
     """Writes the constrained model and the Trainer's state, and removes the checkpoints.
 
-    What makes the folder that of a model, its config.json, comes last.
-
     Raises:
         InputError: it cannot be written.
     """
@@ -116,6 +115,7 @@ def publish(
     shutil.rmtree(new, ignore_errors=True)
     save_pretrained(model, new, state_dict=state_dict)
     state.save_to_json(str(out / "trainer_state.json"))
+    # False sorts before True: config.json, by which others know a model, comes last.
     for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
         path.rename(out / path.name)
     new.rmdir()

@@ -1,23 +1,20 @@
-"""How well a model predicts held-out examples, and what it sends meanwhile."""
+"""How well a model predicts held-out windows, and what it sends meanwhile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from c2r.adapters.huggingface import capture, enforce, evaluating, prepare
+from c2r.adapters.huggingface import enforce, prepare
 from c2r.errors import InputError
-from c2r.measuring import RoutingTally
+from c2r.measuring import RoutingTally, observing
 from c2r.plans import Plan
-from c2r.training.data import NO_LOSS, Example
-from c2r.training.losses import cross_entropy_sum, next_token_labels
-from c2r.training.trainer import batch_of
+from c2r.training.data import Window, collate
+from c2r.training.losses import cross_entropy_sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
-    """Figures of held-out examples under one plan.
+    """Figures of held-out windows under one plan.
 
     Attributes:
         loss: nats per predicted token.
@@ -32,27 +29,27 @@ class HeldOut:
     rank_load_max_over_mean: float
 
 
-def split_examples(
-    examples: Sequence[Example], share: float
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The first examples, to train on, and the last `share` of them, at least one, to hold out.
+def split_windows(
+    windows: Sequence[Window], share: float
+) -> tuple[Sequence[Window], Sequence[Window]]:
+    """The first windows, to train on, and the last `share` of them, at least one, to hold out.
 
     Raises:
         InputError: nothing would be left to train on.
     """
-    count = max(round(len(examples) * share), 1)
-    if count >= len(examples):
+    count = max(round(len(windows) * share), 1)
+    if count >= len(windows):
         raise InputError(
-            f"{len(examples)} windows cannot be split into training and held-out data; give more "
+            f"{len(windows)} windows cannot be split into training and held-out data; give more "
             "data, shorter windows, or eval data of its own"
         )
-    return examples[:-count], examples[-count:]
+    return windows[:-count], windows[-count:]
 
 
 def measure_held_out(
-    model: Any, examples: Sequence[Example], plan: Plan, batch_size: int = 8
+    model: Any, windows: Sequence[Window], plan: Plan, batch_size: int = 8
 ) -> HeldOut:
-    """The figures of `examples` under `plan`, which stays applied.
+    """The figures of `windows` under `plan`, which stays applied.
 
     Raises:
         PlanMismatchError: the plan was made for another model.
@@ -60,17 +57,15 @@ def measure_held_out(
     """
     enforce(model, prepare(model, plan, strict=False))
     total, num_predicted, tally = 0.0, 0, None
-    with evaluating(model), torch.no_grad(), capture(model) as recorder:
-        for start in range(0, len(examples), batch_size):
-            batch = batch_of(examples[start : start + batch_size])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            targets = next_token_labels(batch.pop("labels"))
-            mask = batch.pop("attention_mask").flatten().bool()
-            is_predicted = targets != NO_LOSS
-            logits = model(**batch, use_cache=False).logits[is_predicted]
-            total += float(cross_entropy_sum(logits, targets[is_predicted]))
-            num_predicted += len(logits)
-            counted = RoutingTally.count(recorder.take().of_tokens(mask), plan)
+    with observing(model) as observe:
+        for start in range(0, len(windows), batch_size):
+            batch = collate(windows[start : start + batch_size])
+            mask = batch.pop("attention_mask").flatten().bool()  # positions tell packed pieces
+            found, trace = observe(batch)
+            kept = found.is_predicted
+            total += float(cross_entropy_sum(found.logits[kept], found.targets[kept]))
+            num_predicted += int(kept.sum())
+            counted = RoutingTally.count(trace.of_tokens(mask.to(kept.device)), plan)
             if tally is None:
                 tally = counted
             else:

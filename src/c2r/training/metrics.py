@@ -1,8 +1,8 @@
-"""What one batch's routing sends and how collaborative it is, for the log of a training."""
+"""Traffic and collaboration of one batch's routing, for the log of a training."""
 
 import numpy as np
 
-from c2r.measuring.tally import RoutingTally
+from c2r.measuring import RoutingTally
 from c2r.plans import Plan
 from c2r.profiling import measure_collaboration
 from c2r.traces import ProfileBuilder, RoutingTrace

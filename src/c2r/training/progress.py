@@ -1,4 +1,4 @@
-"""Tells a user what a training does, and where the curves of its log go."""
+"""Messages and progress of a training, and where its log goes."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -30,10 +30,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         sizes = {True: 0, False: 0}
         for parameter in model.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
-        examples = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self._note(
             f"{sizes[True]:,} of {sum(sizes.values()):,} parameters train for {state.max_steps} "
-            f"steps of {examples * args.world_size} windows"
+            f"steps of {windows * args.world_size} windows"
         )
         if state.global_step:
             self._note(f"going on from step {state.global_step}")
@@ -44,7 +44,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._advance(1)
 
 
-def boards(
+def tensorboard_callbacks(
     names: tuple[str, ...], out: Path | None, is_first: bool
 ) -> Iterator[TensorBoardCallback]:
     """The callback that writes TensorBoard files, in `out`, where it is among `names`.

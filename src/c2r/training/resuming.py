@@ -1,4 +1,4 @@
-"""transformers' Trainer with checkpoints of ours, from which a training goes on exactly."""
+"""transformers' Trainer with our own checkpoints, from which a training resumes exactly."""
 
 import shutil
 import signal
@@ -32,7 +32,7 @@ _STATE = "trainer_state.json"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose checkpoints hold what trains, and the state of all that draws or counts.
+    """A Trainer whose checkpoints hold what trains, random states, and counters.
 
     `base` is the transformers model, inside the `model` that trains. Where its experts are spread
     over processes, each keeps its own in its file of a checkpoint, and gradients are completed by
@@ -42,6 +42,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, base: Any, **options: Any) -> None:
         super().__init__(**options)
         self.base = base
+        # Keeps the Trainer from wrapping the model in DDP, which would sum experts of unlike ids.
         self.is_distributed_loading_by_transformers = is_parallel(base)
         self.parts: dict[str, Tensor] = {}
         """Parts of the loss, added up since the last entry of the log."""
@@ -85,6 +86,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 write()
             except (OSError, SafetensorError) as error:
                 failure = error
+        # All hear of a failure before any raises; the others would wait for one that raised alone.
         failed = torch.tensor(float(failure is not None), device=self.args.device)
         if self.accelerator.reduce(failed, "sum"):
             raise InputError(
@@ -134,7 +136,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Nothing: `_clip_grad_norm` does, once a step."""
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """The norm of all gradients, those of other processes' experts included, then clipped."""
+        """The norm of all gradients, with other processes' experts; then clips them."""
         if not is_parallel(self.base):
             return super()._clip_grad_norm(model)
         reduce_gradients(self.base, average=True)
@@ -144,6 +146,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             get_total_norm([grad for p, grad in trained.items() if (p in experts) is is_own])
             for is_own in (True, False)
         )
+        # Experts of other processes count once each, weights that all hold once in all.
         norm = (self.accelerator.reduce(own.square(), "sum") + shared.square()).sqrt()
         clip_grads_with_norm_(trained, self.args.max_grad_norm, norm)
         return norm
@@ -152,6 +155,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Nothing yet: weights come with the optimizer, when both exist."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Puts back weights, optimizer, schedule and log: the first moment when all exist."""
         if checkpoint is None:
             return
         shared = Part.read(Path(checkpoint) / SHARED)
@@ -159,6 +163,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         for part in (shared, own):
             unpack_weights(self.model, self._inner_optimizer(), part.tensors)
         self.lr_scheduler.load_state_dict(dict(shared.facts["scheduler"]))
+        # The scheduler knows the rate of the next step, the optimizer's groups still the first.
         for group, rate in zip(
             self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
         ):
@@ -173,7 +178,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return Part.read(Path(checkpoint) / process_file(self.args.process_index))
 
     def unpack_log(self) -> None:
-        """After a resumption, goes on with the sums of the entry that was begun."""
+        """After a resumption, continues the sums of the unfinished log entry."""
         if self._log_state is not None:
             self._tr_loss += self._log_state["loss"]
             self._total_loss_scalar -= self._log_state["loss"]  # the mean of this run's own steps
@@ -205,6 +210,7 @@ class Stopping:
 
     def _ask(self, *_: Any) -> None:
         self.is_asked = True
+        # A second Ctrl-C is one who will not wait.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -42,23 +42,23 @@ class FinetuneSettings:
     """How a model is fine-tuned.
 
     Attributes:
-        mode: `full` trains all parameters, `router` those of the routers, `lora` adapters of the
+        mode: `full` trains all parameters, `router` only the routers, `lora` adapters of the
             linear layers, and the routers.
         num_steps: optimizer steps; None for as many as `num_epochs` take.
-        num_epochs: passes over the examples where `num_steps` is None.
-        batch_size: examples per step, over all processes and accumulated batches.
-        accumulation: forward passes per step and process, among which its examples are split.
+        num_epochs: passes over the windows where `num_steps` is None.
+        batch_size: windows per step, over all processes and accumulated batches.
+        accumulation: forward passes per step and process, among which its windows are split.
         learning_rate: its peak; it falls to 0 as half a cosine.
         warmup: share of the steps in which it rises to the peak.
         weight_decay: of AdamW, on weights but not on biases and norms.
         max_grad_norm: to which the norm of all gradients is clipped.
-        seed: of the order of the examples, and of whatever the model draws.
+        seed: of the order of the windows, and of whatever the model draws.
         kl_weight: weight of the KL divergence from the unconstrained model, nats per predicted
             token; 0 asks no teacher.
         aux_weight: weight of the balance loss; None for the model's own, where its config has
             `output_router_logits`.
         anneal_steps: first steps in which the policy tightens from plain top-k to the plan's.
-        control: train without the constraint, all else alike: the baseline to compare with.
+        control: train without the constraint, all else equal: the baseline to compare with.
         bf16: compute in bfloat16 where torch's autocast does, with weights in their own type.
         gradient_checkpointing: recompute layers for their gradients, to hold less.
         expert_parallel: spread the experts over the processes as the plan places them.
@@ -104,7 +104,7 @@ class FinetuneSettings:
 
     @classmethod
     def choose(cls, preset: str | None, given: Mapping[str, Any]) -> "FinetuneSettings":
-        """What is given (None: nothing), for the rest the preset, for the rest the defaults.
+        """The settings given (None: not given), else the preset's, else the defaults.
 
         Raises:
             InputError: the preset is unknown, or a setting cannot be meant.
@@ -114,22 +114,22 @@ class FinetuneSettings:
         chosen = {name: value for name, value in given.items() if value is not None}
         return cls(**{**PRESETS.get(preset or "", {}), **chosen})
 
-    def with_passes_of(self, num_examples: int, num_processes: int) -> "FinetuneSettings":
-        """Accumulates even passes of at most so many examples a process; 1 or more."""
+    def with_passes_of(self, num_windows: int, num_processes: int) -> "FinetuneSettings":
+        """Accumulates even passes of at most that many windows a process; 1 or more."""
         per_process = self.batch_size // num_processes or 1
-        sizes = range(min(num_examples, per_process), 0, -1)
+        sizes = range(min(num_windows, per_process), 0, -1)
         size = next(size for size in sizes if per_process % size == 0)
         return replace(self, accumulation=per_process // size)
 
-    def steps(self, num_examples: int) -> int:
-        """Optimizer steps for so many examples."""
-        return self.num_steps or -(-num_examples * self.num_epochs // self.batch_size)
+    def steps(self, num_windows: int) -> int:
+        """Optimizer steps for that many windows."""
+        return self.num_steps or -(-num_windows * self.num_epochs // self.batch_size)
 
     def batch_per_pass(self, num_processes: int) -> int:
-        """Examples per forward pass of one process.
+        """Windows per forward pass of one process.
 
         Raises:
-            InputError: a step's examples cannot be split evenly.
+            InputError: a step's windows cannot be split evenly.
         """
         parts = self.accumulation * num_processes
         if self.batch_size % parts:

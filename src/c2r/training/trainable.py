@@ -1,4 +1,4 @@
-"""Which parameters train, and the unconstrained model that the same weights still hold."""
+"""Which parameters train, and the unconstrained teacher made from the same weights."""
 
 import re
 import warnings
@@ -11,9 +11,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import PLAN_FILE, PreparedPlan, enforce, evaluating, find_sites
+from c2r.adapters.huggingface import PreparedPlan, enforce, evaluating, find_sites
 from c2r.errors import InputError
 from c2r.plans import Plan
+from c2r.plans.model_folder import save_plan
 from c2r.training.settings import Mode
 
 
@@ -32,7 +33,7 @@ def training_only(model: nn.Module, mode: Mode, lora_rank: int) -> Iterator[Any]
     """The model to train, with gradients for what `mode` trains and nothing else.
 
     In `lora` mode that is a PEFT model around `model`, whose adapters are merged into `model` when
-    the block ends. `requires_grad` is put back as it was.
+    the block ends. `requires_grad` is restored.
 
     Raises:
         InputError: `lora` without PEFT installed.
@@ -54,6 +55,7 @@ def training_only(model: nn.Module, mode: Mode, lora_rank: int) -> Iterator[Any]
 
 
 def _with_adapters(model: nn.Module, rank: int) -> Any:
+    """The PEFT model around `model`: adapters in all linear layers but those of routers."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -63,7 +65,7 @@ def _with_adapters(model: nn.Module, rank: int) -> Any:
     routers = "|".join(re.escape(site.name) for site in find_sites(model))
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
+        lora_alpha=2 * rank,  # the usual choice: updates scaled by 2, whatever the rank
         target_modules="all-linear",
         exclude_modules=rf"(?:{routers})(?:\..*)?",
         task_type="CAUSAL_LM",
@@ -91,12 +93,12 @@ def save_adapter(adapted: Any, model: nn.Module, plan: Plan, folder: Path) -> No
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    plan.save(folder / PLAN_FILE)
+    save_plan(plan, folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Teacher:
-    """The model without constraint, made of the one that trains: no second copy of it.
+    """The model without constraint, made from the training model itself, without a copy.
 
     In `full` mode the same weights routed by plain top-k, so that it moves along. In the other
     modes exactly the model that training began with: adapters off, `originals` in the routers.
@@ -113,14 +115,10 @@ class Teacher:
     adapted: Any = None
     originals: Mapping[nn.Parameter, Tensor] = field(default_factory=dict)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the teacher takes beside the model."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.originals.values())
-
     @contextmanager
     def in_place(self, current: PreparedPlan) -> Iterator[None]:
         """Turns the model into the teacher inside the block, and back to `current` after it."""
+        # Tensors change places, nothing is copied; the optimizer knows parameters, not their data.
         trained = {parameter: parameter.data for parameter in self.originals}
         adapters = nullcontext() if self.adapted is None else self.adapted.disable_adapter()
         try:

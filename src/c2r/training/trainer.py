@@ -9,51 +9,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
 from c2r.errors import RoutingError, TrainingError
+from c2r.measuring import NO_LOSS, next_token_targets
+from c2r.parallel import Comm, join_world
 from c2r.plans import Plan
 from c2r.traces import RoutingTrace
-from c2r.training.annealing import annealed
-from c2r.training.data import NO_LOSS, Example, collate
-from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum, next_token_labels
+from c2r.training.annealing import anneal
+from c2r.training.data import Window
+from c2r.training.losses import balance_loss, cross_entropy_sum, divergence_sum
 from c2r.training.metrics import routing_metrics
 from c2r.training.resuming import ResumableTrainer
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher
 
 
-class ShuffledExamples(Dataset[Example]):
-    """The examples of all steps in their order: one permutation after the other.
+class ShuffledWindows(Dataset[Window]):
+    """The windows of all steps in their order: one permutation after the other.
 
     The order depends on the seed alone, not on the number of processes or where a run resumes.
     """
 
-    def __init__(self, examples: Sequence[Example], settings: FinetuneSettings) -> None:
-        length = settings.steps(len(examples)) * settings.batch_size
+    def __init__(self, windows: Sequence[Window], settings: FinetuneSettings) -> None:
+        length = settings.steps(len(windows)) * settings.batch_size
         orders = [
-            np.random.default_rng([settings.seed, index]).permutation(len(examples))
-            for index in range(-(-length // len(examples)))
+            np.random.default_rng([settings.seed, index]).permutation(len(windows))
+            for index in range(-(-length // len(windows)))
         ]
-        self._examples = examples
+        self._windows = windows
         self._order = np.concatenate(orders)[:length]
 
     def __len__(self) -> int:
-        """Examples of all steps."""
+        """Windows of all steps."""
         return len(self._order)
 
-    def __getitem__(self, index: int) -> Example:
-        """The example that comes at this place."""
-        return self._examples[int(self._order[index])]
-
-
-def batch_of(examples: Sequence[Example]) -> Example:
-    """A batch `[examples, longest]`, and an `attention_mask` that tells its padding."""
-    batch = collate(examples, pad_id=0)
-    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-    positions = torch.arange(batch["input_ids"].shape[1])
-    return {**batch, "attention_mask": (positions < lengths[:, None]).long()}
+    def __getitem__(self, index: int) -> Window:
+        """The window that comes at this place."""
+        return self._windows[int(self._order[index])]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,10 +69,10 @@ class ConstrainedTrainer(ResumableTrainer):
     """Trains on `input_ids`, `labels`, `position_ids` and `attention_mask`, `[batch, tokens]`.
 
     The mask says which tokens count in the balance of the load and is not shown to the model:
-    padding follows the text, so that no token looks at it.
+    padding follows the text, so that no token attends to it.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # the Trainer is not to divide by the number of passes
 
     def __init__(self, constraint: Constraint, settings: FinetuneSettings, **options: Any) -> None:
         super().__init__(**options)
@@ -87,13 +81,20 @@ class ConstrainedTrainer(ResumableTrainer):
         self._prepared: PreparedPlan | None = None
         self._metrics: dict[str, float] = {}
         self.add_callback(_Schedule(self))
+        self.remove_callback(PrinterCallback)  # standard output is for results
 
     def enforce_at(self, step: int) -> None:
         """Applies the plan of a step, counted from 0, where it differs from the one in force."""
-        plan = annealed(self.constraint.plan, step, self.settings.anneal_steps)
+        plan = anneal(self.constraint.plan, step, self.settings.anneal_steps)
         if self._prepared is None or plan.fingerprint != self._prepared.plan.fingerprint:
             self._prepared = prepare(self.base, plan, strict=False)
             enforce(self.base, self._prepared)
+
+    @property
+    def _processes(self) -> Comm | None:
+        """Those that train together, where they are several."""
+        is_alone = self.accelerator.num_processes == 1
+        return None if is_alone else join_world(self.args.ddp_timeout)
 
     def _in_force(self) -> PreparedPlan:
         assert self._prepared is not None, "a step has begun"
@@ -108,8 +109,11 @@ class ConstrainedTrainer(ResumableTrainer):
     ) -> Any:
         """Mean nats per predicted token of the whole step, KL and balance loss added."""
         batch = dict(inputs)
-        targets = next_token_labels(batch.pop("labels"))
+        targets = next_token_targets(batch)
+        del batch["labels"]
         mask = batch.pop("attention_mask", torch.ones_like(targets)).flatten().bool()
+        # DDP takes the mean over processes; times their number it is the sum, over all tokens of
+        # the step: so the loss does not depend on how a step is split.
         scale = self.accelerator.num_processes / num_items_in_batch
         wants_trace = self.constraint.aux_weight > 0 or self._logs_next()
         recording = capture(self.base, attached=True) if wants_trace else nullcontext()
@@ -127,31 +131,32 @@ class ConstrainedTrainer(ResumableTrainer):
         return sum(weights.get(name, 1.0) * part for name, part in parts.items())
 
     def _text_parts(
-        self, model: nn.Module, batch: Example, targets: Tensor, scale: Tensor
+        self, model: nn.Module, batch: Window, targets: Tensor, scale: Tensor
     ) -> dict[str, Tensor]:
         """Sums over predicted tokens, scaled; the teacher first, so that the trace is ours."""
         is_predicted = targets != NO_LOSS
         teacher, reference = self.constraint.teacher, None
         if teacher is not None:
             with torch.no_grad(), teacher.in_place(self._in_force()):
-                reference = self.model(**batch, **self._quiet()).logits[is_predicted]
-        logits = model(**batch, **self._quiet()).logits[is_predicted]
+                reference = self.model(**batch, **self._forward_options()).logits[is_predicted]
+        logits = model(**batch, **self._forward_options()).logits[is_predicted]
         parts = {"lm_loss": cross_entropy_sum(logits, targets[is_predicted]) * scale}
         if reference is not None:
             parts["kl"] = divergence_sum(logits, reference) * scale
         return parts
 
     def _routing_parts(self, trace: RoutingTrace, mask: Tensor) -> dict[str, Tensor]:
+        """The balance loss where it has a weight; notes the routing for the log on the way."""
         if self._logs_next():
             shown = trace.of_tokens(mask)
             self._metrics = routing_metrics(shown, self._in_force().plan)
         if not self.constraint.aux_weight:
             return {}
-        aux = balance_loss(trace, mask, self.accelerator.num_processes)
+        aux = balance_loss(trace, mask, self._processes)
         return {"aux_loss": aux / self.current_gradient_accumulation_steps}
 
-    def _quiet(self) -> dict[str, Any]:
-        """Keeps the model from adding a balance loss of its own, and from a cache."""
+    def _forward_options(self) -> dict[str, Any]:
+        """Arguments that keep the model from adding a balance loss of its own, and from a cache."""
         has_loss = getattr(self.base.config, "output_router_logits", False)
         return {"use_cache": False} | ({"output_router_logits": False} if has_loss else {})
 
@@ -164,7 +169,7 @@ class ConstrainedTrainer(ResumableTrainer):
         self, batch_samples: list[dict[str, Tensor]], device: torch.device
     ) -> Tensor:
         """Predicted tokens of a step, over all accumulated batches and processes."""
-        counts = [(next_token_labels(batch["labels"]) != NO_LOSS).sum() for batch in batch_samples]
+        counts = [(next_token_targets(batch) != NO_LOSS).sum() for batch in batch_samples]
         total: Tensor = self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
         return total
 
@@ -185,6 +190,7 @@ class ConstrainedTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss and the routing of the last batch."""
         if "loss" in logs and self.parts:
+            # Parts are sums since the last entry, which after a resumption is of the earlier run.
             entries = [entry["step"] for entry in self.state.log_history]
             num_steps = self.state.global_step - max(entries, default=0)
             for name, total in self.parts.items():

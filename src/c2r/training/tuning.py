@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
 from c2r.errors import InputError
 from c2r.measuring import unconstrained
 from c2r.plans import Plan
-from c2r.training.data import Example
+from c2r.training.data import Window, collate
 from c2r.training.folder import claim, make_request, publish
-from c2r.training.progress import boards
+from c2r.training.progress import tensorboard_callbacks
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher, router_parameters, save_adapter, training_only
-from c2r.training.trainer import ConstrainedTrainer, Constraint, ShuffledExamples, batch_of
+from c2r.training.trainer import ConstrainedTrainer, Constraint, ShuffledWindows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class FinetuneResult:
     """What a fine-tuning did.
 
     Attributes:
-        num_steps: optimizer steps, those before a resumption included.
-        num_trainable: parameters that trained; of spread experts those of this process.
+        num_steps: optimizer steps, with the steps before a resumption.
+        num_trainable: parameters that trained; of spread experts, only this process's.
         seconds: of this run.
         log: entries of the Trainer's log, each with its step.
     """
@@ -45,7 +45,7 @@ class FinetuneResult:
 
 def finetune(
     model: Any,
-    examples: Sequence[Example],
+    windows: Sequence[Window],
     plan: Plan,
     settings: FinetuneSettings,
     out: Path | None = None,
@@ -53,38 +53,39 @@ def finetune(
 ) -> FinetuneResult:
     """Trains `model` in place under the routing of `plan`, which stays applied.
 
-    With `out`, the tuned model comes to stand there, constrained, and can be loaded with
-    `c2r.from_pretrained`. An interrupted run goes on from its newest checkpoint when it is called
+    With `out`, the tuned model is saved there with its plan, and can be loaded with
+    `c2r.from_pretrained`. An interrupted run resumes from its newest checkpoint when it is called
     again with the same arguments, to the same weights.
 
     Args:
         model: a transformers causal language model.
-        examples: dicts of `input_ids`, `labels` (-100: no loss) and `position_ids` (from 0 in each
-            packed piece), `[tokens]` int64 each.
+        windows: what `read_windows` gave, or dicts of your own: `input_ids`, `labels` (-100: no
+            loss) and `position_ids` (from 0 in each packed piece), `[tokens]` int64 each.
         plan: made for a model of this structure; with `settings.control`, of its placement only.
         settings: what to train, how long and how fast.
-        out: folder for logs, checkpoints and the tuned model; nothing is written where absent.
+        out: folder for logs, checkpoints and the tuned model; default: nothing is written.
         callbacks: of transformers' Trainer.
 
     Raises:
-        InputError: no examples, a setting that does not fit, accelerate is not installed, or `out`
+        InputError: no windows, a setting that does not fit, accelerate is not installed, or `out`
             is another run's or cannot be written.
         PlanMismatchError: the plan was made for another model.
         TrainingError: the loss is not finite; the model holds the last weights that were.
         KeyboardInterrupt: after a checkpoint, where there is `out`.
     """
-    _check(model, examples)
+    _check(model, windows)
     plan = unconstrained(plan) if settings.control else plan
     apply(model, plan, strict=False)
     start = time.perf_counter()
-    with _kept(model), _folder(out) as folder:
-        arguments = _arguments(settings, len(examples), folder)
+    with _restoring(model), _folder(out) as folder:
+        arguments = _arguments(settings, len(windows), folder)
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan)
         if out is not None:
-            request = make_request(model, examples, plan, settings, arguments.world_size)
+            request = make_request(model, windows, plan, settings, arguments.world_size)
             with arguments.main_process_first(local=False):
-                claim(out, request)
+                claim(out, request)  # the first begins the folder, the others find it begun
+        boards = tensorboard_callbacks(settings.report_to, out, arguments.should_log)
         set_seed(settings.seed)  # adapters begin at random
         with training_only(model, settings.mode, settings.lora_rank) as trained:
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
@@ -94,13 +95,12 @@ def finetune(
                 base=model,
                 model=trained,
                 args=arguments,
-                train_dataset=ShuffledExamples(examples, settings),
-                data_collator=batch_of,
-                callbacks=[*boards(settings.report_to, out, arguments.should_log), *callbacks],
+                train_dataset=ShuffledWindows(windows, settings),
+                data_collator=collate,
+                callbacks=[*boards, *callbacks],
             )
-            trainer.remove_callback(PrinterCallback)
             trainer.run(out)
-            trainer.enforce_at(settings.anneal_steps)
+            trainer.enforce_at(settings.anneal_steps)  # the whole plan, however early it ended
             if out is not None and settings.mode == "lora":
                 save = partial(save_adapter, trained, model, plan, out / "adapter")
                 trainer.on_all(save, only_first=True)
@@ -115,13 +115,13 @@ def finetune(
     )
 
 
-def _check(model: Any, examples: Sequence[Example]) -> None:
+def _check(model: Any, windows: Sequence[Window]) -> None:
     if find_spec("accelerate") is None:
         raise InputError(
             "training needs accelerate; install it with `pip install 'c2r-moe[train]'`"
         )
-    if not len(examples):
-        raise InputError("there are no examples to train on; give at least one")
+    if not len(windows):
+        raise InputError("there are no windows to train on; give at least one")
     if any(_is_reentrant(module) for module in model.modules()):
         raise InputError(
             "the model recomputes its layers with use_reentrant=True, by which the balance loss "
@@ -138,6 +138,7 @@ def _is_reentrant(module: nn.Module) -> bool:
 
 
 def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings) -> Constraint:
+    """What training is held to, its weights and the teacher taken from the model before it."""
     weight = settings.aux_weight
     if weight is None:
         is_used = getattr(model.config, "output_router_logits", False)
@@ -154,10 +155,11 @@ def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings
     return Constraint(plan=plan, aux_weight=weight, teacher=teacher)
 
 
-def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> TrainingArguments:
+def _arguments(settings: FinetuneSettings, num_windows: int, folder: Path) -> TrainingArguments:
+    """The Trainer's own settings; what it would do besides is switched off."""
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=settings.steps(num_examples),
+        max_steps=settings.steps(num_windows),
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -170,15 +172,17 @@ def _arguments(settings: FinetuneSettings, num_examples: int, folder: Path) -> T
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,
+        logging_nan_inf_filter=False,  # it would hide a loss that is not finite
         disable_tqdm=True,
+        # TensorBoard's callback of the Trainer takes no folder; ours is added beside the others.
         report_to=[name for name in settings.report_to if name != "tensorboard"],
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
         remove_unused_columns=False,
-        train_sampling_strategy="sequential",
+        train_sampling_strategy="sequential",  # `ShuffledWindows` is in order already
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # The number of processes is known only once there are arguments.
     arguments.per_device_train_batch_size = settings.batch_per_pass(arguments.world_size)
     return arguments
 
@@ -194,8 +198,8 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _kept(model: Any) -> Iterator[None]:
-    """Puts back what training changes of a model besides its weights."""
+def _restoring(model: Any) -> Iterator[None]:
+    """Restores what training changes of a model besides its weights."""
     was_training, use_cache = model.training, model.config.use_cache
     forward = model.__dict__.get("forward")
     recomputes = model.is_activation_checkpointing

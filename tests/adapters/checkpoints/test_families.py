@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
-from c2r.adapters.huggingface import PLAN_FILE, RouterSite, SelectionRule, apply, find_sites, remove
+from c2r.adapters.huggingface import RouterSite, SelectionRule, apply, find_sites, remove
 from c2r.plans import Plan, contiguous_placement
+from c2r.plans.model_folder import PLAN_FILE
 from c2r.traces import ScoreKind
 from tests.adapters.checkpoints.plans import shuffled_plan
 from tests.adapters.huggingface.checks import run
@@ -69,4 +70,5 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, is_bitwise: bool) -
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -3,7 +3,7 @@ import pytest
 
 from c2r.adapters.checkpoints.order import check_groups, contiguous_order, renumber_layer
 from c2r.errors import PlanError
-from c2r.plans import ClusterTopology, LayerPlan
+from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan
 
 
 def layer(placement: list[int], replicas: list[list[int]] | None = None) -> LayerPlan:
@@ -16,7 +16,7 @@ def layer(placement: list[int], replicas: list[list[int]] | None = None) -> Laye
         strength=1.0,
         partners=np.array([[(i + 1) % size] for i in range(size)]),
         placement=np.array(placement),
-        replicas=np.array(replicas or np.empty((0, 0)), dtype=np.int64),
+        replicas=np.array(replicas) if replicas else NO_EXPERTS,
     )
 
 
@@ -75,3 +75,10 @@ def test_groups_stay_together() -> None:
         check_groups("gate", split, 2)
     with pytest.raises(PlanError, match="3 groups"):
         check_groups("gate", whole, 3)
+
+
+def test_a_plan_without_lists_is_renumbered_too() -> None:
+    plan = LayerPlan(num_experts=4, top_k=2, placement=np.array([1, 0, 1, 0]))
+    new = renumber_layer(plan, contiguous_order(plan, ranks(2)))
+    assert new.placement.tolist() == [0, 0, 1, 1]
+    assert (new.top_t, new.replicas.size) == (0, 0)

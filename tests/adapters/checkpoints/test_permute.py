@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from c2r.adapters.checkpoints import PERMUTATION_FILE, permute_checkpoint, rewrite, undo_permutation
+from c2r.adapters.checkpoints import permute_checkpoint, rewrite, undo_permutation
 from c2r.adapters.huggingface import (
-    PLAN_FILE,
     applied_plan,
     apply,
     find_sites,
@@ -27,6 +26,7 @@ from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement, mean_copies
+from c2r.plans.model_folder import PERMUTATION_FILE, PLAN_FILE
 from tests.adapters.checkpoints.plans import shuffled_plan
 from tests.adapters.huggingface.families import FAMILIES
 
@@ -99,7 +99,8 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def assert_permuted(old: dict[str, Tensor], new: dict[str, Tensor], number: int) -> None:

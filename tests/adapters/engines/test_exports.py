@@ -14,14 +14,14 @@ from c2r.adapters.engines import (
     ExportFormat,
     check_export,
     export_plan,
+    exports,
     import_traces,
     layer_placement,
-    megatron,
     plan_slots,
     sglang,
 )
 from c2r.errors import ArtifactError, InputError, PlanError, PlanMismatchError
-from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan, Plan
 
 RANKS, EXPERTS, LAYERS = 4, 8, (1, 2, 4)  # layers 0 and 3 are dense
 
@@ -41,7 +41,7 @@ def make_plan(num_replicas: int = 0, layers: tuple[int, ...] = LAYERS, **changes
             strength=3.0,
             partners=np.array([np.delete(np.arange(EXPERTS), i)[:3] for i in range(EXPERTS)]),
             placement=placement,
-            replicas=replicas if num_replicas else np.empty((0, 0), dtype=np.int64),
+            replicas=replicas if num_replicas else NO_EXPERTS,
         )
         made.append(replace(layer, **changes))
     return Plan(layers=tuple(made), topology=ClusterTopology(num_ranks=RANKS))
@@ -96,10 +96,11 @@ def test_sglang_schema(num_replicas: int, tmp_path: Path) -> None:
 
 
 def test_sglang_without_a_model_ends_with_the_last_moe_layer() -> None:
-    rows = json.loads(sglang.encode(plan_slots(make_plan())))["physical_to_logical_map"]
+    plan = make_plan()
+    rows = json.loads(sglang.encode(plan_slots(plan), plan, None))["physical_to_logical_map"]
     assert len(rows) == 5
     with pytest.raises(InputError, match="names layer 4, but the model has 3 layers"):
-        sglang.encode(plan_slots(make_plan()), 3)
+        sglang.encode(plan_slots(plan), plan, 3)
 
 
 def test_vllm_schema(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_megatron_schema(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="export it again"):
         check_export(make_plan(), ExportFormat.MEGATRON, tmp_path / "plan.args")
     with pytest.raises(PlanError, match="without replicas"):
-        megatron.encode(make_plan(1), plan_slots(make_plan(1)))
+        export_plan(make_plan(1), ExportFormat.MEGATRON, tmp_path / "replicated.args")
 
 
 @pytest.mark.parametrize(
@@ -230,10 +231,25 @@ def test_plans_that_do_not_tell_their_layers(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_slots_are_counted_once_for_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Plan] = []
+    monkeypatch.setattr(
+        exports, "plan_slots", lambda plan: counted.append(plan) or plan_slots(plan)
+    )
+    for format_ in ExportFormat:
+        plan = make_plan()
+        export_plan(plan, format_, tmp_path / "plan")
+        assert counted.pop() is plan and counted == []
+
+
 def test_an_unknown_engine(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'tgi' is unknown; choose sglang, vllm, "):
         export_plan(make_plan(), "tgi", tmp_path / "plan")
-    with pytest.raises(InputError, match="'stat' is unknown; choose sglang-per-token, "):
+    with pytest.raises(
+        InputError, match="'stat' is unknown; choose c2r-pickle, sglang-per-token, "
+    ):
         import_traces("stat", [tmp_path])
 
 

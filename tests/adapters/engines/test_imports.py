@@ -126,7 +126,10 @@ WRITERS: dict[ImportFormat, Callable[[Path, Ids], None]] = {
 }
 
 
-@pytest.mark.parametrize("format_", ImportFormat)
+TRACES = [format_ for format_ in ImportFormat if format_ is not ImportFormat.C2R_PICKLE]
+
+
+@pytest.mark.parametrize("format_", TRACES)
 def test_every_format_gives_the_profile_of_the_model_itself(
     format_: ImportFormat,
     tmp_path: Path,
@@ -258,7 +261,9 @@ def test_a_slot_that_the_map_does_not_have(
     dump = sglang_dump(routed[0])
     dump["records"][0]["topk_ids_of_layer"][2, 5, 1] = 40
     torch.save(dump, tmp_path / "d.pt")
-    with pytest.raises(InputError, match=r"record 0: slot 40 in layer 2.* 40 slots; --skip-bad"):
+    with pytest.raises(
+        InputError, match=r"record 0: slot 40 in layer 2.* 40 slots; is_skipping_bad=True"
+    ):
         import_traces(ImportFormat.SGLANG_PER_TOKEN, [tmp_path / "d.pt"])
 
 
@@ -283,7 +288,7 @@ def test_a_bad_line_is_named_and_skipped_only_on_request(kind: str, tmp_path: Pa
     good = json.dumps(megatron_record(0, np.array([[0, 1], [1, 2]])))
     path = tmp_path / "router_trace_rank0.jsonl"
     path.write_text(f"{good}\n{BAD_LINES[kind]}\n\n{good}\n")
-    with pytest.raises(InputError, match=r"rank0\.jsonl, line 2: .*--skip-bad"):
+    with pytest.raises(InputError, match=r"rank0\.jsonl, line 2: .*is_skipping_bad=True"):
         import_traces(ImportFormat.MEGATRON_TRACE, [path], 32)
     read = import_traces(ImportFormat.MEGATRON_TRACE, [path], 32, is_skipping_bad=True)
     assert read.num_bad == 1 and "line 2" in read.first_bad
@@ -309,7 +314,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, model: ModelLayers) -> None:
     np.savez(tmp_path / "t.npz", layer_0=np.array([[0, 1]]), other=np.array([[0, 1]]))
     with pytest.raises(InputError, match="other: no number in its name"):
         import_traces(ImportFormat.NPZ, [tmp_path / "t.npz"], 32)
-    with pytest.raises(InputError, match="--num-experts"):
+    with pytest.raises(
+        InputError, match="does not say how many experts a layer has, and model=None"
+    ):
         import_traces(ImportFormat.NPZ, [tmp_path / "t.npz"])
     with pytest.raises(InputError, match="no tokens of 3 of the model's 4 MoE layers"):
         import_traces(ImportFormat.NPZ, [tmp_path / "t.npz"], model, is_skipping_bad=True)
@@ -321,7 +328,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, model: ModelLayers) -> None:
     for format_ in ImportFormat:
         for path in (tmp_path / "t.npz", tmp_path / "nowhere"):
             with pytest.raises(InputError):
-                import_traces(format_, [path], 32)
+                import_traces(format_, [path], 32, top_k=2)
     np.save(tmp_path / "t.npy", np.zeros((9, 4, 2), dtype=np.int64))
     content = (tmp_path / "t.npy").read_bytes()
     (tmp_path / "t.npy").write_bytes(content[:-100])

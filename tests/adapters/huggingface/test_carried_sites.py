@@ -29,9 +29,10 @@ from c2r.adapters.huggingface.routers import discovery, registry
 from c2r.adapters.huggingface.taps import install
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import ModelError, PlanMismatchError
-from c2r.measuring import measure_plan
+from c2r.measuring import measure
 from c2r.planning import make_plan, with_policy
-from c2r.sweeps import Sweep, SweepPoint, measure_sensitivity
+from c2r.results import SweepPoint
+from c2r.sweeps import RunningSweep, measure_sensitivity
 from tests.adapters.huggingface.checks import random_plan, run, small_plan
 from tests.adapters.huggingface.families import FAMILIES
 
@@ -97,7 +98,7 @@ def test_a_profile_probes_once(model, probes):
 
 
 def test_measuring_a_plan_probes_once(model, plan, probes):
-    measure_plan(model, batches(), plan)
+    measure(model, batches(), plan)
     assert len(probes) == 1
 
 
@@ -123,7 +124,7 @@ def test_a_plan_that_drops_is_checked_on_the_tapped_model(model, calibrated, pla
 
 def test_a_sweep_of_thirty_points_probes_once(model, calibrated, placed, probes):
     points = [SweepPoint(policy="budgeted", strength=0.01 * (1 + i)) for i in range(30)]
-    for _ in Sweep.of(placed, calibrated, points).run(model, batches()):
+    for _ in RunningSweep.of(placed, calibrated, points).run(model, batches()):
         pass
     assert len(probes) == 1
 

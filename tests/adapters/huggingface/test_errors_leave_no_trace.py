@@ -28,11 +28,12 @@ from c2r.adapters.huggingface import (
     save_pretrained,
     traces,
 )
-from c2r.adapters.huggingface.folders import PLAN_FILE, constrain
+from c2r.adapters.huggingface.folders import constrain
 from c2r.adapters.huggingface.routers import discovery
 from c2r.errors import C2RError, InputError, ModelError, PlanMismatchError, RoutingError
-from c2r.measuring import measure_plan
+from c2r.measuring import measure
 from c2r.plans import Plan
+from c2r.plans.model_folder import save_plan
 from tests.adapters.huggingface.checks import run, small_plan, token_ids
 from tests.adapters.huggingface.families import FAMILIES
 
@@ -150,7 +151,7 @@ DOORS: dict[str, Callable[[Any, Plan], object]] = {
     "traces": lambda model, plan: list(traces(model, [BATCH] * 2)),
     "profile": lambda model, plan: profile(model, [BATCH] * 2),
     "capture": _capture,
-    "measure_plan": lambda model, plan: measure_plan(model, [BATCH] * 2, pruned(plan)),
+    "measure": lambda model, plan: measure(model, [BATCH] * 2, pruned(plan)),
 }
 AROUND = {
     "plain": lambda model: model,
@@ -158,7 +159,7 @@ AROUND = {
     "adapted": Adapted,
     "compiled": lambda model: torch.compile(model, backend="eager"),
 }
-RUN_COMPILED = ("capture", "measure_plan")  # these need the forward passes that compiling hides
+RUN_COMPILED = ("capture", "measure")  # these need the forward passes that compiling hides
 
 
 @pytest.mark.parametrize("error", [ValueError("injected"), KeyboardInterrupt()], ids=repr)
@@ -215,16 +216,16 @@ def test_a_plan_for_another_model(is_constrained: bool, tmp_path: Path) -> None:
     known = {"model_fingerprint": fingerprint(other, find_sites(other))}
     others_plan = replace(others_plan, provenance=known)
     prepared = prepare(other, others_plan)
-    others_plan.save(tmp_path / PLAN_FILE)
     config = {"c2r": {"plan_fingerprint": others_plan.fingerprint}}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    save_plan(others_plan, tmp_path)
     if is_constrained:
         apply(model, plan)
     doors = (
         lambda: apply(model, others_plan),
         lambda: prepare(model, others_plan),
         lambda: enforce(model, prepared),
-        lambda: measure_plan(model, [BATCH], others_plan),
+        lambda: measure(model, [BATCH], others_plan),
         lambda: constrain(model, tmp_path),
     )
     for door in doors:
@@ -238,7 +239,7 @@ def test_nan_scores(is_constrained: bool) -> None:
         apply(model, plan)
     with torch.no_grad():
         model.model.layers[1].mlp.gate.weight[0] = torch.nan
-    for door in ("traces", "profile", "capture", "measure_plan"):
+    for door in ("traces", "profile", "capture", "measure"):
         refused(lambda door=door: DOORS[door](model, plan), RoutingError, "NaN scores", model)
 
 
@@ -249,7 +250,7 @@ def test_batches_that_cannot_be_read(is_constrained: bool) -> None:
         apply(model, plan)
     lacking = [BATCH, {"attention_mask": MASK}]
     refused(lambda: profile(model, lacking), InputError, "must have input_ids", model)
-    refused(lambda: measure_plan(model, lacking, plan), KeyError, "input_ids", model)
+    refused(lambda: measure(model, lacking, plan), KeyError, "input_ids", model)
     broken = (batch if batch is BATCH else {}[batch] for batch in (BATCH, "lost"))
     refused(lambda: profile(model, broken), KeyError, "lost", model)
 
@@ -261,6 +262,7 @@ def test_an_error_of_on_batch() -> None:
         raise ValueError(f"{num_tokens} is enough")
 
     refused(lambda: profile(model, [BATCH] * 3, on_batch=fail), ValueError, "48 is enough", model)
+    refused(lambda: measure(model, [BATCH] * 3, on_batch=fail), ValueError, "48 is enough", model)
 
 
 def test_an_error_inside_a_capture() -> None:

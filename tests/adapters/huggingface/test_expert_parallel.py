@@ -15,10 +15,10 @@ from transformers.distributed import DistributedConfig
 
 import c2r
 from c2r.adapters.huggingface import find_sites, load_model
+from c2r.adapters.huggingface.expert_parallel.loading import sharding_of_experts
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     _experts_of,
-    _only_experts,
     counting_rows,
     load_parallel,
     parallelize,
@@ -58,9 +58,6 @@ def make_plan(model, num_ranks, seed=0, num_nodes=1):
             name=site.name,
             num_experts=site.num_experts,
             top_k=site.top_k,
-            policy="top_k",
-            strength=0.0,
-            partners=np.empty((site.num_experts, 0), dtype=np.int64),
             placement=rng.permutation(ranks),
         )
 
@@ -202,7 +199,7 @@ def rows_sent_as_predicted(comm):
     ids = tokens(comm.size, 64)[comm.rank : comm.rank + 1]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with counting_rows(model) as rows:
-        profile = c2r.evaluate(model, [batch]).profile
+        profile = c2r.profile(model, [batch])
     predicted = c2r.predict_traffic(profile, plan)
     for sent, layer in zip(rows.values(), predicted.layers, strict=True):
         assert int(sent.sum()) == round(layer.copies_placed * ids.numel())
@@ -301,7 +298,7 @@ def test_families_without_a_plan_of_transformers_are_refused(name):
 def test_experts_that_cannot_be_read_in_equal_parts():
     skeleton = skeleton_of(tiny_folder())
     with pytest.raises(PlanError, match="32 experts cannot be read in equal parts by 3 ranks"):
-        _only_experts(skeleton, _experts_of(skeleton), 3)
+        sharding_of_experts(skeleton, _experts_of(skeleton), 3)
 
 
 def test_gradients_of_an_ordinary_model():

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from c2r.adapters.huggingface import (
-    PLAN_FILE,
     applied_plan,
     apply,
     find_sites,
@@ -23,6 +22,7 @@ from c2r.adapters.huggingface import (
 from c2r.assets import tiny_folder
 from c2r.errors import ArtifactError, InputError, ModelError, PlanError, PlanMismatchError
 from c2r.plans import Plan
+from c2r.plans.model_folder import PLAN_FILE
 from tests.adapters.huggingface.checks import random_plan, run, small_plan
 from tests.adapters.huggingface.families import FAMILIES
 from tests.adapters.huggingface.test_discovery import dense

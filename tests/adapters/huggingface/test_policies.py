@@ -8,7 +8,7 @@ import torch
 
 from c2r.adapters.huggingface import SelectionRule, apply, capture, find_sites, remove
 from c2r.errors import ModelError, PlanError
-from c2r.plans import ClusterTopology, Plan
+from c2r.plans import NO_EXPERTS, ClusterTopology, Plan
 from c2r.traces import score_mass, used_places
 from tests.adapters.huggingface.checks import _Handed, gradients, random_plan, run
 from tests.adapters.huggingface.families import FAMILIES, Family
@@ -25,7 +25,7 @@ def plan_of(sites, policy, strength, num_ranks=2):
             layer,
             policy=policy,
             strength=strength,
-            partners=np.empty((0, 0), dtype=np.int64),
+            partners=NO_EXPERTS,
             placement=np.arange(layer.num_experts) % num_ranks,
         )
         for layer in plan.layers

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from c2r.ops.copy_rows import Copies, copies_of, reference
+from c2r.ops.copy_rows import RowCopies, copies_of, reference
 from tests.ops.kernels import DEVICE, garbage_in_new_tensors, require_triton, seeded
 
 require_triton()
@@ -30,7 +30,7 @@ def test_rows_need_not_be_contiguous():
 
 def test_more_elements_than_an_int32_counts():
     width, num_copies = 2**21, 2**10 + 1  # 2 GiB that are never touched but for the last row
-    last = Copies(
+    last = RowCopies(
         source=torch.empty(num_copies, dtype=torch.int64, device=DEVICE),
         members=torch.arange(num_copies, device=DEVICE),
         starts=torch.tensor([num_copies - 1], device=DEVICE),

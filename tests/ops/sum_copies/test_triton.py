@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c2r.ops.copy_rows import Copies, copies_of
+from c2r.ops.copy_rows import RowCopies, copies_of
 from c2r.ops.sum_copies import reference
 from tests.ops.kernels import DEVICE, garbage_in_new_tensors, require_triton, seeded
 
@@ -80,7 +80,7 @@ def test_more_elements_than_an_int32_counts():
     width, num_copies = 2**21, 2**10 + 1  # 4 GiB that are never touched but for the last row
     rows = torch.empty(num_copies, width, dtype=torch.float16, device=DEVICE)
     rows[-1] = torch.randn(width, generator=seeded(0)).half()
-    last = Copies(
+    last = RowCopies(
         source=torch.empty(num_copies, dtype=torch.int64, device=DEVICE),
         members=torch.arange(num_copies, device=DEVICE),
         starts=torch.tensor([num_copies - 1], device=DEVICE),

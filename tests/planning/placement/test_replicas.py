@@ -10,6 +10,7 @@ from c2r.planning import PlacementOptions, place_experts, replicate_experts
 from c2r.planning.placement.replicas import _Replication
 from c2r.planning.placement.search import PlacementProblem
 from c2r.plans import (
+    NO_EXPERTS,
     ClusterTopology,
     assign_ranks,
     contiguous_placement,
@@ -18,8 +19,6 @@ from c2r.plans import (
     row_loads,
 )
 from tests.planning.instances import random_sets
-
-NONE = np.empty((0, 0), dtype=np.int64)
 
 
 def measure(sets, counts, placement, replicas, topology):
@@ -56,7 +55,7 @@ def test_most_of_what_the_best_of_all_choices_saves_is_saved(num_ranks):
     for seed in range(10):
         sets, counts, load = random_sets(6, 3, 300, seed, groups=3)
         placement = place_experts(sets, counts, load, topology)
-        without, _, rows = measure(sets, counts, placement, NONE, topology)
+        without, _, rows = measure(sets, counts, placement, NO_EXPERTS, topology)
         tried = [
             measure(sets, counts, placement, replicas, topology)
             for replicas in every_choice(placement, num_ranks, 1)
@@ -87,7 +86,7 @@ def test_copies_fall_load_does_not_rise_and_slots_are_full(
     topology = ClusterTopology(num_ranks=devices[0], num_nodes=devices[1])
     sets, counts, _ = random_sets(num_experts, top_k, 200, seed, groups=3)
     placement = contiguous_placement(num_experts, topology.num_ranks)
-    without = measure(sets, counts, placement, NONE, topology)
+    without = measure(sets, counts, placement, NO_EXPERTS, topology)
     node_cost = 8 if topology.num_nodes > 1 else 0
     try:
         replicas = replicate_experts(sets, counts, placement, topology, num_replicas)

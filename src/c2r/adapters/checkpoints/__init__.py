@@ -1,11 +1,9 @@
-"""Checkpoints as files: which tensors the numbering of experts touches, and its change."""
+"""Checkpoints as files: the tensors that depend on the numbering of experts, and renumbering."""
 
 from c2r.adapters.checkpoints.permute import PermutationReport, permute_checkpoint, undo_permutation
-from c2r.adapters.checkpoints.rewrite import PERMUTATION_FILE
 from c2r.adapters.checkpoints.shards import open_checkpoint
 
 __all__ = [
-    "PERMUTATION_FILE",
     "PermutationReport",
     "open_checkpoint",
     "permute_checkpoint",

@@ -73,7 +73,7 @@ class MoeLayer:
     num_stored: int
     tensors: Mapping[str, Dependence]
 
-    def renamed(self, name: str, new_expert: Sequence[int]) -> str:
+    def rename(self, name: str, new_expert: Sequence[int]) -> str:
         """The name of a tensor of dependence `NAME` after old id i became `new_expert[i]`."""
         match = _EXPERT.match(name)
         assert match is not None, f"{name} belongs to no one expert"
@@ -95,7 +95,7 @@ def find_moe_layers(
 
     Raises:
         ModelError: no MoE layers are found, or a tensor of one is unknown.
-        PlanMismatchError: the plan's layers are not those of the checkpoint.
+        PlanMismatchError: the plan's layers are not the checkpoint's.
         InputError: a tensor has an unexpected shape, or experts are missing.
     """
     layers: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
@@ -143,8 +143,10 @@ def _expert_counts(config: Any) -> set[int]:
 
 
 def _match(expected: Sequence[tuple[str, int]], stems: Sequence[str]) -> list[str]:
+    """The stem of each expected layer, by its router's path, or in order where none has a path."""
     if not any(name for name, _ in expected):
         own = [stem for stem in stems if not _is_prediction(stem)]
+        # By number, not by text: layer 10 comes after layer 9.
         own.sort(key=lambda stem: [int(p) if p.isdigit() else 0 for p in stem.split(".")])
         if len(own) != len(expected):
             raise PlanMismatchError(
@@ -156,6 +158,8 @@ def _match(expected: Sequence[tuple[str, int]], stems: Sequence[str]) -> list[st
 
 
 def _match_one(name: str, stems: Sequence[str]) -> str:
+    """The stem of the layer whose router has this path in a loaded model."""
+    # Names on disk may differ from those in a model, but the number of the layer does not.
     stem = (split_layer(name) or ("", ""))[0]
     if stem in stems:
         return stem
@@ -176,11 +180,20 @@ def _is_prediction(stem: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Classifier:
+    """Tells how each tensor of one layer depends on its experts' numbers, or refuses it.
+
+    Attributes:
+        stem: the layer's path on disk.
+        num_experts: E, as the plan says.
+        counts: numbers of experts that the config states.
+    """
+
     stem: str
     num_experts: int
     counts: set[int]
 
     def classify(self, rest: Mapping[str, StoredTensor]) -> MoeLayer:
+        """The layer, from its tensors by their names below the stem."""
         num_stored = self._num_stored(rest)
         blocks = {self._block(name) for name in rest if _ROUTER_ROWS.search(name)} - {""}
         tensors = {}
@@ -196,6 +209,7 @@ class _Classifier:
         )
 
     def _block(self, name: str) -> str:
+        """The module that holds the router, in which any tensor as long as E is suspect."""
         match = _ROUTER.search(name)
         return "" if match is None else name[: match.start()]
 
@@ -210,6 +224,7 @@ class _Classifier:
         num_stored = min(stacks, default=self.num_experts)
         if experts:
             alike = (i for i in range(self.num_experts) if experts.get(i) != experts.get(0))
+            # The first expert unlike expert 0 ends those with weights, as those after it have none.
             num_stored = next(alike, self.num_experts)
         if max(experts, default=0) >= self.num_experts or (
             num_stored != self.num_experts and num_stored not in self.counts
@@ -224,6 +239,10 @@ class _Classifier:
     def _dependence(
         self, name: str, tensor: StoredTensor, num_stored: int, blocks: set[str]
     ) -> Dependence | None:
+        """How one tensor depends on the numbering; None where it does not.
+
+        The order of the questions counts: what is known to be free first, then the most special.
+        """
         if _NO_EXPERTS.search(name):
             return None
         if _EXPERT.match(name):

@@ -51,6 +51,7 @@ def contiguous_order(
     wanted = np.bincount(contiguous_placement(num_stored, num_ranks), minlength=num_ranks)
     ranks = np.arange(num_ranks)
     if topology.num_nodes == 1:
+        # On several nodes ranks keep their numbers: another order could move them to another node.
         ranks = np.argsort(-sizes, kind="stable")
     if not np.array_equal(sizes[ranks], wanted):
         raise PlanError(
@@ -69,7 +70,7 @@ def renumber_layer(layer: LayerPlan, order: ExpertOrder) -> LayerPlan:
     replicas = layer.replicas
     return replace(
         layer,
-        partners=new_expert[layer.partners[order.experts]],
+        partners=new_expert[layer.partners[order.experts]] if layer.top_t else layer.partners,
         placement=new_rank[layer.placement[order.experts]],
         replicas=new_expert[replicas[order.ranks]] if replicas.size else replicas,
     )
@@ -87,6 +88,5 @@ def check_groups(name: str, order: ExpertOrder, num_groups: int) -> None:
         raise PlanError(
             f"the router {name} limits tokens to some of {num_groups} groups of {size} experts, "
             "and the plan's placement splits groups: no permutation that keeps groups together "
-            "realises it; export the plan for an engine that loads placements "
-            "(`c2r export --format sglang`)"
+            "realises it; export the plan for an engine that loads placements, such as SGLang"
         )

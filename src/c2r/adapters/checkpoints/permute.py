@@ -1,17 +1,19 @@
 """Rewrites a checkpoint so that contiguous placement of its experts is a plan's placement.
 
-The function of the model stays what it was: router rows, biases and experts are renumbered alike.
-The permutation is stored with it, so that the original can be had back byte by byte.
+The model's outputs do not change: router rows, biases and experts are renumbered in the same way.
+The permutation is stored with it, so that the original can be restored byte by byte.
 """
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from c2r.adapters.checkpoints.layout import MoeLayer, find_moe_layers
 from c2r.adapters.checkpoints.order import (
@@ -21,17 +23,24 @@ from c2r.adapters.checkpoints.order import (
     renumber_layer,
 )
 from c2r.adapters.checkpoints.rewrite import (
-    PERMUTATION_FILE,
     Advance,
     other_weights,
     rewritten_folder,
     tensor_changes,
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
-from c2r.adapters.huggingface.folders import PLAN_FILE
 from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
 from c2r.errors import InputError, ModelError
 from c2r.plans import Plan
+from c2r.plans.model_folder import (
+    OWN_FOLDER,
+    PERMUTATION_FILE,
+    PLAN_FILE,
+    permutation_path,
+    plan_path,
+    save_plan,
+)
+from c2r.types import Int
 
 _GROUP_KEYS = ("n_group", "num_expert_group")
 
@@ -63,7 +72,7 @@ def permute_checkpoint(
     The folder carries the renumbered plan, as `c2r apply` writes it, and the permutation, from
     which `undo_permutation` restores the tensors byte by byte. Memory: the headers and one buffer
     of 1 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
-    interruption the same call goes on with the shards that are missing.
+    interruption the same call resumes with the missing shards.
 
     Args:
         source: a model folder with safetensors weights.
@@ -80,15 +89,13 @@ def permute_checkpoint(
     """
     source, folder = Path(source), Path(folder)
     checkpoint = open_checkpoint(source)
-    if (source / PERMUTATION_FILE).is_file():
-        raise InputError(
-            f"{source} is permuted already; `c2r permute {source} --undo --out FOLDER` first"
-        )
-    has_plan = (source / PLAN_FILE).is_file()
+    if permutation_path(source) is not None:
+        raise InputError(f"{source} is permuted already; undo that first (undo_permutation)")
+    own_plan = plan_path(source)
     if plan is None:
-        if not has_plan:
-            raise InputError(f"{source} carries no plan; give one with --plan")
-        plan = Plan.load(source / PLAN_FILE)
+        if own_plan is None:
+            raise InputError(f"{source} carries no plan; give one")
+        plan = Plan.load(own_plan)
     config = _read_config(source)
     expected = [(layer.name, layer.num_experts) for layer in plan.layers]
     found, untouched = find_moe_layers(checkpoint.tensors, expected, config)
@@ -100,11 +107,11 @@ def permute_checkpoint(
     if num_groups > 1:
         for layer, order in zip(found, orders, strict=True):
             check_groups(layer.stem, order, num_groups)
-    permutation = _encode_permutation(found, orders, source_has_plan=has_plan)
+    permutation = _encode_permutation(found, orders, source_has_plan=own_plan is not None)
     changes = tensor_changes(found, orders)
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
         permuted = _permuted_plan(plan, orders)
-        permuted.save(partial / PLAN_FILE)
+        save_plan(permuted, partial)
         _write_config(partial, config, permuted)
     return _report(checkpoint, found, untouched)
 
@@ -128,11 +135,11 @@ def undo_permutation(
     permutation = _encode_permutation(found, orders, source_has_plan=source_had_plan)
     changes = tensor_changes(found, orders)
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
-        (partial / PERMUTATION_FILE).unlink()
+        shutil.rmtree(partial / OWN_FOLDER)  # it holds the permutation that was undone
         original = None
         if source_had_plan:
-            original = _original_plan(Plan.load(source / PLAN_FILE), orders)
-            original.save(partial / PLAN_FILE)
+            original = _original_plan(_permuted_plan_of(source), orders)
+            save_plan(original, partial)
         _write_config(partial, config, original)
     return _report(checkpoint, found, untouched)
 
@@ -160,22 +167,41 @@ def _encode_permutation(
     return encode_artifact(Artifact(kind="permutation", header=header, arrays=arrays))
 
 
+def _permuted_plan_of(folder: Path) -> Plan:
+    path = plan_path(folder)
+    if path is None:
+        raise InputError(f"{folder} has lost its {PLAN_FILE}; permute the original again")
+    return Plan.load(path)
+
+
 def _read_permutation(folder: Path) -> tuple[list[str], list[ExpertOrder], bool]:
     """The layers of a permuted checkpoint, the orders that undo it, and whether it had a plan."""
-    path = folder / PERMUTATION_FILE
-    if not path.is_file():
+    path = permutation_path(folder)
+    if path is None:
         raise InputError(f"{folder} has no {PERMUTATION_FILE}; there is nothing to undo")
     artifact = read_artifact(path, "permutation")
     with damaged_file(path):
         stems = [str(stem) for stem in artifact.header["stems"]]
         orders = [
             ExpertOrder(
-                experts=artifact.arrays[f"layers.{index}.experts"].astype(np.int64),
-                ranks=artifact.arrays[f"layers.{index}.ranks"].astype(np.int64),
+                experts=_permutation(artifact.arrays[f"layers.{index}.experts"]),
+                ranks=_permutation(artifact.arrays[f"layers.{index}.ranks"]),
             ).inverse
             for index in range(len(stems))
         ]
-        return stems, orders, bool(artifact.header["source_has_plan"])
+        has_plan = artifact.header["source_has_plan"]
+        if not isinstance(has_plan, bool):
+            raise ValueError("source_has_plan")
+        return stems, orders, has_plan
+
+
+def _permutation(numbers: npt.NDArray[Any]) -> Int:
+    """`[n]` int64. Raises `ValueError` unless each of 0 to n - 1 is there once."""
+    if numbers.dtype.kind not in "iu" or not np.array_equal(
+        np.sort(numbers), np.arange(numbers.size)
+    ):
+        raise ValueError("an order does not hold each number once")
+    return numbers.astype(np.int64)
 
 
 def _permuted_plan(plan: Plan, orders: Sequence[ExpertOrder]) -> Plan:
@@ -205,8 +231,10 @@ def _renumber_plan(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, unless it names single experts, which renaming would make wrong."""
     config = read_json(folder / "config.json")
     quantization = json.dumps(config.get("quantization_config"))
+    # Names are perhaps patterns, and JSON doubles the backslash before a dot.
     if re.search(r"experts\\*\.\d", quantization):
         raise ModelError(
             f"the quantization_config of {folder} names single experts, whose numbers would "
@@ -227,6 +255,7 @@ def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) ->
 
 def _num_groups(config: Mapping[str, Any]) -> int:
     """Groups that the routers limit tokens to; 1 where they limit none."""
+    # DeepSeek-V2's method for plain top-k, whatever groups the config states.
     if _find(config, ("topk_method",)) == "greedy":
         return 1
     stated = _find(config, _GROUP_KEYS)
@@ -245,7 +274,7 @@ def _find(config: Any, keys: Sequence[str]) -> Any:
 
 
 def _default_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers fills in where config.json is silent."""
+    """The defaults of transformers for what config.json leaves out."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     family = config.get("model_type")

@@ -19,15 +19,15 @@ import numpy as np
 from c2r.adapters.checkpoints.layout import Dependence, MoeLayer
 from c2r.adapters.checkpoints.order import ExpertOrder
 from c2r.adapters.checkpoints.shards import INDEX_FILE, Checkpoint, Shard, StoredTensor
-from c2r.adapters.huggingface.folders import PLAN_FILE
 from c2r.errors import InputError
+from c2r.plans.model_folder import OWN_ENTRIES, OWN_FOLDER, PERMUTATION_FILE
 from c2r.types import Int
 
-PERMUTATION_FILE = "c2r_permutation.safetensors"
 _STATE_FILE = "c2r_unfinished.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-_OWN_FILES = (PLAN_FILE, PERMUTATION_FILE, INDEX_FILE, "config.json")
-_BUFFER_BYTES = 1 << 20  # stays in the processor's cache between read and write
+_OWN_FILES = (*OWN_ENTRIES, INDEX_FILE, "config.json")
+_BUFFER_BYTES = 1 << 20
+"""Stays in the processor's cache between read and write: 8 MiB were slower (docs/log.md)."""
 
 Advance = Callable[[int], None]
 Range = tuple[int, int]
@@ -35,7 +35,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TensorChanges:
-    """What becomes of single tensors, by name; all others are copied.
+    """How single tensors change, by name; all others are copied.
 
     Attributes:
         names: their new names.
@@ -59,7 +59,7 @@ def tensor_changes(layers: Sequence[MoeLayer], orders: Sequence[ExpertOrder]) ->
         for name, dependence in layer.tensors.items():
             match dependence:
                 case Dependence.NAME:
-                    names[name] = layer.renamed(name, new_ids)
+                    names[name] = layer.rename(name, new_ids)
                 case Dependence.ROUTER:
                     pieces[name] = order.experts
                 case Dependence.STACK:
@@ -77,10 +77,10 @@ def rewritten_folder(
     permutation: bytes,
     advance: Advance | None = None,
 ) -> Iterator[Path]:
-    """Writes the renumbered checkpoint; the block adds config.json and what else it wants.
+    """Writes the renumbered checkpoint; the block adds config.json and other files.
 
-    The work is done in `<folder>.partial`, which takes the place of `folder` when the block ends
-    well. Shards that an interrupted call with the same `permutation` has finished are kept.
+    The work is done in `<folder>.partial`, which is renamed to `folder` when the block ends without
+    an error. Shards that an interrupted call with the same `permutation` has finished are kept.
 
     Raises:
         InputError: the folder is not empty or cannot be written, the disk has no room, or the
@@ -99,13 +99,14 @@ def rewritten_folder(
                 advance(shard.num_bytes)
         _copy_companions(checkpoint, partial)
         _write_index(checkpoint, partial, changes)
+        (partial / OWN_FOLDER).mkdir(exist_ok=True)
         (partial / PERMUTATION_FILE).write_bytes(permutation)
         yield partial
         (partial / _STATE_FILE).unlink()
         partial.replace(folder)
     except OSError as error:
         raise InputError(
-            f"cannot write {folder}: {error.strerror or error}; the same command goes on from "
+            f"cannot write {folder}: {error.strerror or error}; the same call resumes from "
             f"{partial.name}"
         ) from error
 
@@ -127,6 +128,7 @@ def _holds_weights(path: Path) -> bool:
 
 def _state(checkpoint: Checkpoint, permutation: bytes) -> str:
     """What identifies this work: the permutation and the files that it is made from."""
+    # Times, not contents: reading a checkpoint to know it again would take as long as copying it.
     files = [
         (shard.path.name, shard.num_bytes, shard.path.stat().st_mtime_ns)
         for shard in checkpoint.shards
@@ -143,7 +145,7 @@ def _open_partial(partial: Path, state: str) -> None:
     elif not path.is_file() or path.read_text(encoding="utf-8") != state:
         raise InputError(
             f"{partial} is left from another permutation or checkpoint; remove it, or choose "
-            "another --out"
+            "another folder"
         )
 
 
@@ -167,7 +169,7 @@ def _write_shard(shard: Shard, target: Path, changes: TensorChanges) -> None:
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     with shard.path.open("rb", buffering=0) as source, unfinished.open("wb") as out:
         out.write(shard.header(changes.names))
-        for piece in _merged(_pieces(shard, source, changes)):
+        for piece in _merge_ranges(_pieces(shard, source, changes)):
             if isinstance(piece, bytes):
                 out.write(piece)
             else:
@@ -188,12 +190,12 @@ def _pieces(shard: Shard, source: BinaryIO, changes: TensorChanges) -> Iterator[
                 yield start + old * size, start + (old + 1) * size
         elif tensor.name in changes.ids:
             source.seek(start)
-            yield _renumbered_ids(source.read(end - start), tensor, changes.ids[tensor.name])
+            yield _renumber_ids(source.read(end - start), tensor, changes.ids[tensor.name])
         else:
             yield start, end
 
 
-def _renumbered_ids(content: bytes, tensor: StoredTensor, new_expert: Int) -> bytes:
+def _renumber_ids(content: bytes, tensor: StoredTensor, new_expert: Int) -> bytes:
     dtype = np.dtype("<i4" if tensor.dtype == "I32" else "<i8")
     ids = np.frombuffer(content, dtype)
     if ids.size and not 0 <= ids.min() <= ids.max() < len(new_expert):
@@ -204,10 +206,11 @@ def _renumbered_ids(content: bytes, tensor: StoredTensor, new_expert: Int) -> by
     return new_expert.astype(dtype)[ids].tobytes()
 
 
-def _merged(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
-    """The same pieces with ranges joined that follow one another."""
+def _merge_ranges(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
+    """The same pieces with ranges joined that follow one another: fewer, longer reads."""
     start = end = 0
     for piece in pieces:
+        # The first range joins the empty one at 0 or is yielded after it, which copies nothing.
         if not isinstance(piece, bytes) and piece[0] == end:
             end = piece[1]
             continue
@@ -221,6 +224,7 @@ def _merged(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
 
 
 def _copy_range(source: BinaryIO, out: BinaryIO, piece: Range, buffer: memoryview) -> None:
+    """Copies bytes of one file to the end of another through `buffer`."""
     start, end = piece
     source.seek(start)
     while start < end:

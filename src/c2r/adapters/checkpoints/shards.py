@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -61,7 +61,7 @@ class Shard:
                 "data_offsets": (tensor.begin, tensor.end),
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-len(text) % 8)  # as safetensors does, so that tensors start aligned
         return len(text).to_bytes(8, "little") + text
 
 
@@ -93,6 +93,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; give a folder of a transformers model")
+    check_files_inside(folder)
     if (folder / INDEX_FILE).is_file():
         index = read_json(folder / INDEX_FILE)
         weight_map = index.get("weight_map")
@@ -112,18 +113,45 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, shards=(_read_shard(folder / SINGLE_FILE),), index=None)
 
 
+def check_files_inside(folder: Path) -> None:
+    """Raises `InputError` if a model folder has links or an index that lead out of it.
+
+    Links to the blobs of the Hugging Face cache are its own way of keeping files.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            target = path.resolve()
+            if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+                raise InputError(f"{path} is a link out of the folder; put the file itself there")
+    for path in folder.glob("*.index.json"):
+        names = read_json(path).get("weight_map")
+        for name in names.values() if isinstance(names, dict) else ():
+            _check_inside(path, name)
+
+
+def _check_inside(index: Path, name: object) -> None:
+    if not isinstance(name, str) or Path(name).name != name or name == "..":
+        raise InputError(
+            f"{index} names the shard {one_line(name)}, which is no file of its folder; download "
+            "it again"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `InputError` if it holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {one_line(error)}; download it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object; download it again")
     return value
 
 
 def _check_index(folder: Path, shards: tuple[Shard, ...], weight_map: Mapping[str, str]) -> None:
+    """Raises `InputError` unless index and shards name the same tensors in the same files."""
     found = {tensor.name: shard.path.name for shard in shards for tensor in shard.tensors}
     wrong = sorted(name for name, shard in weight_map.items() if found.get(name) != shard)
     extra = sorted(found.keys() - weight_map.keys())
@@ -140,6 +168,10 @@ def _check_index(folder: Path, shards: tuple[Shard, ...], weight_map: Mapping[st
 
 
 def _read_shard(path: Path, named_by: str = "") -> Shard:
+    """Reads the header of one file and holds it against the file's size.
+
+    Raises `InputError`, which says that `named_by` names the file, where it is missing.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -149,15 +181,16 @@ def _read_shard(path: Path, named_by: str = "") -> Shard:
         raise InputError(
             f"{named_by} names {path.name}, but {path} does not exist; download the missing shard"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a safetensors file ({error}); download it again") from None
     if not isinstance(header, dict):
         raise InputError(f"{path} is not a safetensors file; download it again")
     metadata = header.pop(_METADATA, None)
     try:
         tensors = tuple(_read_tensor(name, entry) for name, entry in header.items())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} has a damaged header ({error}); download it again") from None
+    # Copied as ranges, bytes that no tensor claims would be lost, and overlaps written twice.
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
         if tensor.begin != end:

@@ -1,8 +1,9 @@
 """Serving and training engines: plans in the formats that they load, traces that they write."""
 
-from c2r.adapters.engines.exports import Export, ExportFormat, check_export, export_plan
-from c2r.adapters.engines.imports import Import, ImportFormat, import_traces
+from c2r.adapters.engines.exports import Export, check_export, export_plan
+from c2r.adapters.engines.imports import Import, import_traces
 from c2r.adapters.engines.slots import SlotMap, layer_placement, plan_slots
+from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.adapters.layers import ModelLayers
 
 __all__ = [

@@ -1,19 +1,26 @@
 """Numpy files, read block by block: a file larger than memory is no harder than a small one."""
 
+import lzma
+import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from c2r.adapters.engines.engine import TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
-from c2r.errors import InputError
+from c2r.adapters.formats import ImportFormat
+from c2r.errors import InputError, one_line
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 65_536
+_MOST_ROW_BYTES = 1 << 24  # a token of 4,000 layers with 500 experts each has as many
 _NUMBER = re.compile(r"\d+")
 
 
@@ -53,9 +60,12 @@ def read_array_blocks(path: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError, ValueError, TypeError, EOFError, OverflowError, RecursionError, RuntimeError,
+        TokenError, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise InputError(
-            f"cannot read {path}: {error}; give a .npy or .npz file of integers"
+            f"cannot read {path}: {one_line(error)}; give a .npy or .npz file of integers"
         ) from None
 
 
@@ -71,7 +81,9 @@ def _blocks(file: IO[bytes]) -> Iterator[npt.NDArray[Any]]:
         raise ValueError("it holds Python objects, which are never unpickled")
     if is_fortran or not shape:
         raise ValueError(f"it holds an array of shape {list(shape)} in column order")
-    row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+    row_bytes = dtype.itemsize * math.prod(shape[1:])
+    if not 0 < row_bytes <= _MOST_ROW_BYTES:
+        raise ValueError(f"a row of shape {list(shape[1:])} has {row_bytes:,} bytes")
     rows_per_block = max(min(_BLOCK_BYTES // max(row_bytes, 1), _BLOCK_ROWS), 1)
     for start in range(0, shape[0], rows_per_block):
         num_rows = min(rows_per_block, shape[0] - start)
@@ -79,3 +91,6 @@ def _blocks(file: IO[bytes]) -> Iterator[npt.NDArray[Any]]:
         if len(content) < num_rows * row_bytes:
             raise ValueError(f"it ends within row {start + len(content) // max(row_bytes, 1)}")
         yield np.frombuffer(content, dtype).reshape(num_rows, *shape[1:])
+
+
+TRACE_FORMAT = TraceFormat(name=ImportFormat.NPZ, pattern="*.npz", read=read_layer_arrays)

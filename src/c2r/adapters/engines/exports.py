@@ -1,68 +1,18 @@
 """Plans in the formats of engines, each read back before it counts as written."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from c2r.adapters.engines import megatron, sglang, tensorrt_llm, vllm, vllm_ascend
+from c2r.adapters.engines.engine import Engine
 from c2r.adapters.engines.slots import SlotMap, check_slots, plan_slots
+from c2r.adapters.formats import ExportFormat
 from c2r.artifacts import damaged_file, write_text
 from c2r.errors import InputError
 from c2r.plans import Plan
 
-
-class ExportFormat(StrEnum):
-    """Engines whose formats can be written."""
-
-    SGLANG = "sglang"
-    VLLM = "vllm"
-    TENSORRT_LLM = "trtllm"
-    VLLM_ASCEND = "vllm-ascend"
-    MEGATRON = "megatron"
-
-
-NOTES = {
-    ExportFormat.SGLANG: (
-        "the plan saves traffic with --moe-a2a-backend deepep or mooncake, which send a token once "
-        "to each rank; with the default backend `none`, which gathers all tokens on all ranks, "
-        "no placement changes it"
-    ),
-    ExportFormat.VLLM: (
-        "this is the shape of open proposal 49572, which no released vLLM loads; c2r permute works "
-        "with every vLLM. The plan saves traffic with the deepep backends; with the default "
-        "allgather_reducescatter no placement changes it"
-    ),
-    ExportFormat.TENSORRT_LLM: (
-        "the plan saves traffic with the all-to-all of WideEP under attention data parallelism; "
-        "where tokens are gathered on all ranks no placement changes it"
-    ),
-    ExportFormat.VLLM_ASCEND: (
-        "the plan saves traffic where MoE communication is an all-to-all; with all-gather no "
-        "placement changes it"
-    ),
-    ExportFormat.MEGATRON: (
-        "the flags replace C2R's lists by Megatron's own limit, whose groups are the ranks of the "
-        "permuted checkpoint; leave them out to keep the model's function. Dispatcher `flex` sends "
-        "a token once to each rank; `alltoall` sends it once for each expert and `allgather` to "
-        "all, which no placement changes"
-    ),
-}
-
-
-_LAUNCH: dict[ExportFormat, Callable[[SlotMap, Path], str]] = {
-    ExportFormat.SGLANG: sglang.launch_line,
-    ExportFormat.VLLM: vllm.launch_line,
-    ExportFormat.TENSORRT_LLM: tensorrt_llm.launch_line,
-    ExportFormat.VLLM_ASCEND: vllm_ascend.launch_line,
-    ExportFormat.MEGATRON: megatron.launch_line,
-}
-_DECODE: dict[ExportFormat, Callable[[str, SlotMap], SlotMap]] = {
-    ExportFormat.SGLANG: sglang.decode,
-    ExportFormat.VLLM: vllm.decode,
-    ExportFormat.TENSORRT_LLM: tensorrt_llm.decode,
-    ExportFormat.VLLM_ASCEND: vllm_ascend.decode,
-}
+_MODULES = (sglang, vllm, tensorrt_llm, vllm_ascend, megatron)
+_ENGINES: dict[str, Engine] = {module.ENGINE.name: module.ENGINE for module in _MODULES}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,38 +42,27 @@ def export_plan(
     """
     engine, path = _engine(format_), Path(path)
     slots = plan_slots(plan)
-    write_text(path, _encode(plan, slots, engine, num_layers))
-    check_export(plan, engine, path)
-    return Export(launch_line=_LAUNCH[engine](slots, path), note=NOTES[engine])
+    write_text(path, engine.encode(slots, plan, num_layers))
+    _check(engine, plan, slots, path)
+    return Export(launch_line=engine.launch_line(slots, path), note=engine.note)
 
 
-def check_export(plan: Plan, format_: ExportFormat, path: Path) -> None:
+def check_export(plan: Plan, format_: str, path: Path) -> None:
     """Raises `InputError` unless the file at `path` places the experts as `plan` does."""
-    slots = plan_slots(plan)
+    _check(_engine(format_), plan, plan_slots(plan), path)
+
+
+def _check(engine: Engine, plan: Plan, slots: SlotMap, path: Path) -> None:
     text = path.read_text(encoding="utf-8")
+    if engine.decode is None:
+        if text != engine.encode(slots, plan, None):
+            raise InputError(f"{path} does not say what the plan does; export it again")
+        return
     with damaged_file(path):
-        if format_ is ExportFormat.MEGATRON:
-            if megatron.decode(text) != megatron.decode(megatron.encode(plan, slots)):
-                raise InputError(f"{path} does not have the plan's flags; export it again")
-        else:
-            check_slots(_DECODE[format_](text, slots), plan)
+        check_slots(engine.decode(text, slots), plan)
 
 
-def _engine(name: str) -> ExportFormat:
-    if name not in set(ExportFormat):
+def _engine(name: str) -> Engine:
+    if name not in _ENGINES:
         raise InputError(f"format {name!r} is unknown; choose {', '.join(ExportFormat)}")
-    return ExportFormat(name)
-
-
-def _encode(plan: Plan, slots: SlotMap, format_: ExportFormat, num_layers: int | None) -> str:
-    match format_:
-        case ExportFormat.SGLANG:
-            return sglang.encode(slots, num_layers)
-        case ExportFormat.VLLM:
-            return vllm.encode(slots)
-        case ExportFormat.TENSORRT_LLM:
-            return tensorrt_llm.encode(slots)
-        case ExportFormat.VLLM_ASCEND:
-            return vllm_ascend.encode(slots)
-        case ExportFormat.MEGATRON:
-            return megatron.encode(plan, slots)
+    return _ENGINES[name]

@@ -4,14 +4,16 @@ import multiprocessing
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from c2r.adapters.engines import arrays, megatron, sglang, tensorrt_llm, vllm
+from c2r.adapters.engines.c2r_pickle import read_c2r_pickle
+from c2r.adapters.engines.engine import TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record, expert_ids
+from c2r.adapters.formats import ImportFormat
 from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError
 from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
@@ -19,31 +21,11 @@ from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
 T = TypeVar("T")
 
 
-class ImportFormat(StrEnum):
-    """Traces that can be read."""
-
-    SGLANG_PER_TOKEN = "sglang-per-token"
-    VLLM_ROUTED = "vllm-routed"
-    MEGATRON_TRACE = "megatron-trace"
-    TENSORRT_LLM_RAW = "trtllm-raw"
-    NPZ = "npz"
-
-
-_READ: dict[ImportFormat, Callable[[Path, BadRecords], Iterator[Record]]] = {
-    ImportFormat.SGLANG_PER_TOKEN: sglang.read_per_token,
-    ImportFormat.VLLM_ROUTED: vllm.read_routed_experts,
-    ImportFormat.MEGATRON_TRACE: megatron.read_traces,
-    ImportFormat.TENSORRT_LLM_RAW: tensorrt_llm.read_raw,
-    ImportFormat.NPZ: arrays.read_layer_arrays,
+_MODULES = (sglang, vllm, megatron, tensorrt_llm, arrays)
+_TRACES: dict[str, TraceFormat] = {
+    module.TRACE_FORMAT.name: module.TRACE_FORMAT for module in _MODULES
 }
 _SHARES_PER_WORKER = 4  # with more, progress would be told finer and counts merged more often
-_PATTERNS = {
-    ImportFormat.SGLANG_PER_TOKEN: "expert_distribution_recorder_*.pt",
-    ImportFormat.VLLM_ROUTED: "*.np[yz]",
-    ImportFormat.MEGATRON_TRACE: "router_trace_rank*.jsonl",
-    ImportFormat.TENSORRT_LLM_RAW: "rank*_raw.safetensors",
-    ImportFormat.NPZ: "*.npz",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +42,7 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     paths: Sequence[str | Path],
     model: ModelLayers | int | None = None,
     *,
+    top_k: int | None = None,
     is_skipping_bad: bool = False,
     is_ordered: bool = False,
     num_workers: int = 1,
@@ -69,13 +52,15 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
 
     Padding is dropped, slots become experts by the dump's own map, files of several ranks are
     counted together. The profile has no score mass; and no top-1 counts, since engines do not
-    promise the order of the ids.
+    promise the order of the ids. Of the pair counts of C2R's authors (`c2r-pickle`) one file is
+    read whole; besides it only `top_k` is asked for.
 
     Args:
         format_: what the files are, one of `ImportFormat`.
         paths: the files, or one folder of them.
         model: its MoE layers, to name and check those of the trace; or E; None where the files
             tell E.
+        top_k: experts per token, which pair counts do not tell.
         is_skipping_bad: leave bad records out and count them.
         is_ordered: the first id of every token is its top-1, you know it; gives top-1 counts.
         num_workers: processes that share the files; a script that asks for more than one must
@@ -85,11 +70,13 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     Raises:
         InputError: a file cannot be read, is of another mode or model, or holds a bad record.
     """
-    if format_ not in set(ImportFormat):
+    if format_ == ImportFormat.C2R_PICKLE:
+        return _import_pairs([Path(path) for path in paths], top_k)
+    if format_ not in _TRACES:
         raise InputError(f"format {format_!r} is unknown; choose {', '.join(ImportFormat)}")
-    format_ = ImportFormat(format_)
-    files = _files(format_, [Path(path) for path in paths])
-    job = _Job(format_, model, is_skipping_bad, is_ordered)
+    traces = _TRACES[format_]
+    files = _files(traces, [Path(path) for path in paths])
+    job = _Job(traces, model, is_skipping_bad, is_ordered)
     num_workers = max(min(num_workers, len(files)), 1)
     if num_workers == 1:
         total = job.count(_telling(files, [1] * len(files), on_files))
@@ -119,6 +106,15 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     return Import(profile=profile, num_bad=total.num_bad, first_bad=total.first_bad)
 
 
+def _import_pairs(paths: Sequence[Path], top_k: int | None) -> Import:
+    if len(paths) != 1 or top_k is None:
+        raise InputError(
+            f"{ImportFormat.C2R_PICKLE} reads one file, which does not say how many experts a "
+            f"token chooses: {len(paths)} files and top_k={top_k} do not do"
+        )
+    return Import(profile=read_c2r_pickle(paths[0], top_k), num_bad=0, first_bad="")
+
+
 @dataclass(frozen=True, slots=True)
 class _Counts:
     """What one process counted: layers by number, and what it left out."""
@@ -130,7 +126,7 @@ class _Counts:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    format_: ImportFormat
+    traces: TraceFormat
     model: ModelLayers | int | None
     is_skipping_bad: bool
     is_ordered: bool
@@ -142,8 +138,8 @@ class _Job:
         known = model.num_experts if model else self.model
         assert not isinstance(known, ModelLayers), "a model tells its number of experts"
         for path in files:
-            known = _agreed(known, _stated_experts(self.format_, path), path)
-            for record in _READ[self.format_](path, bad):
+            known = _agreed(known, self.traces.num_experts(path), path)
+            for record in self.traces.read(path, bad):
                 known = _agreed(known, _mapped_experts(record), path)
                 if builder is None:
                     builder = IdProfileBuilder(_known(known, path), is_ordered=self.is_ordered)
@@ -193,21 +189,16 @@ def _merged(
     return merged
 
 
-def _files(format_: ImportFormat, paths: Sequence[Path]) -> list[Path]:
+def _files(traces: TraceFormat, paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
-        found = sorted(path.glob(_PATTERNS[format_])) if path.is_dir() else [path]
+        found = sorted(path.glob(traces.pattern)) if path.is_dir() else [path]
         if not found:
             raise InputError(
-                f"{path} holds no {_PATTERNS[format_]}, which {format_} reads; check the folder"
+                f"{path} holds no {traces.pattern}, which {traces.name} reads; check the folder"
             )
         files += found
     return files
-
-
-def _stated_experts(format_: ImportFormat, path: Path) -> int | None:
-    is_raw = format_ is ImportFormat.TENSORRT_LLM_RAW
-    return tensorrt_llm.num_experts(path) if is_raw else None
 
 
 def _mapped_experts(record: Record) -> int | None:
@@ -217,7 +208,14 @@ def _mapped_experts(record: Record) -> int | None:
     """
     if record.slots is None:
         return None
-    held = np.bincount(record.slots) if record.slots.min() >= 0 else np.zeros(1)
+    if record.slots.size and record.slots.max() >= len(record.slots):
+        raise InputError(
+            f"{record.where}: its map of layer {record.layer} names expert {record.slots.max()} in "
+            f"{len(record.slots)} slots; dump again"
+        )
+    held = (
+        np.bincount(record.slots) if record.slots.size and record.slots.min() >= 0 else np.zeros(1)
+    )
     if not held.all():
         raise InputError(
             f"{record.where}: its map of layer {record.layer} has no slot for expert "
@@ -229,7 +227,8 @@ def _mapped_experts(record: Record) -> int | None:
 def _known(num_experts: int | None, path: Path) -> int:
     if num_experts is None:
         raise InputError(
-            f"{path} does not say how many experts a layer has; give --model or --num-experts"
+            f"{path} does not say how many experts a layer has, and model={num_experts}; give the "
+            "model that was traced, or its number of experts"
         )
     return num_experts
 

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from c2r.adapters.engines.engine import Engine, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.errors import InputError, PlanError
 from c2r.plans import Plan
 
 _INDICES = b'"top_indices":'
 
 
-def encode(plan: Plan, slots: SlotMap) -> str:
+def encode(slots: SlotMap, plan: Plan, _num_layers: int | None) -> str:
     """Flags, one to a line, that limit each token to as few ranks as the plan sends it to.
 
     The groups are the ranks, and a token may use M of them: the smallest divisor of k that is not
@@ -52,17 +54,6 @@ def encode(plan: Plan, slots: SlotMap) -> str:
     return "".join(f"{flag} {value}\n" for flag, value in flags.items())
 
 
-def decode(text: str) -> dict[str, str]:
-    """The flags in a file by name. Raises `InputError` if a line is not a flag and its value."""
-    flags = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        flag, _, value = line.partition(" ")
-        if not flag.startswith("--") or not value:
-            raise InputError(f"line {number}, {line!r}, is not a flag and its value")
-        flags[flag] = value
-    return flags
-
-
 def launch_line(slots: SlotMap, path: Path) -> str:
     """How to start training or inference on the permuted checkpoint."""
     return (
@@ -84,7 +75,9 @@ def read_traces(path: Path, bad: BadRecords) -> Iterator[Record]:
                 where = f"{path}, line {number}"
                 try:
                     record = _parse(line)
-                except (ValueError, KeyError, TypeError) as error:
+                except (
+                    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+                ) as error:  # fmt: skip
                     bad.report(where, f"not a record of a router trace ({error})")
                     continue
                 if record is not None:
@@ -126,3 +119,20 @@ def _integers(text: bytes) -> npt.NDArray[np.int64]:
     if not text:
         return np.empty(0, dtype=np.int64)
     return np.fromstring(text.decode("ascii"), dtype=np.int64, sep=",")
+
+
+ENGINE = Engine(
+    name=ExportFormat.MEGATRON,
+    encode=encode,
+    decode=None,
+    launch_line=launch_line,
+    note=(
+        "the flags replace C2R's lists by Megatron's own limit, whose groups are the ranks of the "
+        "permuted checkpoint; leave them out to keep the model's function. Dispatcher `flex` sends "
+        "a token once to each rank; `alltoall` sends it once for each expert and `allgather` to "
+        "all, which no placement changes"
+    ),
+)
+TRACE_FORMAT = TraceFormat(
+    name=ImportFormat.MEGATRON_TRACE, pattern="router_trace_rank*.jsonl", read=read_traces
+)

@@ -40,7 +40,7 @@ class BadRecords:
     def report(self, where: str, reason: str) -> None:
         """Counts a bad record. Raises `InputError` where bad records are not skipped."""
         if not self.is_skipping:
-            raise InputError(f"{where}: {reason}; --skip-bad leaves such records out")
+            raise InputError(f"{where}: {reason}; is_skipping_bad=True leaves such records out")
         self.first = self.first or f"{where}: {reason}"
         self.count += 1
 

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from c2r.adapters.engines.engine import Engine, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
-from c2r.errors import InputError
+from c2r.adapters.formats import ExportFormat, ImportFormat
+from c2r.errors import InputError, one_line
+from c2r.plans import Plan
 
 _KEY = "physical_to_logical_map"
 
 
-def encode(slots: SlotMap, num_layers: int | None = None) -> str:
+def encode(slots: SlotMap, _plan: Plan, num_layers: int | None) -> str:
     """The JSON file: one row for each layer of the model, dense ones in the order of the ids.
 
     Args:
@@ -78,20 +82,38 @@ def read_per_token(path: Path, bad: BadRecords) -> Iterator[Record]:
         InputError: not such a file, or one of a mode that holds loads only.
     """
     dump = _load(path)
-    slots = np.asarray(dump.get("last_physical_to_logical_map", []), dtype=np.int64)
-    if slots.ndim != 2:
+    stored = dump.get("last_physical_to_logical_map")
+    slots = _integers(stored, 2, path)
+    if slots is None:
         raise InputError(f"{path} has no last_physical_to_logical_map of [layers, slots]")
     for index, record in enumerate(dump["records"]):
         where = f"{path}, record {index}"
         ids = record.get("topk_ids_of_layer")
         if ids is None and "global_physical_count" in record:
             raise _loads_only(path, "per_pass")
-        if ids is None or ids.ndim != 3 or len(ids) != len(slots):
-            shape = None if ids is None else list(ids.shape)
+        shape = list(getattr(ids, "shape", ()))
+        ids = _integers(ids, 3, path)
+        if ids is None or len(ids) != len(slots):
             bad.report(where, f"topk_ids_of_layer is {shape}, of {len(slots)} layers in the map")
             continue
-        for number, layer_ids in enumerate(ids.numpy()):
+        for number, layer_ids in enumerate(ids):
             yield Record(where, number, layer_ids, slots[number], len(slots))
+
+
+def _integers(value: Any, num_dims: int, path: Path) -> npt.NDArray[Any] | None:
+    """A tensor of integers as numpy; None where it is something else, or larger than its file."""
+    import torch
+
+    kinds = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+    if not isinstance(value, torch.Tensor) or value.dtype not in kinds or value.ndim != num_dims:
+        return None
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return None
+    # One number that is stored can stand for any shape.
+    if value.nbytes > path.stat().st_size:
+        return None
+    found: npt.NDArray[Any] = value.numpy()
+    return found
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -99,8 +121,11 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         dump: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (
+        OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError,
+        TypeError, AttributeError, AssertionError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
+        reason = one_line(error)
         raise InputError(
             f"{path} cannot be read as tensors and plain values ({reason}); nothing else is "
             "unpickled, give a dump that SGLang's recorder wrote"
@@ -118,3 +143,21 @@ def _loads_only(path: Path, mode: str) -> InputError:
         f"{path} is of recorder mode {mode}: it holds how often each expert was used, not which "
         "were used together; record with --expert-distribution-recorder-mode per_token"
     )
+
+
+ENGINE = Engine(
+    name=ExportFormat.SGLANG,
+    encode=encode,
+    decode=decode,
+    launch_line=launch_line,
+    note=(
+        "the plan saves traffic with --moe-a2a-backend deepep or mooncake, which send a token once "
+        "to each rank; with the default backend `none`, which gathers all tokens on all ranks, "
+        "no placement changes it"
+    ),
+)
+TRACE_FORMAT = TraceFormat(
+    name=ImportFormat.SGLANG_PER_TOKEN,
+    pattern="expert_distribution_recorder_*.pt",
+    read=read_per_token,
+)

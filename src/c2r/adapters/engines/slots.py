@@ -11,7 +11,7 @@ import numpy as np
 
 from c2r.adapters.layers import split_layer
 from c2r.errors import InputError, PlanError, PlanMismatchError
-from c2r.plans import LayerPlan, Plan
+from c2r.plans import NO_EXPERTS, LayerPlan, Plan
 from c2r.types import Int
 
 
@@ -74,7 +74,8 @@ def layer_number(layer: LayerPlan, index: int) -> int:
     if split is None:
         raise PlanMismatchError(
             f"layer {index} of the plan has no router path (its profile did not name one), so its "
-            "number in the model is unknown; profile the model, or import with --model"
+            "number in the model is unknown; profile the model, or import its trace with the "
+            "model named"
         )
     return int(split[0].rpartition(".")[2])
 
@@ -123,7 +124,7 @@ def layer_placement(slots: Int, num_experts: int, num_ranks: int) -> tuple[Int, 
         raise InputError("a rank holds an expert twice; the file is damaged")
     placement = np.empty(num_experts, dtype=np.int64)
     placement[own] = np.arange(num_ranks)[:, None]
-    return placement, replicas if replicas.size else np.empty((0, 0), dtype=np.int64)
+    return placement, replicas if replicas.size else NO_EXPERTS
 
 
 def check_slots(found: SlotMap, plan: Plan) -> None:

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from c2r.adapters.engines.engine import Engine, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.errors import InputError
+from c2r.plans import Plan
 
 _BLOCK_TOKENS = 65_536
 _KEY = re.compile(r"^(\d+)_(\d+)$")  # iteration and layer
 
 
-def encode(slots: SlotMap) -> str:
+def encode(slots: SlotMap, _plan: Plan, _num_layers: int | None) -> str:
     """The YAML file that `moe_config.load_balancer` names; keys are layer numbers of the model."""
     lines = ["initial_global_assignments:"]
     lines += [f"  {number}: {slots.layers[number].tolist()}" for number in sorted(slots.layers)]
@@ -63,7 +66,7 @@ def num_experts(path: Path) -> int | None:
         return None
     try:
         return int(json.loads(meta.read_text(encoding="utf-8"))["num_experts"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{meta} does not tell num_experts ({error})") from None
 
 
@@ -89,5 +92,23 @@ def read_raw(path: Path, bad: BadRecords) -> Iterator[Record]:
                     for start in range(0, shape[0], _BLOCK_TOKENS):
                         stop = min(start + _BLOCK_TOKENS, shape[0])
                         yield Record(where, int(match[2]), tensor[start:stop])
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}; give a safetensors file") from None
+
+
+ENGINE = Engine(
+    name=ExportFormat.TENSORRT_LLM,
+    encode=encode,
+    decode=decode,
+    launch_line=launch_line,
+    note=(
+        "the plan saves traffic with the all-to-all of WideEP under attention data parallelism; "
+        "where tokens are gathered on all ranks no placement changes it"
+    ),
+)
+TRACE_FORMAT = TraceFormat(
+    name=ImportFormat.TENSORRT_LLM_RAW,
+    pattern="rank*_raw.safetensors",
+    read=read_raw,
+    num_experts=num_experts,
+)

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from c2r.adapters.engines.arrays import read_array_blocks
+from c2r.adapters.engines.engine import Engine, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.errors import InputError
+from c2r.plans import Plan
 
 
-def encode(slots: SlotMap) -> str:
+def encode(slots: SlotMap, _plan: Plan, _num_layers: int | None) -> str:
     """The JSON file of the proposal: one row of slots for each MoE layer, in order."""
     return json.dumps([slots.layers[number].tolist() for number in sorted(slots.layers)]) + "\n"
 
@@ -57,3 +60,19 @@ def read_routed_experts(path: Path, bad: BadRecords) -> Iterator[Record]:
             continue
         for layer in range(block.shape[1]):
             yield Record(f"{path}, {name}", layer, block[:, layer], None, block.shape[1])
+
+
+ENGINE = Engine(
+    name=ExportFormat.VLLM,
+    encode=encode,
+    decode=decode,
+    launch_line=launch_line,
+    note=(
+        "this is the shape of open proposal 49572, which no released vLLM loads; c2r permute works "
+        "with every vLLM. The plan saves traffic with the deepep backends; with the default "
+        "allgather_reducescatter no placement changes it"
+    ),
+)
+TRACE_FORMAT = TraceFormat(
+    name=ImportFormat.VLLM_ROUTED, pattern="*.np[yz]", read=read_routed_experts
+)

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from c2r.adapters.engines.engine import Engine
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.formats import ExportFormat
 from c2r.errors import InputError
+from c2r.plans import Plan
 
 
-def encode(slots: SlotMap) -> str:
+def encode(slots: SlotMap, _plan: Plan, _num_layers: int | None) -> str:
     """The JSON file: MoE layers, their devices, and the experts on each."""
     layers = [
         {
@@ -58,3 +61,15 @@ def launch_line(slots: SlotMap, path: Path) -> str:
         f"vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel "
         f"--additional-config '{json.dumps(config)}'"
     )
+
+
+ENGINE = Engine(
+    name=ExportFormat.VLLM_ASCEND,
+    encode=encode,
+    decode=decode,
+    launch_line=launch_line,
+    note=(
+        "the plan saves traffic where MoE communication is an all-to-all; with all-gather no "
+        "placement changes it"
+    ),
+)

@@ -14,7 +14,6 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     reduce_gradients,
 )
 from c2r.adapters.huggingface.folders import (
-    PLAN_FILE,
     from_pretrained,
     is_hub_name,
     load_model,
@@ -37,16 +36,10 @@ from c2r.adapters.huggingface.taps.install import (
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.taps.recorder import (
-    Recorder,
-    capture,
-    describe_model,
-    profile,
-    traces,
-)
+from c2r.adapters.huggingface.taps.profiling import profile
+from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
 
 __all__ = [
-    "PLAN_FILE",
     "ConstraintReport",
     "ParallelOptions",
     "PreparedPlan",

@@ -1,6 +1,5 @@
-"""A model folder that carries its plan: an ordinary Hugging Face folder with one file more."""
+"""A model folder that carries its plan: an ordinary Hugging Face folder plus one file."""
 
-import json
 import os
 import re
 import shutil
@@ -9,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -22,15 +23,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
-from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
-from c2r.plans import Plan
+from c2r.errors import InputError, ModelError, PlanError, one_line
+from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
 
-PLAN_FILE = "c2r_plan.safetensors"
 PARALLEL_ATTRIBUTE = "_c2r_experts"
 """Holds the paths of the experts that are spread over ranks."""
+_CONFIG_ERRORS = (
+    ValueError, KeyError, ImportError, TypeError, AttributeError, IndexError, ZeroDivisionError,
+    AssertionError, RecursionError, OverflowError, NotImplementedError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for a damaged or unknown configuration."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -68,14 +75,30 @@ def load_weights(
 ) -> PreTrainedModel:
     """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
     with _loading(source):
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto", **kwargs)
+        options = {"trust_remote_code": False, **kwargs, "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype or "auto", **options
+        )
+    _check_weights(source, info)
     return model.eval()
 
 
 def skeleton_of(source: str | Path) -> PreTrainedModel:
     """The model without weights, on the meta device. Raises as `load_model`."""
     with _loading(source), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(source)))
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _check_weights(source: str | Path, info: Mapping[str, Any]) -> None:
+    """Raises `InputError` if weights are missing: transformers would draw them at random."""
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
+        names = sorted(str(name) for name in info.get(key, ()))
+        if names:
+            raise InputError(
+                f"{source} {what} {len(names)} of the model's weights (first {names[0]}); download "
+                "the model again"
+            )
 
 
 @contextmanager
@@ -88,14 +111,21 @@ def _loading(source: str | Path) -> Iterator[None]:
         raise InputError(
             f"there is no model folder {source}; give one, or a hub name like allenai/OLMoE-1B-7B"
         )
+    if folder.is_dir():
+        check_files_inside(folder)
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise InputError(
             f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
             "hub name while online"
         ) from error
-    except (ValueError, KeyError, ImportError) as error:
+    except _CONFIG_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source} needs code of its own, which c2r does not run; use a model that "
+                "transformers itself knows"
+            ) from None
         raise ModelError(
             f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
             "use a supported MoE model"
@@ -105,8 +135,9 @@ def _loading(source: str | Path) -> Iterator[None]:
 def constrain(model: PreTrainedModel, source: str | Path) -> None:
     """Applies the plan that the folder of a model holds; without one, checks that it is MoE."""
     folder = Path(source)
-    if (folder / PLAN_FILE).is_file():
-        apply(model, _read_plan(folder))
+    plan = read_plan(folder) if folder.is_dir() else None
+    if plan is not None:
+        apply(model, plan)
     else:
         find_sites(model)
 
@@ -126,8 +157,8 @@ def save_pretrained(
     Args:
         model: a model that a plan was applied to.
         folder: must not exist, or be empty.
-        tokenizer: comes along where given.
-        state_dict: the weights; the model's own where absent. For a parallel model the result of
+        tokenizer: saved too, if given.
+        state_dict: the weights; default: the model's own. For a parallel model the result of
             `gather_state_dict`, on the one rank that writes.
 
     Raises:
@@ -157,7 +188,7 @@ def save_pretrained(
                 del model.config.c2r
             else:
                 model.config.c2r = before
-        plan.save(temporary / PLAN_FILE)
+        save_plan(plan, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
@@ -176,7 +207,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no model folder (no config.json); check the path")
-    if not (folder / PLAN_FILE).is_file():
+    if plan_path(folder) is None:
         raise InputError(
             f"{folder} has no {PLAN_FILE}; make a constrained model with "
             f"`c2r apply {folder} --plan PLAN --out FOLDER`"
@@ -187,43 +218,24 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         if tokenizer.vocab_size < 2:  # what transformers makes for some families without files
             raise ValueError("it has no words")
         return tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (OSError, *_CONFIG_ERRORS) as error:
         raise InputError(
             f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "
             "files beside the model"
         ) from error
 
 
-def _read_plan(folder: Path) -> Plan:
-    plan = Plan.load(folder / PLAN_FILE)
-    named = _named_plan(folder)
-    if named != plan.fingerprint:
-        raise PlanMismatchError(
-            f"{folder}/config.json names plan {named}, but {PLAN_FILE} is {plan.fingerprint}; "
-            "write the folder again with `c2r apply`"
-        )
-    return plan
-
-
-def _named_plan(folder: Path) -> str | None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return str(config["c2r"]["plan_fingerprint"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return one_line(error).rstrip(".") or type(error).__name__
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well."""
+    """A temporary folder, renamed to `folder` when the block ends without an error."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another")
     temporary = None

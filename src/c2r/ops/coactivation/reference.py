@@ -18,7 +18,9 @@ def count_pairs(expert_ids: Tensor, num_experts: int, kept: Tensor | None = None
     Returns:
         `[E, E]` int64, symmetric, with a zero diagonal.
     """
-    first, second = torch.triu_indices(*2 * (expert_ids.shape[1],), offset=1)
+    k = expert_ids.shape[1]
+    # Each unordered pair of columns is counted once, and mirrored at the end.
+    first, second = torch.triu_indices(k, k, offset=1)
     pairs = expert_ids[:, first] * num_experts + expert_ids[:, second]
     pairs = pairs.flatten() if kept is None else pairs[kept[:, first] & kept[:, second]]
     counts = torch.bincount(pairs, minlength=num_experts**2)

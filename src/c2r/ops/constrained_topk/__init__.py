@@ -5,7 +5,7 @@ from torch import Tensor
 
 from c2r.ops.backend import by_device
 from c2r.ops.constrained_topk import reference
-from c2r.ops.constrained_topk.reference import ScoreFunction, allowed_experts, checked_lists
+from c2r.ops.constrained_topk.reference import ScoreFunction, allowed_experts, validate_lists
 
 choose_among = by_device(reference.choose_among)
 choose_constrained = by_device(reference.choose_constrained)
@@ -33,8 +33,8 @@ def constrained_topk(
     Raises:
         PlanError: T or the lists do not fit E and k.
     """
-    lists = checked_lists(scores.shape[-1], partners, k, top_t).to(scores.device)
-    if top_t == scores.shape[-1] - 1:
+    lists = validate_lists(scores.shape[-1], partners, k, top_t).to(scores.device)
+    if top_t == scores.shape[-1] - 1:  # the model's own call: not even ties may differ
         ids = scores.detach().topk(k, dim=-1).indices
     else:
         ids = choose_constrained(scores, allowed_experts(lists, top_t), k)

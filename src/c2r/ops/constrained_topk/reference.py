@@ -71,9 +71,12 @@ def choose_among(
     """
     scores = scores.detach()
     if blocked is None:
+        # An allowed score of -inf must still beat what is not allowed: it becomes the lowest float.
         lowest = torch.finfo(scores.dtype).min
         key = scores.clamp(min=lowest).masked_fill_(~allowed, -torch.inf)
     else:
+        # By rank in the order of scores instead of by score: small whole numbers leave room for
+        # penalties of E and 2 E, so that all allowed come before others, and blocked ones last.
         order = scores.argsort(dim=-1, descending=True, stable=True)
         position = torch.empty_like(order).scatter_(
             -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
@@ -114,7 +117,7 @@ def route_constrained(
     return ids, weights / weights.sum(-1, keepdim=True) if normalized else weights
 
 
-def checked_lists(num_experts: int, partners: ArrayLike | Tensor, k: int, top_t: int) -> Tensor:
+def validate_lists(num_experts: int, partners: ArrayLike | Tensor, k: int, top_t: int) -> Tensor:
     """`partners` as a tensor. Raises `PlanError` unless they fit E, k and T."""
     check_top_t(top_t, num_experts, k)
     lists = torch.as_tensor(partners)

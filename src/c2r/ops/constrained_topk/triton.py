@@ -16,7 +16,8 @@ from c2r.ops.constrained_topk.reference import ScoreFunction
 from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys, store_best
 
 _TILE = 2048
-"""Scores per program."""
+"""Scores per program: 16 a thread of four warps. Chosen by hand: larger tiles take more registers,
+smaller ones start more programs. Nothing spills on sm_90 (benchmarks/kernel_resources.py)."""
 
 
 def choose_constrained(
@@ -124,6 +125,7 @@ def _tile(num_experts: int) -> tuple[int, int]:
 @triton.jit
 def _beside_best(score, allowed, experts, inside, num_experts):
     """Keys of the experts allowed beside the best-scored one, which comes first."""
+    # Without tiers first, to find the top-1; then with tiers from its row of `allowed`.
     keys = tl.where(inside, sort_keys(score, tl.zeros_like(experts), experts), -1)
     first = expert_of(tl.max(keys, axis=1))[:, None]
     is_allowed = tl.load(allowed + first * num_experts + experts, mask=inside, other=0) != 0
@@ -163,6 +165,7 @@ def _route(
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """Ids and weights of a block of tokens; only the chosen scores become weights."""
+    # Normalised, the softmax's own denominator cancels, so that the sum over all is not needed.
     tokens, experts, score = load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
     inside = (tokens < num_tokens) & (experts < num_experts)
     keys = _beside_best(score, allowed, experts, inside, num_experts)
@@ -196,6 +199,7 @@ def _route_backward(
     tokens, experts, score = load_scores(logits, num_tokens, num_experts, TOKENS, EXPERTS)
     inside = (tokens < num_tokens) & (experts < num_experts)
     is_token = tokens < num_tokens
+    # With w = p / sum p over the chosen, dL/ds_j = w_j (g_j - sum_i g_i w_i); `mean` is that sum.
     grads = tl.zeros([TOKENS, EXPERTS], tl.float32)  # of the chosen experts' weights
     weight = tl.zeros([TOKENS, EXPERTS], tl.float32)
     mean = tl.zeros([TOKENS, 1], tl.float32)  # of the gradients, weighted

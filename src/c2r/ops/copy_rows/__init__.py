@@ -2,8 +2,8 @@
 
 from c2r.ops.backend import by_device
 from c2r.ops.copy_rows import reference
-from c2r.ops.copy_rows.reference import Copies, copies_of
+from c2r.ops.copy_rows.reference import RowCopies, copies_of
 
 copy_rows = by_device(reference.copy_rows)
 
-__all__ = ["Copies", "copies_of", "copy_rows"]
+__all__ = ["RowCopies", "copies_of", "copy_rows"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Copies:
+class RowCopies:
     """Rows that are copies of source rows, readable from both sides.
 
     Of three sources, of which the first went to two places and the second to none, the copies
@@ -26,17 +26,17 @@ class Copies:
     is_permutation: bool = False
 
 
-def copies_of(source: Tensor, num_sources: int) -> Copies:
+def copies_of(source: Tensor, num_sources: int) -> RowCopies:
     """The copies whose sources are `source` `[copies]`; those of one source keep their order."""
     counts = torch.zeros(num_sources, dtype=torch.int64, device=source.device)
     counts.scatter_add_(0, source, torch.ones_like(source))
-    return Copies(
+    return RowCopies(
         source=source,
         members=source.argsort(stable=True),
         starts=counts.cumsum(0) - counts,
     )
 
 
-def copy_rows(rows: Tensor, copies: Copies) -> Tensor:
+def copy_rows(rows: Tensor, copies: RowCopies) -> Tensor:
     """`[copies, h]` of `rows` `[sources, h]`."""
     return rows.index_select(0, copies.source)

@@ -3,7 +3,7 @@
 from c2r.ops.backend import by_device
 from c2r.ops.dispatch_layout import reference
 from c2r.ops.dispatch_layout.reference import (
-    Departure,
+    SendLayout,
     decode_pairs,
     encode_pairs,
     expert_major,
@@ -15,7 +15,7 @@ one_row_per_pair = by_device(reference.one_row_per_pair)
 sort_by_expert = by_device(reference.sort_by_expert)
 
 __all__ = [
-    "Departure",
+    "SendLayout",
     "decode_pairs",
     "encode_pairs",
     "expert_major",

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from c2r.ops.copy_rows import Copies
+from c2r.ops.copy_rows import RowCopies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Departure:
+class SendLayout:
     """What is sent, ordered by destination; the first `num_rows.sum()` or `num_pairs.sum()` count.
 
     Attributes:
@@ -32,7 +32,9 @@ class Departure:
     num_pairs: Tensor
 
 
-def one_row_per_destination(rows: Tensor, destinations: Tensor, num_destinations: int) -> Departure:
+def one_row_per_destination(
+    rows: Tensor, destinations: Tensor, num_destinations: int
+) -> SendLayout:
     """Sends a row to each of its destinations once, however many of its experts are there.
 
     Rows `[0, 0, 1]` for destinations `[1, 1, 0]` are two: row 1 to the first destination and row 0
@@ -43,14 +45,16 @@ def one_row_per_destination(rows: Tensor, destinations: Tensor, num_destinations
         destinations: `[pairs]` int64; pairs for `num_destinations` stay behind.
         num_destinations: how many there are.
     """
+    # Stable: within a destination rows stay ascending, so that equal ones are neighbours.
     order = destinations.argsort(stable=True)
     rows, sorted_destinations = rows[order], destinations[order]
     starts_row = sorted_destinations < num_destinations
     starts_row[1:] &= (rows[1:] != rows[:-1]) | (
         sorted_destinations[1:] != sorted_destinations[:-1]
     )
+    # Pairs that start no row write to one position beyond all, which is cut off: no mask, no wait.
     position = starts_row.cumsum(0).sub_(1).masked_fill_(~starts_row, len(rows))
-    return Departure(
+    return SendLayout(
         order=order,
         starts_row=starts_row,
         source=rows.new_zeros(len(rows) + 1).scatter_(0, position, rows)[:-1],
@@ -63,9 +67,9 @@ def one_row_per_pair(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Sends a row for every pair, ordered by expert.
 
     Args:
-        slots: `[pairs]` int64, the place of each pair's expert among all, rank by rank; pairs for
+        slots: `[pairs]` int64, the slot of each pair's expert, numbered rank by rank; pairs for
             `num_slots` stay behind.
-        num_slots: places in all.
+        num_slots: slots in all.
 
     Returns:
         `[pairs]` int64 the pairs by slot, and `[num_slots]` int64 how many each gets.
@@ -76,6 +80,7 @@ def one_row_per_pair(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
 def encode_pairs(ids: Tensor, starts_row: Tensor) -> Tensor:
     """`[pairs]` int16: the id of a pair that starts a row, the complement of any other.
 
+    The sign bit stands in for row numbers: rows arrive in order, so the receiver counts.
     `[4, 5, 4]` of which the first and last start rows are encoded as `[4, -6, 4]`.
     """
     return torch.where(starts_row, ids, ~ids).to(torch.int16)
@@ -89,7 +94,7 @@ def decode_pairs(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 def sort_by_expert(
     rows: Tensor, ids: Tensor, num_rows: int, num_experts: int
-) -> tuple[Copies, Tensor]:
+) -> tuple[RowCopies, Tensor]:
     """Copies every row to its experts, ordered by expert.
 
     Args:
@@ -104,7 +109,7 @@ def sort_by_expert(
     """
     order = ids.argsort(stable=True)
     per_row = _count(rows, num_rows)
-    copies = Copies(
+    copies = RowCopies(
         source=rows[order],
         members=inverse(order),
         starts=per_row.cumsum(0) - per_row,
@@ -122,8 +127,9 @@ def expert_major(counts: Tensor, num_rows: int) -> Tensor:
         num_rows: their sum.
 
     Returns:
-        `[num_rows]` int64, the place of each row before.
+        `[num_rows]` int64, the position of each row before.
     """
+    # Each (rank, expert) group moves as a block: where it was, less where it will be, is its shift.
     flat = counts.flatten()
     before = (flat.cumsum(0) - flat).view_as(counts).T.flatten()
     lengths = counts.T.flatten()
@@ -134,8 +140,8 @@ def expert_major(counts: Tensor, num_rows: int) -> Tensor:
 
 def inverse(order: Tensor) -> Tensor:
     """The permutation that undoes `order` `[n]`."""
-    places = torch.arange(len(order), device=order.device)
-    return torch.empty_like(order).scatter_(0, order, places)
+    positions = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter_(0, order, positions)
 
 
 def _count(ids: Tensor, num_bins: int, amounts: Tensor | None = None) -> Tensor:

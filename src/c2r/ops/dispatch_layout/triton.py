@@ -1,7 +1,7 @@
 """The dispatch layout by counting sorts: stable, and nothing is read back to the host.
 
 Blocks of pairs count their keys, a running sum over keys, then blocks, says where each block's
-pairs of each key begin, and every pair finds its place among those before it in its block. More
+pairs of each key begin, and every pair finds its position among those before it in its block. More
 than 1,024 keys are left to torch's stable sort.
 """
 
@@ -12,25 +12,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from c2r.ops.copy_rows import Copies
+from c2r.ops.copy_rows import RowCopies
 from c2r.ops.dispatch_layout import reference
-from c2r.ops.dispatch_layout.reference import Departure
+from c2r.ops.dispatch_layout.reference import SendLayout
 from c2r.ops.launching import launch
 
 _PAIRS = 128
+"""Pairs per program, each compared with the 127 before it: more pairs cost their square, fewer make
+the table of counts longer. Nothing spills on sm_90 (benchmarks/kernel_resources.py)."""
 _MAX_KEYS = 1024
+"""Beyond, a block's histogram has more bins than pairs by far. Chosen by hand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Sorted:
-    """Pairs by key: `order[place[i]] = i`, and how many have each key."""
+    """Pairs by key: `order[position[i]] = i`, and how many have each key."""
 
     order: Tensor
-    place: Tensor
+    position: Tensor
     counts: Tensor
 
 
-def one_row_per_destination(rows: Tensor, destinations: Tensor, num_destinations: int) -> Departure:
+def one_row_per_destination(
+    rows: Tensor, destinations: Tensor, num_destinations: int
+) -> SendLayout:
     """See the reference."""
     rows, destinations = rows.contiguous(), destinations.contiguous()
     by_destination = _sort(destinations, num_destinations)
@@ -49,7 +54,7 @@ def one_row_per_destination(rows: Tensor, destinations: Tensor, num_destinations
     )  # fmt: skip
     before_each = torch.cat([rows_so_far.new_zeros(1), rows_so_far])
     ends = before_each[by_destination.counts.cumsum(0)]
-    return Departure(
+    return SendLayout(
         order=by_destination.order,
         starts_row=starts_row,
         source=source,
@@ -66,12 +71,12 @@ def one_row_per_pair(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
 
 def sort_by_expert(
     rows: Tensor, ids: Tensor, num_rows: int, num_experts: int
-) -> tuple[Copies, Tensor]:
+) -> tuple[RowCopies, Tensor]:
     """See the reference."""
     by_expert = _sort(ids.contiguous(), num_experts)
-    copies = Copies(
+    copies = RowCopies(
         source=rows[by_expert.order],
-        members=by_expert.place,
+        members=by_expert.position,
         starts=torch.searchsorted(rows, torch.arange(num_rows, device=rows.device)),
     )
     return copies, by_expert.counts
@@ -81,7 +86,7 @@ def _sort(keys: Tensor, num_keys: int) -> _Sorted:
     """Sorts `keys` `[pairs]` int64; those that are `num_keys` come last and are not counted."""
     if num_keys >= _MAX_KEYS:
         order, counts = reference.one_row_per_pair(keys, num_keys)
-        return _Sorted(order=order, place=reference.inverse(order), counts=counts)
+        return _Sorted(order=order, position=reference.inverse(order), counts=counts)
     num_pairs = len(keys)
     num_blocks = triton.cdiv(num_pairs, _PAIRS)
     counts = keys.new_empty(num_keys + 1, num_blocks, dtype=torch.int32)
@@ -90,13 +95,14 @@ def _sort(keys: Tensor, num_keys: int) -> _Sorted:
         _count_keys, (num_blocks,), keys, counts, num_pairs, num_keys, num_blocks,
         PAIRS=_PAIRS, BINS=bins, num_warps=4,
     )  # fmt: skip
+    # Counts are stored key by key, then block by block: one running sum gives every block's start.
     so_far = counts.flatten().cumsum(0)
-    order, place = torch.empty_like(keys), torch.empty_like(keys)
+    order, position = torch.empty_like(keys), torch.empty_like(keys)
     launch(
-        _place, (num_blocks,), keys, counts, so_far, order, place, num_pairs, num_blocks,
+        _place, (num_blocks,), keys, counts, so_far, order, position, num_pairs, num_blocks,
         PAIRS=_PAIRS, num_warps=4,
     )  # fmt: skip
-    return _Sorted(order=order, place=place, counts=counts[:-1].sum(1))
+    return _Sorted(order=order, position=position, counts=counts[:-1].sum(1))
 
 
 @triton.jit
@@ -113,7 +119,7 @@ def _count_keys(
 
 
 @triton.jit
-def _place(keys, counts, so_far, order, place, num_pairs, num_blocks, PAIRS: tl.constexpr):
+def _place(keys, counts, so_far, order, position, num_pairs, num_blocks, PAIRS: tl.constexpr):
     """A program per block of pairs: after all smaller keys, earlier blocks, and earlier pairs."""
     block = tl.program_id(0)
     lanes = tl.arange(0, PAIRS)
@@ -125,7 +131,7 @@ def _place(keys, counts, so_far, order, place, num_pairs, num_blocks, PAIRS: tl.
     is_before = (key[:, None] == key[None, :]) & (lanes[:, None] > lanes[None, :])
     found = begin + tl.sum(is_before.to(tl.int32), axis=1)
     tl.store(order + found, pairs, mask=inside)
-    tl.store(place + pairs, found, mask=inside)
+    tl.store(position + pairs, found, mask=inside)
 
 
 @triton.jit
@@ -133,24 +139,24 @@ def _mark_starts(
     order, rows, destinations, starts_row, num_pairs, num_destinations, PAIRS: tl.constexpr
 ):
     """A program per block of sorted pairs: does a pair start a row of its destination?"""
-    places = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    inside, has_earlier = places < num_pairs, (places > 0) & (places < num_pairs)
-    pair = tl.load(order + places, mask=inside, other=0)
-    earlier = tl.load(order + places - 1, mask=has_earlier, other=0)
+    positions = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    inside, has_earlier = positions < num_pairs, (positions > 0) & (positions < num_pairs)
+    pair = tl.load(order + positions, mask=inside, other=0)
+    earlier = tl.load(order + positions - 1, mask=has_earlier, other=0)
     destination = tl.load(destinations + pair, mask=inside, other=0)
     is_same = tl.load(destinations + earlier, mask=has_earlier, other=0) == destination
     row = tl.load(rows + pair, mask=inside, other=0)
     is_same &= tl.load(rows + earlier, mask=has_earlier, other=0) == row
     starts = (destination < num_destinations) & ~(is_same & has_earlier)
-    tl.store(starts_row + places, starts, mask=inside)
+    tl.store(starts_row + positions, starts, mask=inside)
 
 
 @triton.jit
 def _list_sources(order, rows, starts_row, rows_so_far, source, num_pairs, PAIRS: tl.constexpr):
     """A program per block of sorted pairs: the row of each pair that starts one."""
-    places = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
-    inside = places < num_pairs
-    pair = tl.load(order + places, mask=inside, other=0)
-    starts = inside & (tl.load(starts_row + places, mask=inside, other=0) != 0)
-    found = tl.load(rows_so_far + places, mask=inside, other=1) - 1
+    positions = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    inside = positions < num_pairs
+    pair = tl.load(order + positions, mask=inside, other=0)
+    starts = inside & (tl.load(starts_row + positions, mask=inside, other=0) != 0)
+    found = tl.load(rows_so_far + positions, mask=inside, other=1) - 1
     tl.store(source + found, tl.load(rows + pair, mask=inside, other=0), mask=starts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from c2r.ops.launching import launch
 
 _MAX_BYTES = 2048
-"""Of a row, per program."""
+"""Of half a row, per program: gates and values together are 4,096, as in `copy_rows`."""
 
 
 def silu_gated(rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _GROUPED_DTYPES = (torch.bfloat16, torch.float32)
-_ALIGNMENT_BYTES = 16
+_ALIGNMENT_BYTES = 16  # of every row, which torch's grouped product asks for
 
 
 class _Contiguous(torch.autograd.Function):

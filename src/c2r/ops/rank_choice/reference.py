@@ -16,8 +16,10 @@ from torch import Tensor
 from c2r.ops.constrained_topk.reference import choose_among
 
 MAX_RANKS_TRIED_IN_FULL = 4
-_TOLERANCE = 1e-6
-_BEYOND_ANY_MASS = 1e9
+"""15 sets of ranks; 8 ranks would have 255. What the greedy order beyond costs is in docs/log.md
+(sets of ranks): 0.7 % more copies at the same budget on 4 ranks."""
+_TOLERANCE = 1e-6  # of a share: a few roundings of float32, so that a budget of 0 is met by top-k
+_BEYOND_ANY_MASS = 1e9  # what is taken from a mass that has been best, so that it never is again
 
 
 class Criterion(StrEnum):
@@ -74,6 +76,8 @@ class RankRule:
         """How many of the best-scored experts are looked at."""
         if self.criterion is Criterion.PRUNED:
             return k
+        # Looking at 2 k instead of 3 k moves a budget along the curve of loss and copies, not off
+        # it (docs/log.md, looking at fewer experts): the cheaper choice where ranks are many.
         per_expert = 3 if self.num_ranks <= MAX_RANKS_TRIED_IN_FULL else 2
         return min(per_expert * k, num_experts)
 
@@ -81,7 +85,7 @@ class RankRule:
 def choose_on_ranks(
     scores: Tensor,
     placement: Tensor,
-    slots: Tensor,
+    experts_by_rank: Tensor,
     k: int,
     rule: RankRule,
     blocked: Tensor | None = None,
@@ -91,7 +95,7 @@ def choose_on_ranks(
     Args:
         scores: `[tokens, E]` selection scores.
         placement: `[E]` int64.
-        slots: `[ranks, slots]` int64, the experts of each rank, filled up with E.
+        experts_by_rank: `[ranks, most]` int64, the experts of each rank, filled up with E.
         k: experts per token.
         rule: how ranks are chosen.
         blocked: `[tokens, E]` bool, experts that a group limit of the model excludes: chosen only
@@ -103,11 +107,12 @@ def choose_on_ranks(
     members = members_of(placement, rule.num_ranks)
     if rule.is_group_limited:
         mass = mass_of(scores, rule.is_logits) if rule.is_logits else scores.float()
-        granted = best_ranks(mass, slots, k, int(rule.strength))
+        granted = best_ranks(mass, experts_by_rank, k, int(rule.strength))
         return _best_on(scores, granted, members, k, blocked)
     top = scores.topk(rule.num_candidates(k, scores.shape[-1]), dim=-1)
     mass, ids = mass_of(top.values, rule.is_logits), top.indices
     if rule.criterion is Criterion.PRICED:
+        # Errors of unlike experts add up as energy does; plain mass lost more (docs/log.md).
         mass = mass.square()
     options = rank_options(mass, ids, placement, rule.num_ranks, k)
     if rule.criterion is Criterion.PRUNED:
@@ -168,6 +173,7 @@ class RankOptions:
         return self.ranks.sum(-1, dtype=self.kept.dtype)
 
     def _best(self, worth: Tensor) -> Tensor:
+        # Two steps instead of one weighted sum: by worth, then by mass, no factor to choose.
         is_best = worth == worth.amax(-1, keepdim=True)
         option = self.kept.masked_fill(~is_best, -torch.inf).argmax(-1)
         if len(self.ranks) == 1:
@@ -196,6 +202,7 @@ def rank_options(
     ranks = placement.index_select(0, candidates.flatten()).view_as(candidates)
     if num_ranks <= MAX_RANKS_TRIED_IN_FULL:
         options = _all_sets(num_ranks, ranks.device)
+        # A last column for experts that are on every rank: within reach of any set.
         reach = torch.cat([options, options.new_ones(len(options), 1)], dim=1)
         inside = reach.index_select(1, ranks.flatten()).view(len(reach), *ranks.shape)
         return RankOptions(ranks=options[None], kept=_kept(inside.transpose(0, 1), top_mass, k))
@@ -216,9 +223,12 @@ def _turns(top_mass: Tensor, ranks: Tensor, num_ranks: int, k: int) -> Tensor:
 
     The first k turns include every rank that holds one of the first k candidates.
     """
+    # Experts beyond the k best may be needed to fill up, but count by half: chosen by hand.
     worth = torch.cat([top_mass[:, :k], top_mass[:, k:] / 2], dim=-1)
     held = top_mass.new_zeros(len(ranks), num_ranks + 1).scatter_add_(-1, ranks, worth)
     is_home = torch.zeros_like(held, dtype=torch.bool).scatter_(-1, ranks[:, :k], True)
+    # Ranks without one of the k best come last: so the first k turns always hold plain top-k, and a
+    # budget can be met.
     order = held.masked_fill(~is_home, -1.0)[:, :-1].argsort(dim=-1, descending=True)
     places = torch.arange(num_ranks, device=ranks.device, dtype=torch.int16).expand_as(order)
     return torch.full_like(held, -1, dtype=torch.int16).scatter_(-1, order, places)
@@ -231,17 +241,18 @@ def _kept(inside: Tensor, top_mass: Tensor, k: int) -> Tensor:
     """
     if inside.shape[-1] > k:
         inside = inside & (inside.cumsum(-1, dtype=torch.int16) <= k)
+    # One minus the share lost, not the share kept: all kept then gives exactly 1.
     total = top_mass[:, :k].sum(-1, keepdim=True)
     kept = (inside * top_mass[:, None]).sum(-1)  # a product of matrices would heed autocast
     return 1 - (total - kept) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
+def best_ranks(mass: Tensor, experts_by_rank: Tensor, k: int, num_allowed: int) -> Tensor:
     """The `num_allowed` ranks with the largest sums of their top k/m masses (DeepSeek-V3's rule).
 
     Args:
         mass: `[tokens, E]` float32 score masses; negative ones count as 0.
-        slots: `[ranks, slots]` int64, the experts of each rank, filled up with E.
+        experts_by_rank: `[ranks, most]` int64, the experts of each rank, filled up with E.
         k: experts per token.
         num_allowed: m, ranks per token.
 
@@ -249,7 +260,10 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
         `[tokens, ranks]` bool.
     """
     by_expert = F.pad(mass.T, (0, 0, 0, 1), value=-1.0)
-    held = by_expert.index_select(0, slots.flatten()).view(*slots.shape, len(mass))
+    held = by_expert.index_select(0, experts_by_rank.flatten()).view(
+        *experts_by_rank.shape, len(mass)
+    )
+    # The top k/m of each rank without a sort: its maximum k/m times; `left` bounds ties.
     sums = torch.zeros_like(held[:, 0])
     left = torch.full_like(sums, -(-k // num_allowed))
     is_best = None
@@ -262,7 +276,7 @@ def best_ranks(mass: Tensor, slots: Tensor, k: int, num_allowed: int) -> Tensor:
         sums += taken * best.clamp(min=0)
         left -= taken
     chosen = sums.T.topk(num_allowed, dim=-1).indices
-    allowed = torch.zeros(len(mass), len(slots), dtype=torch.bool, device=mass.device)
+    allowed = torch.zeros(len(mass), len(experts_by_rank), dtype=torch.bool, device=mass.device)
     return allowed.scatter_(-1, chosen, True)
 
 
@@ -271,11 +285,14 @@ def _best_on(
 ) -> Tensor:
     """The k best-scored experts on the granted ranks, `[tokens, k]`.
 
-    One sum in place of a mask, which would take as long as half of the top-k.
+    One sum in place of a mask, which would take as long as half of the top-k (docs/log.md, masked
+    fills).
     """
     if blocked is not None:
         allowed = torch.addmm(members[-1], granted.float(), members[:-1]).bool()
         return choose_among(scores, allowed, k, blocked)
+    # Scores stay above lowest / 4, so that those on ranks not granted, lowered by lowest / 2, come
+    # after all others, and 3/4 of the range is never exceeded, which would make them equal at -inf.
     lowest = torch.finfo(scores.dtype).min
     key = scores.clamp(min=lowest / 4)
     key.addmm_((~granted).to(key.dtype), members[:-1].to(key.dtype), alpha=lowest / 2)

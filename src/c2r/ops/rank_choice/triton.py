@@ -15,15 +15,16 @@ from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_key
 from c2r.ops.rank_choice import reference
 from c2r.ops.rank_choice.reference import MAX_RANKS_TRIED_IN_FULL, Criterion, RankRule, members_of
 
-_MAX_RANKS = 64
+_MAX_RANKS = 64  # a set of ranks is the bits of an int64
 _TILE = 1024
-"""Scores per program."""
+"""Scores per program, half of `constrained_topk`'s: candidates and options take registers as well.
+Chosen by hand; nothing spills on sm_90 (benchmarks/kernel_resources.py)."""
 
 
 def choose_on_ranks(
     scores: Tensor,
     placement: Tensor,
-    slots: Tensor,
+    experts_by_rank: Tensor,
     k: int,
     rule: RankRule,
     blocked: Tensor | None = None,
@@ -31,12 +32,12 @@ def choose_on_ranks(
     """See the reference."""
     is_left = blocked is not None or rule.num_ranks > _MAX_RANKS
     if is_left or scores.dtype == torch.float64:
-        return reference.choose_on_ranks(scores, placement, slots, k, rule, blocked)
+        return reference.choose_on_ranks(scores, placement, experts_by_rank, k, rule, blocked)
     scores = scores.contiguous()
     num_tokens, num_experts = scores.shape
     ids = torch.empty(num_tokens, k, dtype=torch.int64, device=scores.device)
     if rule.is_group_limited:
-        _choose_group_limited(scores, placement, slots, ids, rule)
+        _choose_group_limited(scores, placement, experts_by_rank, ids, rule)
         return ids
     experts = triton.next_power_of_2(num_experts)
     tokens = max(1, _TILE // experts)
@@ -59,16 +60,17 @@ def choose_on_ranks(
 
 
 def _choose_group_limited(
-    scores: Tensor, placement: Tensor, slots: Tensor, ids: Tensor, rule: RankRule
+    scores: Tensor, placement: Tensor, experts_by_rank: Tensor, ids: Tensor, rule: RankRule
 ) -> None:
     (num_tokens, num_experts), k = scores.shape, ids.shape[1]
-    ranks, places = (triton.next_power_of_2(size) for size in slots.shape)
+    ranks, places = (triton.next_power_of_2(size) for size in experts_by_rank.shape)
     experts = triton.next_power_of_2(num_experts)
     tokens = max(1, _TILE // 2 // max(experts, ranks * places))
     num_allowed = int(rule.strength)
     launch(
         _choose_on_best_ranks, (triton.cdiv(num_tokens, tokens),),
-        scores, placement, slots.contiguous(), ids, num_tokens, num_experts, slots.shape[1],
+        scores, placement, experts_by_rank.contiguous(), ids, num_tokens, num_experts,
+        experts_by_rank.shape[1],
         K=k, NUM_ALLOWED=num_allowed, PER_RANK=-(-k // num_allowed), NUM_RANKS=rule.num_ranks,
         IS_LOGITS=rule.is_logits, TOKENS=tokens, EXPERTS=experts, RANKS=ranks, SLOTS=places,
         num_warps=4,
@@ -126,6 +128,7 @@ def _worth_of_ranks(
 ):  # fmt: skip
     """What orders the ranks that hold any of the K best: their masses, those beyond by half."""
     every_rank = tl.arange(0, RANKS)[None, :]
+    # Below all masses, in order: -1 holds none of the K best, -2 is padding, -3 has had its turn.
     worths = tl.full([TOKENS, RANKS], -2.0, tl.float32)
     for one in range(NUM_RANKS):
         is_here = rank == one
@@ -148,7 +151,7 @@ def _kept_on(
     is_kept = is_inside & (tl.cumsum(is_inside.to(tl.int32), axis=1) <= K)
     total = tl.sum(tl.where(places < K, mass, 0.0), axis=1)[:, None]
     lost = total - tl.sum(tl.where(is_kept, mass, 0.0), axis=1)[:, None]
-    kept = 1 - lost / tl.maximum(total, 1.1754943508222875e-38)
+    kept = 1 - lost / tl.maximum(total, 1.1754943508222875e-38)  # float32's tiny, as the reference
     if MUST_FILL:
         held = tl.load(sizes + every_rank, mask=every_rank <= NUM_RANKS, other=0.0)
         num_held = tl.sum(tl.where(in_option, held, 0.0), axis=1)[:, None]
@@ -173,7 +176,7 @@ def _grant(
         worths = _worth_of_ranks(mass, rank, places, NUM_RANKS, RANKS, K, TOKENS)
     for number in range(NUM_OPTIONS):
         if ALL_SETS:
-            option += 1
+            option += 1  # counting runs through all sets of bits
         else:
             turn = tl.argmax(worths, axis=1)[:, None]
             option |= tl.full([TOKENS, 1], 1, tl.int64) << turn
@@ -227,7 +230,7 @@ def _choose_on_ranks(
 
 @triton.jit
 def _choose_on_best_ranks(
-    scores, placement, slots, ids, num_tokens, num_experts, num_slots,
+    scores, placement, experts_by_rank, ids, num_tokens, num_experts, num_slots,
     K: tl.constexpr, NUM_ALLOWED: tl.constexpr, PER_RANK: tl.constexpr, NUM_RANKS: tl.constexpr,
     IS_LOGITS: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
     RANKS: tl.constexpr, SLOTS: tl.constexpr,
@@ -237,7 +240,7 @@ def _choose_on_best_ranks(
     every_rank = tl.arange(0, RANKS)[None, :]
     rank, slot = tl.arange(0, RANKS)[:, None], tl.arange(0, SLOTS)[None, :]
     is_slot = (rank < NUM_RANKS) & (slot < num_slots)
-    expert = tl.load(slots + rank * num_slots + slot, mask=is_slot, other=0)
+    expert = tl.load(experts_by_rank + rank * num_slots + slot, mask=is_slot, other=0)
     is_slot &= expert < num_experts
     expert = tl.where(is_slot, expert, 0)[None, :, :]
     row = tl.minimum(tokens, num_tokens - 1)[:, :, None]

@@ -5,14 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from c2r.ops.copy_rows import Copies
+from c2r.ops.copy_rows import RowCopies
 from c2r.ops.launching import launch, span
 
 _MAX_BYTES = 4096
-"""Of a row, per program."""
+"""Of a row, per program, as in `copy_rows`."""
 
 
-def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> Tensor:
+def sum_copies(rows: Tensor, copies: RowCopies, weights: Tensor | None = None) -> Tensor:
     """See the reference."""
     rows = rows.contiguous()
     num_sources, (num_copies, width) = len(copies.starts), rows.shape
@@ -30,7 +30,7 @@ def sum_copies(rows: Tensor, copies: Copies, weights: Tensor | None = None) -> T
 
 
 def sum_copies_backward(
-    grad: Tensor, rows: Tensor, copies: Copies, weights: Tensor
+    grad: Tensor, rows: Tensor, copies: RowCopies, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See the reference."""
     grad, rows, weights = grad.contiguous(), rows.contiguous(), weights.contiguous()
@@ -61,11 +61,11 @@ def _sum(
     begin, end = span(starts, source, num_sources, num_copies)
     precise: tl.constexpr = tl.float64 if WIDE else tl.float32
     total = tl.zeros([COLUMNS], precise)
-    for place in range(begin, end):
-        copy = tl.load(members + place)
+    for position in range(begin, end):
+        copy = tl.load(members + position)
         values = tl.load(rows + copy * width + columns, mask=columns < width).to(precise)
         if IS_WEIGHTED:
-            values *= tl.load(weights + place).to(precise)
+            values *= tl.load(weights + position).to(precise)
         total += values
     tl.store(sums + source * width + columns, total.to(sums.dtype.element_ty), mask=columns < width)
 
@@ -79,9 +79,11 @@ def _sum_backward(
     source = tl.program_id(0).to(tl.int64)
     begin, end = span(starts, source, num_sources, num_copies)
     precise: tl.constexpr = tl.float64 if WIDE else tl.float32
-    for place in range(begin, end):
-        copy = tl.load(members + place)
-        weight = tl.load(weights + place).to(precise)
+    # The gradient of a weight is a sum over the whole row. So columns are a loop here, no part of
+    # the grid as in `_sum`: programs that share a row would need atomics, whose order varies.
+    for position in range(begin, end):
+        copy = tl.load(members + position)
+        weight = tl.load(weights + position).to(precise)
         product = tl.zeros([COLUMNS], precise)
         for start in range(0, width, COLUMNS):
             columns = start + tl.arange(0, COLUMNS)
@@ -90,4 +92,4 @@ def _sum_backward(
             at = copy * width + columns
             product += tl.load(rows + at, mask=inside, other=0.0).to(precise) * grads
             tl.store(grad_rows + at, (grads * weight).to(rows.dtype.element_ty), mask=inside)
-        tl.store(grad_weights + place, tl.sum(product).to(weights.dtype.element_ty))
+        tl.store(grad_weights + position, tl.sum(product).to(weights.dtype.element_ty))

@@ -5,7 +5,7 @@ import numpy as np
 from c2r.plans.copies import rank_loads
 from c2r.types import Counts, Float, Int
 
-_PACKING_RESTARTS = 64
+_PACKING_RESTARTS = 64  # packings of microseconds each; chosen by hand
 
 
 def canonical_placement(placement: Int, num_ranks: int, num_nodes: int = 1) -> Int:
@@ -25,6 +25,7 @@ def canonical_placement(placement: Int, num_ranks: int, num_nodes: int = 1) -> I
 
 
 def _by_first_use(labels: Int, num_labels: int) -> Int:
+    """`[labels]` the new number of each label, by the first expert that has it."""
     first = np.full(num_labels, len(labels))
     np.minimum.at(first, labels, np.arange(len(labels)))
     return np.argsort(np.argsort(first, kind="stable"))
@@ -65,6 +66,7 @@ def pack_by_load(load: Counts, num_ranks: int, limit: float, rng: np.random.Gene
     for _ in range(_PACKING_RESTARTS):
         if rank_loads(load, best, num_ranks).max() <= limit:
             break
+        # Heavy ones first still, but not strictly: factors of 0.5 to 1.5 swap near neighbours.
         noisy = np.argsort(-load * rng.uniform(0.5, 1.5, len(load)), kind="stable")
         other = _level_by_swaps(_pack_in_order(load, noisy, num_ranks), load, num_ranks)
         best = min(best, other, key=lambda placed: rank_loads(load, placed, num_ranks).max())
@@ -72,11 +74,13 @@ def pack_by_load(load: Counts, num_ranks: int, limit: float, rng: np.random.Gene
 
 
 def _pack_in_order(load: Float, order: Int, num_ranks: int) -> Int:
+    """Puts experts, in `order`, on the lightest rank with room; sizes differ by at most one."""
     placement = np.zeros(len(load), dtype=np.int64)
     sums = np.zeros(num_ranks)
     sizes = np.zeros(num_ranks, dtype=np.int64)
     small, num_large = divmod(len(load), num_ranks)
     for expert in order:
+        # A rank may take one more than E // R only while fewer than E % R ranks have.
         full = sizes >= small + (np.count_nonzero(sizes > small) < num_large)
         rank = int(np.argmin(np.where(full, np.inf, sums)))
         placement[expert] = rank
@@ -92,6 +96,7 @@ def _level_by_swaps(placement: Int, load: Float, num_ranks: int) -> Int:
         sums = rank_loads(load, placement, num_ranks)
         heaviest = int(np.argmax(sums))
         mine = np.flatnonzero(placement == heaviest)
+        # [mine, E]: the heavier of the two ranks after each swap, sizes unchanged.
         shift = load[mine][:, None] - load[None, :]
         worse = np.maximum(sums[heaviest] - shift, sums[placement][None, :] + shift)
         worse[:, mine] = np.inf

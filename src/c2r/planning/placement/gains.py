@@ -22,8 +22,8 @@ from c2r.types import Bool, Counts, Float, Int
 class SwapGains:
     """Weighted copies of a labelling of experts, and their change for every swap.
 
-    Labels are ranks, or nodes. Experts that no set holds are allowed: the search uses such empty
-    places where the ranks cannot hold equally many experts.
+    Labels are ranks, or nodes. Experts that no set holds are allowed: the search uses them as empty
+    slots where the ranks cannot hold equally many experts.
     """
 
     def __init__(self, sets: Int, counts: Counts, labels: Int, num_labels: int) -> None:
@@ -31,6 +31,7 @@ class SwapGains:
         self._sets = sets
         self._weights = counts.astype(np.float64)
         self._num_experts = len(labels)
+        # The sets of each expert: positions of its ids in the flat sets, divided by k.
         order = np.argsort(sets, axis=None, kind="stable")
         ends = np.cumsum(np.bincount(sets.ravel(), minlength=len(labels)))
         self._sets_of = np.split(order // sets.shape[1], ends[:-1])
@@ -48,17 +49,29 @@ class SwapGains:
 
     def changes(self) -> Float:
         """`[E, E]` symmetric: change of cost when two experts swap labels; 0 where they share."""
+        # The formula above is symmetric: half of it, [a, b], plus its transpose.
         leave = self._alone.diagonal()[:, None]
         half = self._enter[:, self.labels] + self._alone - leave
         both = half + half.T
         both[self.labels[:, None] == self.labels] = 0
         return both
 
+    def visit_changes(self) -> Float:
+        """`[E, E]`: what swapping a and b adds to the visits of the label of a; 0 where shared."""
+        changes = self._enter[:, self.labels].T + self._alone - self._alone.diagonal()[:, None]
+        changes[self.labels[:, None] == self.labels] = 0
+        return changes
+
+    def visits(self) -> Float:
+        """`[labels]` weight of the sets that visit each label."""
+        return np.stack([self._weights[held > 0].sum() for held in self._held.T])
+
     def swap(self, first: int, second: int) -> None:
         """Swaps the labels of two experts."""
         ours, theirs = self.labels[first], self.labels[second]
         if ours == theirs:
             return
+        # Only sets that hold one of the two change, so only their sums are taken out and put back.
         touched = self._union(self._sets_of[first], self._sets_of[second])
         rows, weights = self._sets[touched], self._weights[touched]
         alone = self._is_alone(touched, rows)
@@ -76,16 +89,19 @@ class SwapGains:
             self.cost -= float(signed.sum())
 
     def _union(self, first: Int, second: Int) -> Int:
+        """Ids in either list, by a mark for each set: np.union1d would sort them at every step."""
         self._marked[first] = True
         union = np.concatenate([first, second[~self._marked[second]]])
         self._marked[first] = False
         return union
 
     def _is_alone(self, set_ids: Int, rows: Int) -> Bool:
+        """`[rows, k]`: whether each expert of these sets is alone on its label."""
         alone: Bool = self._held[set_ids[:, None], self.labels[rows]] == 1
         return alone
 
     def _add_alone(self, rows: Int, values: Float) -> None:
+        """Adds `values` `[rows, k]` to `alone[a, b]` for each expert a and all b of its set."""
         row, column = np.nonzero(values)
         keys = rows[row, column][:, None] * self._num_experts + rows[row]
         spread = np.repeat(values[row, column], rows.shape[1])
@@ -93,6 +109,7 @@ class SwapGains:
         self._alone += added.reshape(self._alone.shape)
 
     def _sum_by_expert(self, rows: Int, chosen: Bool, weights: Float) -> Float:
+        """`[E]` sums of the weights `[rows]` of the chosen sets that hold each expert."""
         spread = np.repeat(weights[chosen], rows.shape[1])
         sums = np.bincount(rows[chosen].ravel(), weights=spread, minlength=self._num_experts)
         return sums.astype(np.float64, copy=False)

@@ -16,6 +16,7 @@ from c2r.plans.contiguous import rank_sizes
 from c2r.types import Counts, Float, Int
 
 _MAX_PINS = 16_384
+"""Expert ids of the sets handed over: bounds its time, of which the search makes more. By hand."""
 _TOTAL_WEIGHT = 2**28  # Weights and their sums are 32-bit integers there.
 
 
@@ -30,6 +31,7 @@ def partition_hypergraph(
     if mtkahypar is None or num_ranks < 2 or len(sets) == 0 or sets.shape[1] < 2:
         return None
     heaviest = np.sort(np.argsort(-counts, kind="stable")[: _MAX_PINS // sets.shape[1]])
+    # Integers as large as they may be: heavy sets keep their proportions, the rarest weigh 1.
     scale = _TOTAL_WEIGHT / max(float(counts[heaviest].sum()) * sets.shape[1], 1e-300)
     weights = np.maximum(np.rint(counts[heaviest] * scale), 1).astype(np.int64)
     mtkahypar.set_seed(seed)
@@ -47,6 +49,7 @@ def partition_hypergraph(
         weights.tolist(),
     )
     partition = hypergraph.partition(context).get_partition()
+    # Even where no imbalance is allowed, ranks may come out uneven.
     return repair_sizes(
         np.array(partition, dtype=np.int64), num_ranks, pair_weights(sets, counts, num_experts)
     )

@@ -6,6 +6,7 @@ import numpy as np
 
 from c2r.errors import PlanError
 from c2r.planning.placement.balance import canonical_placement, pack_by_load
+from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.placement.exact import best_of_all, is_small
 from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
@@ -14,12 +15,21 @@ from c2r.plans.copies import load_max_over_mean, rank_loads
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Int
 
+# All chosen by hand when the search was made. benchmarks/placement_quality.py holds what comes out
+# against long mt-kahypar runs, benchmarks/placement_scale.py tells the time that large layers take.
 _BUDGET_MICROSECONDS = 1_500_000
+"""Of a layer at effort 1, as `_step_microseconds` estimates it: a large model in minutes."""
 _SEARCH_LENGTH = (120, 400)
+"""Bounds of the swaps of one search, 1.5 E between them: fewer leave a small layer unsearched, more
+take starts from a large one."""
 _SHAKEN = 0.25
+"""Share of the experts that a restart moves: with few the search falls back into the same optimum,
+with many it begins anew."""
 _MAX_STARTS = 8
+"""Starts before the best is shaken: the rest of the budget improves what is good already."""
 _PATIENCE = 8
-_TOLERANCE = 1 + 1e-9
+"""Restarts in a row without a gain that end the search before its budget."""
+_TOLERANCE = 1 + 1e-9  # of the load limit: what float sums may exceed it by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,6 +44,8 @@ class PlacementOptions:
             how many times slower the network between nodes is than the link within; counts only
             where there are several nodes.
         effort: how long to search; 1 takes at most a few seconds a layer, whatever its size.
+        bottleneck: place for the least cost of the busiest rank and node instead of the fewest
+            copies; None for the fewest copies.
     """
 
     seed: int = 0
@@ -41,6 +53,7 @@ class PlacementOptions:
     start: Int | None = None
     inter_node_cost: float = 8.0
     effort: float = 1.0
+    bottleneck: BottleneckCost | None = None
 
 
 def place_experts(
@@ -85,6 +98,7 @@ def place_experts(
         topology=topology,
         load_limit=_load_limit(load, num_ranks, options.max_load),
         inter_node_cost=options.inter_node_cost,
+        bottleneck=options.bottleneck,
     )
     placement = best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
     if problem.excess(placement) > 0:
@@ -142,11 +156,13 @@ def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random
     budget = _BUDGET_MICROSECONDS * options.effort / _step_microseconds(problem)
     num_searches = max(2, round(budget / length))
     contiguous = contiguous_placement(num_experts, num_ranks)
+    # The contiguous placement counts as found, unsearched: so the result is never worse than it.
     starts = _known_starts(problem, options, rng)
     found = [contiguous, *starts]
     while len(starts) < min(num_searches // 2, _MAX_STARTS):
         starts.append(rng.permutation(contiguous))
     for start in starts:
+        # Nodes are settled first: a copy to a node costs most, and swaps seldom cross nodes later.
         nested = _nodes_first(problem, start, length, rng)
         found.append(improve_placement(problem, nested, length, rng))
     best = min(found, key=problem.order)
@@ -165,7 +181,7 @@ def _known_starts(
     problem: PlacementProblem, options: PlacementOptions, rng: np.random.Generator
 ) -> list[Int]:
     starts = [] if options.start is None else [options.start]
-    if np.isfinite(problem.load_limit):
+    if np.isfinite(problem.load_limit) or problem.bottleneck is not None:
         starts.append(_packed(problem, rng))
     partition = partition_hypergraph(
         problem.sets, problem.counts, problem.num_experts, problem.topology.num_ranks, options.seed
@@ -174,7 +190,13 @@ def _known_starts(
 
 
 def _step_microseconds(problem: PlacementProblem) -> float:
-    """About what one swap costs, from measurements; only the sizes count, never the clock."""
+    """About what one swap costs; only the sizes count, never the clock.
+
+    With the clock the same seed would give another plan on another machine. Three terms: the calls
+    of numpy, the pins of the sets that hold one of the two experts, and the [E, E] table of swaps.
+    The factors are from measurements on a machine that was not recorded: on another the budget is
+    met less exactly, but the plan stays the same.
+    """
     touched = 2.0 * problem.sets.size * problem.sets.shape[1] / problem.num_experts
     each: float = 100 + 0.03 * touched + 0.022 * problem.num_experts**2
     return each if problem.topology.num_nodes == 1 else 2 * each
@@ -188,7 +210,10 @@ def _nodes_first(
     if topology.num_nodes == 1:
         return start
     by_node = replace(
-        problem, topology=ClusterTopology(num_ranks=topology.num_nodes), load_limit=float("inf")
+        problem,
+        topology=ClusterTopology(num_ranks=topology.num_nodes),
+        load_limit=float("inf"),
+        bottleneck=None,
     )
     nodes = improve_placement(by_node, start // topology.ranks_per_node, steps, rng)
     placement = np.empty_like(start)

@@ -13,19 +13,25 @@ import numpy as np
 from c2r.errors import PlanError
 from c2r.planning.placement.place import PlacementOptions
 from c2r.planning.placement.search import PlacementProblem
-from c2r.plans.holders import assign_ranks, holders_of
+from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Bool, Counts, Float, Int
 
 Pair = tuple[int, int]
 """An expert and a rank that holds a replica of it."""
 
+# Chosen by hand; benchmarks/placement_replicas.py shows what comes out on the embedded model.
 _TRIED = 12
+"""Replicas really tried for a slot, by saving, and as many by load: the savings kept know neither
+how tokens turn to other holders nor the limit on load."""
 _MAX_PASSES = 4
+"""Passes that empty each slot once: each is dear, and later ones rarely find anything."""
 _MAX_PATIENCE = 8
+"""Random refills in a row without a gain before the search ends, where layers are small."""
 _REFILL_BUDGET = 1_000_000
-_CHUNK = 8192
-_TOLERANCE = 1e-9
+"""Expert ids looked at in refills without a gain: large layers end after fewer than that."""
+_CHUNK = 8192  # sets at a time, for whom [sets, k, ranks] and [sets, E] tables are held
+_TOLERANCE = 1e-9  # gains and limits below it are rounding
 
 
 class _Replication:
@@ -36,30 +42,43 @@ class _Replication:
         free: `[ranks]` slots that are still empty.
         saved: `[E, ranks]` the cost that a replica of the expert on that rank would save.
         rank_load: `[ranks]` tokens that the experts of each rank compute.
-        cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`.
+        cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`; or
+            that of the bottleneck, smoothed over ranks.
         load_limit: what no rank's load may exceed.
     """
 
     def __init__(self, problem: PlacementProblem, placement: Int, num_replicas: int) -> None:
         topology = problem.topology
         num_ranks = topology.num_ranks
-        self.holders = holders_of(placement, np.empty((0, 0), dtype=np.int64), num_ranks)
+        self.holders = holders_of(placement, NO_EXPERTS, num_ranks)
         self.free = np.full(num_ranks, num_replicas)
         self.saved = np.zeros(self.holders.shape)
         self.rank_load = np.zeros(num_ranks)
-        self.cost = 0.0
+        self._copies_cost = 0.0
+        self._bottleneck = problem.bottleneck
         self._ranks_per_node = topology.ranks_per_node
         self._levels = [(1.0, 1)]
         if topology.num_nodes > 1:
             self._levels.append((problem.inter_node_cost, self._ranks_per_node))
+        self._visits = [np.zeros(num_ranks // width) for _, width in self._levels]
         self._sets, self._weights = problem.sets, problem.counts.astype(np.float64)
+        # The sets of each expert, as in `SwapGains`.
         order = np.argsort(problem.sets, axis=None, kind="stable") // problem.sets.shape[1]
         ends = np.cumsum(np.bincount(problem.sets.ravel(), minlength=len(placement)))
         self._sets_of = np.split(order, ends[:-1])
         self._ranks = placement[problem.sets]
         for start in range(0, len(problem.sets), _CHUNK):
             self._tally(np.arange(start, min(start + _CHUNK, len(problem.sets))), 1)
-        self.load_limit = float(self.rank_load.max()) * (1 + _TOLERANCE)
+        # Where the busiest rank is what costs, its load is weighed and needs no limit.
+        limit = float(self.rank_load.max()) * (1 + _TOLERANCE)
+        self.load_limit = limit if problem.bottleneck is None else float("inf")
+
+    @property
+    def cost(self) -> float:
+        """See the class."""
+        if self._bottleneck is None:
+            return self._copies_cost
+        return self._bottleneck.smooth(self.rank_load, self._visits[0], self._visits[-1])
 
     @property
     def key(self) -> tuple[float, float]:
@@ -77,6 +96,7 @@ class _Replication:
     def _hold(self, expert: int, rank: int, held: bool) -> None:
         self.holders[expert, rank] = held
         self.free[rank] += -1 if held else 1
+        # Only sets that hold the expert can go elsewhere, and only those that do are counted anew.
         concerned = self._sets_of[expert]
         ranks = assign_ranks(self._sets[concerned], self.holders, self._ranks_per_node)
         moved = (ranks != self._ranks[concerned]).any(1)
@@ -90,11 +110,14 @@ class _Replication:
         weights = np.broadcast_to(sign * self._weights[set_ids, None], experts.shape)
         num_experts, num_ranks = self.holders.shape
         self.rank_load += np.bincount(ranks.ravel(), weights.ravel(), num_ranks)
-        for price, width in self._levels:
+        for (price, width), visits in zip(self._levels, self._visits, strict=True):
             labels, num_labels = ranks // width, num_ranks // width
             held = (labels[:, :, None] == np.arange(num_labels)).sum(1)
             visited = (held > 0).astype(np.float64)
-            self.cost += price * float(weights[:, 0] @ visited.sum(1))
+            self._copies_cost += price * float(weights[:, 0] @ visited.sum(1))
+            visits += weights[:, 0] @ visited
+            # An expert alone on its rank frees that visit if it moves to a rank that the set visits
+            # anyway. Its own rank is visited too, and is taken out: moving there saves nothing.
             alone = np.where(np.take_along_axis(held, labels, 1) == 1, weights, 0)
             leaving = np.zeros((len(set_ids), num_experts))
             np.put_along_axis(leaving, experts, alone, 1)
@@ -140,6 +163,7 @@ def replicate_experts(
         load=np.bincount(sets.ravel(), weights, len(placement)).astype(np.float64),
         topology=topology,
         inter_node_cost=options.inter_node_cost,
+        bottleneck=options.bottleneck,
     )
     state = _Replication(problem, placement, num_replicas)
     _choose(state, problem, np.random.default_rng(options.seed))
@@ -184,6 +208,8 @@ def _choose(state: _Replication, problem: PlacementProblem, rng: np.random.Gener
 
 def _refill(state: _Replication, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
     """Fills slots anew, in the order given: better replicas, or `added` where none are found."""
+    # Replicas are taken out for trial; what brings no gain is undone replica by replica, for a copy
+    # of the whole state would cost more than the few sets that a replica concerns.
     excess, cost = state.key
     for pair in emptied:
         state.remove(*pair)
@@ -200,7 +226,10 @@ def _refill(state: _Replication, load: Float, added: list[Pair], emptied: list[P
 
 
 def _add_best(state: _Replication, load: Float, ranks: Bool) -> Pair:
-    """Adds the replica on `ranks` that saves most within the load limit, and tells which."""
+    """Adds the replica on `ranks` that saves most within the load limit, and tells which.
+
+    The first tried that saves anything within the limit is taken; else the least harmful of all.
+    """
     cost = state.cost
     tried = {}
     for pair in _candidates(state, load, ranks):

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from c2r.planning.placement.bottleneck import BottleneckCost, norm_changes
 from c2r.planning.placement.gains import SwapGains
-from c2r.plans.copies import count_copies, rank_loads
+from c2r.plans.copies import count_copies, count_visits, rank_loads
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Float, Int
 
 _OSCILLATION = 5
+"""Steps in a row over the load limit, or within it, after which the penalty doubles or halves: the
+search is to cross the limit again and again, where the best placements within it are. Chosen by
+hand; the scheme is strategic oscillation (Glover 1989)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -29,6 +33,7 @@ class PlacementProblem:
         topology: the devices.
         load_limit: the largest allowed load of a rank, in tokens; infinite for none.
         inter_node_cost: what a copy to a node costs on top, in copies to a rank.
+        bottleneck: where given, the cost is that of the busiest rank and node, not of all copies.
     """
 
     sets: Int
@@ -37,6 +42,7 @@ class PlacementProblem:
     topology: ClusterTopology
     load_limit: float = float("inf")
     inter_node_cost: float = 0.0
+    bottleneck: BottleneckCost | None = None
 
     @property
     def num_experts(self) -> int:
@@ -44,12 +50,29 @@ class PlacementProblem:
         return len(self.load)
 
     def cost(self, placement: Int) -> float:
-        """Weighted copies of all tokens, those to nodes weighted by `inter_node_cost`."""
+        """Weighted copies of all tokens, those to nodes weighted; or that of the bottleneck."""
+        if self.bottleneck is not None:
+            return self._bottleneck_cost(self.bottleneck, placement)
         cost = float(self.counts @ count_copies(self.sets, placement))
         if self.topology.num_nodes > 1:
             nodes = placement // self.topology.ranks_per_node
             cost += self.inter_node_cost * float(self.counts @ count_copies(self.sets, nodes))
         return cost
+
+    def _bottleneck_cost(self, cost: BottleneckCost, placement: Int) -> float:
+        topology = self.topology
+        nodes = placement // topology.ranks_per_node
+        return cost.of(
+            rank_loads(self.load, placement, topology.num_ranks) * self.rows_per_load,
+            count_visits(placement[self.sets], self.counts, topology.num_ranks),
+            count_visits(nodes[self.sets], self.counts, topology.num_nodes),
+        )
+
+    @property
+    def rows_per_load(self) -> float:
+        """Expert rows of the counted tokens for a unit of `load`, which may be of other tokens."""
+        total = float(self.load.sum())
+        return float(self.counts.sum()) * self.sets.shape[1] / total if total > 0 else 0.0
 
     def excess(self, placement: Int) -> float:
         """Load above the limit, summed over ranks."""
@@ -62,7 +85,10 @@ class PlacementProblem:
 
 
 class _SwapSearch:
-    """A placement, one empty place on each rank with an expert less, and all its swap changes."""
+    """A placement, an empty slot on each rank with an expert less, and all its swap changes.
+
+    Empty slots are experts without load that no set holds: so a move is a swap as well.
+    """
 
     def __init__(self, problem: PlacementProblem, placement: Int) -> None:
         topology = problem.topology
@@ -84,9 +110,17 @@ class _SwapSearch:
             gains = SwapGains(problem.sets, problem.counts, nodes, topology.num_nodes)
             self._levels.append((problem.inter_node_cost, gains))
 
+        self._bottleneck = problem.bottleneck
+        self._rows_per_load = problem.rows_per_load
+        self._visits = [gains.visits() for _, gains in self._levels]
+
     @property
     def cost(self) -> float:
-        return sum(weight * gains.cost for weight, gains in self._levels)
+        if self._bottleneck is None:
+            return sum(weight * gains.cost for weight, gains in self._levels)
+        return self._bottleneck.of(
+            self.rank_load * self._rows_per_load, self._visits[0], self._visits[-1]
+        )
 
     @property
     def excess(self) -> float:
@@ -94,23 +128,40 @@ class _SwapSearch:
 
     def changes(self, penalty: float) -> Float:
         """Penalised change of every swap; infinite for swaps that are none."""
-        weight, gains = self._levels[0]
-        changes = gains.changes()
-        for weight, gains in self._levels[1:]:
-            changes += weight * gains.changes()
+        if self._bottleneck is None:
+            changes = self._levels[0][1].changes()
+            for weight, gains in self._levels[1:]:
+                changes += weight * gains.changes()
+        else:
+            changes = self._bottleneck_changes(self._bottleneck)
         if np.isfinite(self.limit):
             changes += penalty * self._excess_changes()
         ranks = self.placement
         changes[ranks[:, None] == ranks] = np.inf
+        # An empty slot may move, but not onto a rank that has one: sizes would differ by two.
         full = self._has_empty[ranks]
         changes[self.num_experts :, full] = np.inf
         changes[full, self.num_experts :] = np.inf
         return changes
 
+    def _bottleneck_changes(self, cost: BottleneckCost) -> Float:
+        loads = self.load * self._rows_per_load
+        moved = loads - loads[:, None]
+        rank_rows = self.rank_load * self._rows_per_load
+        changes = cost.load * norm_changes(rank_rows, self.placement, moved)
+        weights = (cost.visits, cost.node_visits)
+        for weight, (_, gains), visits in zip(weights, self._levels, self._visits, strict=False):
+            if weight:
+                changes += weight * norm_changes(visits, gains.labels, gains.visit_changes())
+        return changes
+
     def _excess_changes(self) -> Float:
+        """`[E, E]` change of the load above the limit when two experts swap ranks."""
+
         def over(load: Float) -> Float:
             return np.maximum(load - self.limit, 0)
 
+        # Each side alone, here for there, then the sum with its transpose is the whole swap.
         here = self.rank_load[self.placement]
         heavier = here[:, None] + self.load - self.load[:, None]
         half = over(heavier) - over(here)[:, None]
@@ -119,6 +170,8 @@ class _SwapSearch:
     def swap(self, first: int, second: int) -> None:
         for _, gains in self._levels:
             gains.swap(first, second)
+        if self._bottleneck is not None:
+            self._visits = [gains.visits() for _, gains in self._levels]
         ours, theirs = self.placement[first], self.placement[second]
         moved = self.load[first] - self.load[second]
         self.rank_load[ours] -= moved
@@ -141,6 +194,7 @@ class _Memory:
 
     def forbid(self, changes: Float, state: _SwapSearch, step: int) -> None:
         """Makes forbidden swaps infinite, unless they lead below the best cost."""
+        # Aspiration: a swap back is allowed where it beats the best placement met.
         held = self._until[:, state.placement] > step
         beaten = state.cost + changes < self._best_key[1] - self._tolerance
         changes[(held | held.T) & ~beaten] = np.inf
@@ -177,7 +231,10 @@ def improve_placement(
     """
     state = _SwapSearch(problem, start)
     memory = _Memory(state, problem.topology.num_ranks)
+    # How long a swap back is forbidden is drawn anew each time, so that the search falls into no
+    # cycle (Taillard 1991). The bounds, 3 to 4 + E / 4, are chosen by hand.
     longest = 4 + len(state.placement) // 4
+    # To begin with, an expert of mean load above the limit costs as much as one copy of all tokens.
     penalty, streak = float(problem.counts.sum() / max(problem.load.mean(), 1e-300)), 0
     for step in range(1, steps + 1):
         changes = state.changes(penalty)

@@ -6,12 +6,7 @@ from c2r.prediction import TrafficReport
 from c2r.profiling import CollaborationMetrics, mean_metrics
 from c2r.reporting.charts import Answer
 from c2r.reporting.inputs import Inputs
-from c2r.reporting.sections.quality import (
-    choose_point,
-    contiguous_copies,
-    loss_increase,
-    name_of,
-)
+from c2r.reporting.sections.quality import choose_point, name_of
 
 _COLLABORATION = "How collaborative is this model?"
 _TRAFFIC = "What does its traffic cost today?"
@@ -48,7 +43,7 @@ def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     top_k = _top_k(inputs)
     k_fold = "" if top_k is None else f" A row for each of its experts (k-fold) would make {top_k}."
     if inputs.sweep is not None:
-        number = f"{contiguous_copies(inputs.sweep):.2f}"
+        number = f"{inputs.sweep.baseline.copies_contiguous:.2f}"
         text = f"{_visits(inputs)}; measured on held-out text.{k_fold}"
     elif traffic is not None:
         mean = traffic.mean
@@ -94,18 +89,16 @@ def _answer_from_sweep(inputs: Inputs) -> Answer:
     sweep = inputs.sweep
     assert sweep is not None, "asked only where a sweep is given"
     chosen = choose_point(sweep, inputs.plan)
-    point, baseline = chosen.point, sweep["baseline"]
-    before = contiguous_copies(sweep)
-    load = point.get("rank_load_max_over_mean")
-    busiest = "" if load is None else f" The busiest rank does {load:.2f} times the mean work."
+    point, baseline = chosen.point, sweep.baseline
+    before = baseline.copies_contiguous
     return Answer(
         question=_SAVING,
-        number=_change(point["copies"], before),
-        unit=f"copies, at {100 * loss_increase(sweep, point):+.2f} % loss on held-out text",
-        text=f"Policy {name_of(point)} ({chosen.reason}): {point['copies']:.2f} copies of each "
-        f"token instead of {before:.2f}, loss {point['loss']:.4f} instead of "
-        f"{baseline['loss']:.4f}. Placement alone gives {baseline['copies']:.2f} at the same "
-        f"output.{busiest}",
+        number=_change(point.copies, before),
+        unit=f"copies, at {100 * point.loss_increase:+.2f} % loss on held-out text",
+        text=f"Policy {name_of(point)} ({chosen.reason}): {point.copies:.2f} copies of each "
+        f"token instead of {before:.2f}, loss {point.loss:.4f} instead of "
+        f"{baseline.loss:.4f}. Placement alone gives {baseline.copies:.2f} at the same output. "
+        f"The busiest rank does {point.rank_load_max_over_mean:.2f} times the mean work.",
     )
 
 

@@ -28,6 +28,8 @@ def experts_forward(
 
 def _run_experts(module: Any, rows: Tensor, counts: Tensor) -> Tensor:
     """The experts of `module` on rows `[rows, h]` by expert; rows beyond the counts become 0."""
+    # Ids of experts elsewhere come as E. Their rows lie last and are in no product: memory there
+    # may hold NaN, which the weight 0 does not undo. So they are zeroed after each step.
     is_none = None
     if module._is_expert_parallel:
         is_none = (torch.arange(len(rows), device=rows.device) >= counts.sum())[:, None]
@@ -46,6 +48,7 @@ def _activate(module: Any, rows: Tensor) -> Tensor:
     if not module.has_gate:
         activated: Tensor = module.act_fn(rows)
         return activated
+    # The fused kernel knows SwiGLU only; a family with a gate of its own keeps it.
     is_plain = type(module)._apply_gate is _default_apply_gate
     if is_plain and isinstance(module.act_fn, nn.SiLU):
         return silu_gated(rows)
@@ -59,8 +62,11 @@ def _linear(module: Any, name: str, rows: Tensor, counts: Tensor) -> Tensor:
     product = grouped_linear(rows.to(weight.dtype), weight, counts)
     if not module.has_bias:
         return product
-    places = torch.arange(len(rows), device=rows.device)
-    experts = torch.searchsorted(counts.cumsum(0), places, right=True).clamp_(max=len(counts) - 1)
+    # Whose row is it? By the ends of the experts' rows, without reading counts back to the host.
+    positions = torch.arange(len(rows), device=rows.device)
+    experts = torch.searchsorted(counts.cumsum(0), positions, right=True).clamp_(
+        max=len(counts) - 1
+    )
     bias: Tensor = getattr(module, name + "_bias")
     return product + bias[experts]
 

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import (
     move_experts,
     replace_experts,
+)
+from c2r.adapters.huggingface.expert_parallel.loading import (
+    forget_distribution,
+    sharding_of_experts,
 )
 from c2r.adapters.huggingface.folders import (
     PARALLEL_ATTRIBUTE,
@@ -35,7 +37,14 @@ from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
-from c2r.parallel import Handle, ProcessGroupComm, agree, make_dispatcher, parallel_moe
+from c2r.parallel import (
+    Handle,
+    ProcessGroupComm,
+    agree,
+    join_world,
+    make_dispatcher,
+    parallel_moe,
+)
 from c2r.plans import LayerPlan, Plan, contiguous_placement
 from c2r.types import Int
 
@@ -111,6 +120,7 @@ class LocalExperts:
         return self._run(rows, ids)
 
     def _run(self, rows: Tensor, ids: Tensor) -> Tensor:
+        # Weights of 1: they are applied where rows are summed, in the dispatcher.
         output: Tensor = self.forward(rows, ids, rows.new_ones(ids.shape))
         return output
 
@@ -197,27 +207,27 @@ def load_parallel(
 
     Raises:
         InputError, ArtifactError: as `c2r.load_model`.
-        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`.
+        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`; or not all
+            processes come within `options.timeout`.
     """
-    if not dist.is_initialized():
-        dist.init_process_group()
-    comm = ProcessGroupComm(timeout=options.timeout)
+    comm = join_world(options.timeout)
     if comm.size == 1:
         model = load_model(source, dtype)
         parallelize(model, plan, options=options)
         return model
     skeleton = skeleton_of(source)
     names = _experts_of(skeleton)
-    config = _only_experts(skeleton, names, comm.size)
+    config = sharding_of_experts(skeleton, names, comm.size)
     facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
     agree({**facts, "the plan": plan.fingerprint}, comm)
     model = load_weights(source, dtype, distributed_config=config)
-    _forget_distribution(model)
+    forget_distribution(model)
     for name in names:
         module = model.get_submodule(name)
         replace_experts(module, _local_shard)
         contiguous = np.arange(comm.size).repeat(_num_experts(module))
         _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
+    # Both look for the routers by a forward pass, for which contiguous experts do.
     constrain(model, source)
     placements = _agreed_placements(model, names, plan, options, comm)
     for name, placement in placements.items():
@@ -317,17 +327,18 @@ def _agreed_placements(
     if plan.topology.num_ranks != comm.size:
         raise PlanMismatchError(
             f"the plan is for {plan.topology.num_ranks} ranks, {comm.size} are running; plan again "
-            f"with `c2r plan --ranks {comm.size}`"
+            f"for {comm.size} ranks"
         )
     check_plan(plan, model, sites, strict=False)
+    # Router and experts are neighbours: what is before the last dot of their paths is the same.
     by_block = {
         site.name.rpartition(".")[0]: layer for site, layer in zip(sites, plan.layers, strict=True)
     }
-    return {
-        name: _placement(model.get_submodule(name), layer, comm.size)
-        for name in names
-        for layer in [by_block.get(name.rpartition(".")[0])]
-    }
+    placements = {}
+    for name in names:
+        layer = by_block.get(name.rpartition(".")[0])
+        placements[name] = _placement(model.get_submodule(name), layer, comm.size)
+    return placements
 
 
 def _placement(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> Int:
@@ -358,10 +369,12 @@ def _install(
     plan: Plan,
     options: ParallelOptions,
 ) -> None:
+    """Makes a module, whose parameters are this rank's already, run its experts by dispatch."""
     module = model.get_submodule(name)
     module.num_experts = int(np.count_nonzero(placement == comm.rank))
     experts = LocalExperts(module, name, comm, placement, options, plan.topology.num_nodes)
     module.forward = experts
+    # While loading it is called twice; the one hook reads whichever experts are installed.
     if not hasattr(module, _HOOK):
         setattr(module, _HOOK, module.register_load_state_dict_pre_hook(_select_own))
 
@@ -374,36 +387,3 @@ def _select_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
         value = state.get(prefix + name)
         if value is not None and len(value) == len(placement):
             state[prefix + name] = value[torch.from_numpy(placement == rank)]
-
-
-def _only_experts(
-    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int
-) -> DistributedConfig:
-    """Tells transformers to shard the experts over all ranks and to keep everything else whole.
-
-    It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
-    tensor-parallel group with nothing but whole modules in it.
-    """
-    for name in names:
-        num_experts = _num_experts(skeleton.get_submodule(name))
-        if num_experts % num_ranks:
-            raise PlanError(
-                f"{num_experts} experts cannot be read in equal parts by {num_ranks} ranks; choose "
-                "a number of ranks that divides them, or load the model whole and call "
-                "c2r.parallelize"
-            )
-    whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
-    return DistributedConfig(
-        tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"
-    )
-
-
-def _forget_distribution(model: PreTrainedModel) -> None:
-    """Leaves an ordinary model behind: what is spread is known to `c2r` from here on."""
-    for module in model.modules():
-        if module.__dict__.pop("_is_hooked", False):
-            module.__dict__.pop("forward", None)
-    model.config.distributed_config = None
-    model._device_mesh = model._mesh_manager = None
-    model._is_distributed_loading_by_transformers = False
-    model._tp_size = model._fsdp_size = None

@@ -1,17 +1,15 @@
 """Gradients and state dicts of a model whose experts are spread over ranks."""
 
 from collections import OrderedDict
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
 from c2r.adapters.huggingface.expert_parallel.spread import local_experts
 from c2r.adapters.huggingface.models import model_type
 from c2r.errors import InputError
+from c2r.parallel import Comm, is_sharded
 
 
 def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -38,14 +36,15 @@ def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     comm = _comm(model)
     experts = expert_parameters(model)
     whole = [p for p in model.parameters() if p.requires_grad and p not in experts]
-    whole = [p for p in whole if not isinstance(p, DTensor)]
+    whole = [p for p in whole if not is_sharded(p)]
     for parameter in whole:  # A rank that did not use a parameter still takes part in its sum.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    # One message per type instead of one per parameter; types in the same order on all ranks.
     for dtype in sorted({p.dtype for p in whole}, key=str):
         grads = [p.grad for p in whole if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
-        dist.all_reduce(flat, group=comm.group)
+        comm.all_reduce(flat)
         for grad, total in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             grad.copy_(total.view_as(grad))
     if average:
@@ -72,7 +71,7 @@ def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return state if comm.rank == 0 else {}
 
 
-def _comm(model: nn.Module) -> Any:
+def _comm(model: nn.Module) -> Comm:
     for _, _, experts in local_experts(model):
         return experts.comm
     raise InputError(f"{model_type(model)} is not parallel; call c2r.parallelize first")

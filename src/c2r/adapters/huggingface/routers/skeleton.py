@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.registry import STATIC_ROUTERS
 from c2r.adapters.layers import ModelLayers
-from c2r.errors import InputError, ModelError
+from c2r.errors import InputError, ModelError, one_line
 
 _ROUTERS = ("gate", "router")
 _SELECTING_BLOCKS = ("DbrxFFN",)
@@ -27,13 +28,16 @@ def read_model_layers(source: str | Path) -> ModelLayers:
             different numbers of experts.
     """
     try:
-        config = AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
+        reason = one_line(error)
         raise InputError(f"cannot read the configuration of {source}: {reason}") from error
     auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = auto.from_config(config, trust_remote_code=False)
     return model_layers(model)
 
 

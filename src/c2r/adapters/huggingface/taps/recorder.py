@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from c2r.adapters.huggingface.models import evaluating, model_type, uncompiled
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.sites import RouterSite
+from c2r.adapters.huggingface.sizes import sizes_of
 from c2r.adapters.huggingface.taps.install import (
     Installation,
     host_of,
@@ -20,9 +21,8 @@ from c2r.adapters.huggingface.taps.install import (
     uninstall_unused,
 )
 from c2r.adapters.huggingface.taps.tap import RouterCall, TappedRouter, output_entries
-from c2r.errors import InputError, RoutingError
-from c2r.profiling import CollaborationProfile
-from c2r.traces import LayerTrace, ProfileBuilder, RoutingTrace
+from c2r.errors import InputError, ModelError, RoutingError
+from c2r.traces import LayerTrace, RoutingTrace
 
 Batch = Mapping[str, Tensor]
 
@@ -126,47 +126,24 @@ def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace
             yield recorder.take()
 
 
-def profile(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    seed: int = 0,
-    on_batch: Callable[[int], None] | None = None,
-) -> CollaborationProfile:
-    """The collaboration profile of `model` on text.
-
-    Args:
-        model: a transformers model; left as it was.
-        batches: as in `traces`.
-        seed: draws the sample of routing sets where there are too many to keep all.
-        on_batch: called after each batch with the number of tokens counted so far.
-
-    Raises:
-        ModelError: the model is not supported.
-        InputError: no batches, or one without input_ids.
-        RoutingError: a router gives NaN scores.
-    """
-    builder = ProfileBuilder(seed=seed)
-    # Closed at once: an error of `on_batch` would hold the generator, and with it the taps.
-    with closing(traces(model, batches)) as stream:
-        for trace in stream:
-            builder.update(trace)
-            if on_batch is not None:
-                on_batch(builder.num_tokens)
-    result = builder.build({**describe_model(model), "seed": seed, "complete": True})
-    if result is None:
-        raise InputError("no batches to profile; give at least one")
-    return result
-
-
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What a profile's provenance says of its model: family, name and fingerprint."""
+    """What a profile's provenance says of its model: family, name, fingerprint and sizes."""
+    sites = find_sites(model)
     name = getattr(getattr(model, "config", None), "name_or_path", "")
     return {
         "model_type": model_type(model),
         "model": str(name),
-        "model_fingerprint": fingerprint(model, find_sites(model)),
+        "model_fingerprint": fingerprint(model, sites),
+        **_known_sizes(model, len(sites)),
     }
+
+
+def _known_sizes(model: nn.Module, num_moe_layers: int) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    try:
+        return {"sizes": sizes_of(config, num_moe_layers).to_json()}
+    except (AttributeError, ModelError):  # a model that is not of transformers, or says too little
+        return {}
 
 
 def _beginning(recorder: Recorder, host: nn.Module) -> Callable[..., None]:

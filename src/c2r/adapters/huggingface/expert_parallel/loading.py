@@ -1,0 +1,48 @@
+"""What transformers' own loader of sharded models is told, and what it leaves behind."""
+
+from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
+
+from c2r.errors import PlanError
+
+
+def sharding_of_experts(
+    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int
+) -> DistributedConfig:
+    """Tells transformers to shard the experts over all ranks and to keep everything else whole.
+
+    It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
+    tensor-parallel group with nothing but whole modules in it.
+
+    Args:
+        skeleton: the model without weights.
+        names: paths of its experts modules.
+        num_ranks: ranks to read by.
+
+    Raises:
+        PlanError: the ranks do not divide the experts, so that equal parts cannot be read.
+    """
+    for name in names:
+        num_experts = int(skeleton.get_submodule(name).num_experts)
+        if num_experts % num_ranks:
+            raise PlanError(
+                f"{num_experts} experts cannot be read in equal parts by {num_ranks} ranks; choose "
+                "a number of ranks that divides them, or load the model whole and call "
+                "c2r.parallelize"
+            )
+    whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
+    return DistributedConfig(
+        tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"
+    )
+
+
+def forget_distribution(model: PreTrainedModel) -> None:
+    """Leaves an ordinary model behind: what is spread is known to `c2r` from here on."""
+    # Its hooks would exchange what `LocalExperts` exchanges, its mesh would shard what is saved.
+    for module in model.modules():
+        if module.__dict__.pop("_is_hooked", False):
+            module.__dict__.pop("forward", None)
+    model.config.distributed_config = None
+    model._device_mesh = model._mesh_manager = None
+    model._is_distributed_loading_by_transformers = False
+    model._tp_size = model._fsdp_size = None

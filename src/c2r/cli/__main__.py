@@ -1,5 +1,0 @@
-"""`python -m c2r.cli`."""
-
-from c2r.cli import main
-
-main()

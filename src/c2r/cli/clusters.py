@@ -1,0 +1,68 @@
+"""The cluster and the workload that commands name."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from c2r.errors import InputError
+
+if TYPE_CHECKING:
+    from c2r.prediction import Cluster, Workload
+    from c2r.profiling import CollaborationProfile
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where it will run: h100-8, h100-8x2, h100-8x4, h200-8, h200-8x2, a100-8, "
+        "gb200-nvl72, hosts-4-10g, hosts-4-100g, or a YAML file.",
+        show_default="H100s, as many as --ranks says",
+    ),
+]
+TokensOption = Annotated[
+    int, typer.Option("--tokens-per-rank", min=1, help="Tokens of each rank in a step.")
+]
+PhaseOption = Annotated[str, typer.Option(help="training, prefill or decode.")]
+
+
+def cluster_of(name: str | None, ranks: int | None, nodes: int) -> "Cluster":
+    """The cluster named; else as many ranks and nodes of the default kind.
+
+    Raises `InputError` where neither is given, or both and they differ.
+    """
+    from c2r.prediction.cluster import DEFAULT, PRESETS, find_cluster
+
+    if name is None:
+        if ranks is None:
+            raise InputError("how many devices? Give --ranks, or --cluster (such as h100-8)")
+        return PRESETS[DEFAULT].of_size(ranks, nodes)
+    found = find_cluster(name)
+    if ranks is not None and (ranks, nodes) != (found.num_ranks, found.num_nodes):
+        raise InputError(
+            f"--cluster {name} has {found.num_ranks} ranks on {found.num_nodes} nodes, not "
+            f"{ranks} on {nodes}; leave out --ranks and --nodes"
+        )
+    return found
+
+
+def workload_of(profile: "CollaborationProfile", tokens_per_rank: int, phase: str) -> "Workload":
+    """The tokens of a step. Raises `InputError` for an unknown phase."""
+    from c2r.prediction import Phase, Workload
+
+    if phase not in list(Phase):
+        raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
+    return Workload.of(profile, tokens_per_rank, Phase(phase))
+
+
+def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:
+    """Cluster and workload as JSON data."""
+    from dataclasses import asdict
+
+    return {
+        "cluster": asdict(cluster),
+        "workload": {
+            "sizes": workload.sizes.to_json(),
+            "tokens_per_rank": workload.tokens_per_rank,
+            "phase": str(workload.phase),
+            "value_bytes": workload.value_bytes,
+        },
+    }

@@ -1,0 +1,172 @@
+"""`c2r optimize`: is it worth it for this model on this cluster, and with which plan?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from c2r.cli.clusters import PhaseOption, TokensOption, describe
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.models import (
+    DtypeOption,
+    ModelArgument,
+    TextOption,
+    load_model_and_tokenizer,
+    resolve_texts,
+)
+
+if TYPE_CHECKING:
+    from c2r.sweeps import Optimized
+
+
+def optimize(
+    model: ModelArgument,
+    cluster: Annotated[
+        str, typer.Option(help="Where it will run: a preset such as h100-8x2, or a YAML file.")
+    ],
+    text: TextOption = None,
+    max_loss_increase: Annotated[
+        float, typer.Option(help="What may be lost: 0.003 is 0.3 % of the loss.")
+    ] = 0.003,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Policy to try, as priced or priced=0.03,0.1; repeat.", show_default="priced"
+        ),
+    ] = None,
+    tokens_per_rank: TokensOption = 4096,
+    phase: PhaseOption = "prefill",
+    tokens: Annotated[int, typer.Option(help="Tokens to calibrate on, and to measure.")] = 65536,
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Draws the parts of the text and the placement.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for plan, sweep, profile and report.")] = Path(
+        "c2r-optimized"
+    ),
+    json: JsonOption = False,
+) -> None:
+    """Find the plan that takes the least time on a cluster within a loss, or say that none pays.
+
+    The first half of every text is profiled and planned on, the second half measures. Times are
+    predicted from what was measured there and from the cluster's figures. An interrupted search
+    resumes from the folder with the same command.
+    """
+    from c2r.sweeps import optimize as search
+
+    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+    out.mkdir(parents=True, exist_ok=True)
+    found = search(
+        loaded,
+        tokenizer,
+        resolve_texts(text),
+        cluster,
+        max_loss_increase=max_loss_increase,
+        policies=tuple(policy or ("priced",)),
+        tokens_per_rank=tokens_per_rank,
+        phase=phase,
+        num_tokens=tokens,
+        seed=seed,
+        out=out / "sweep.json",
+        progress=progress_bar,
+        note=note,
+    )
+    plan = out / "plan.safetensors"
+    found.plan.save(plan)
+    report = _write_report(out)
+    if json:
+        print_json(_document(found, out, report))
+        return
+    _show(found)
+    print(_verdict(found, model, plan, report))
+
+
+def _write_report(out: Path) -> Path | None:
+    """The page of profile, plan and sweep; None where plotly is not installed."""
+    from importlib.util import find_spec
+
+    from c2r.reporting import build_report, read_inputs, write_page
+
+    if find_spec("plotly") is None:
+        note("no report: it needs plotly, `pip install 'c2r-moe[report]'`")
+        return None
+    inputs = [out / name for name in ("sweep.profile.safetensors", "plan.safetensors")]
+    page = out / "report.html"
+    write_page(build_report(read_inputs([*inputs, out / "sweep.json"])), page)
+    return page
+
+
+def _document(found: "Optimized", out: Path, report: Path | None) -> dict[str, object]:
+    return {
+        "out": str(out),
+        "report": None if report is None else str(report),
+        "is_worth_it": found.is_worth_it,
+        "plan_fingerprint": found.plan.fingerprint,
+        **describe(found.cluster, found.workload),
+        "chosen": found.chosen.to_json(),
+        "k_fold": found.k_fold.to_json(),
+        "contiguous": found.before.to_json(),
+        "placed": found.placed.to_json(),
+        "planned": found.after.to_json(),
+    }
+
+
+def _show(found: "Optimized") -> None:
+    steps = {
+        "once per expert, in order": found.k_fold,
+        "once per rank, in order": found.before,
+        "once per rank, placed": found.placed,
+        "once per rank, chosen": found.after,
+    }
+    rows = [
+        [
+            name,
+            step.part("index"),
+            step.part("exchange"),
+            step.part("compute"),
+            step.layer,
+            step.total,
+            f"{step.total / found.k_fold.total:.2f}",
+        ]
+        for name, step in steps.items()
+    ]
+    columns = ["dispatch and experts", "index", "exchange", "compute", "layer", "step", "of first"]
+    where = f"{found.workload.tokens_per_rank:,} tokens a rank on {found.cluster.name}"
+    print_table(f"Milliseconds, predicted: {where}", columns, rows)
+
+
+def _verdict(found: "Optimized", model: str, plan: Path, report: Path | None) -> str:
+    """One paragraph: what it saves and costs, or why it is not worth it, and what to run next."""
+    chosen, before, after = found.chosen, found.before, found.after
+    saved = 100 * (1 - after.total / before.total)
+    share = 100 * before.exchange_share
+    if not found.is_worth_it:
+        return (
+            f"Not worth it here: the best plan within the loss saves {saved:.1f} % of a step "
+            f"({before.total:.2f} to {after.total:.2f} ms). Exchange takes {share:.0f} % of it; no "
+            "plan can save more. What would change that: more tokens a rank, a slower network, or "
+            "more loss (--max-loss-increase)."
+        )
+    low, high = (100 * end for end in chosen.loss_increase_interval)
+    cost = "no loss, for it places experts only"
+    if chosen.policy != "top_k":
+        cost = (
+            f"{100 * chosen.loss_increase:+.2f} % of the loss (95 %: {low:+.2f} to {high:+.2f}) "
+            "without fine-tuning"
+        )
+    strength = "" if chosen.policy == "top_k" else f" {_strength(chosen.strength)}"
+    said = (
+        f"{chosen.policy}{strength} on the placement found saves {saved:.1f} % of a step "
+        f"({before.total:.2f} to {after.total:.2f} ms; a layer {before.layer:.3f} to "
+        f"{after.layer:.3f}), of at most {share:.0f} % that exchange takes. It costs {cost}. "
+        f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, rows of the busiest rank "
+        f"{chosen.busiest_visits:.2f}, rank load {chosen.rank_load_max_over_mean:.2f}."
+    )
+    lines = [said, f"Next: c2r apply {model} --plan {plan} --out constrained/"]
+    if report is not None:
+        lines.append(f"Figures: {report}")
+    return "\n".join(lines)
+
+
+def _strength(strength: float | tuple[float, ...]) -> str:
+    return ",".join(
+        f"{value:g}" for value in (strength if isinstance(strength, tuple) else [strength])
+    )

@@ -1,0 +1,99 @@
+"""One forward pass of a language model, as all that measures it here takes it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2r.adapters.huggingface import capture, evaluating
+from c2r.traces import RoutingTrace
+
+NO_LOSS = -100
+"""The label that transformers, and torch's cross-entropy, leave out of a loss."""
+
+Batch = Mapping[str, Tensor]
+
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ForwardPass:
+    """What a model says of one batch.
+
+    Attributes:
+        logits: `[batch, seq_len, vocabulary]`.
+        targets: `[batch, seq_len]` the token that follows each; `NO_LOSS` where none counts.
+    """
+
+    logits: Tensor
+    targets: Tensor
+
+    @property
+    def is_predicted(self) -> Tensor:
+        """`[batch, seq_len]` bool: the tokens whose next one counts."""
+        return self.targets != NO_LOSS
+
+    @property
+    def losses(self) -> Tensor:
+        """Nats `[predicted]` of each token that counts."""
+        kept = self.is_predicted
+        return F.cross_entropy(self.logits[kept].float(), self.targets[kept], reduction="none")
+
+
+@torch.no_grad()
+def forward(model: Any, batch: Batch) -> ForwardPass:
+    """Runs a causal language model on a batch, without cache and gradients.
+
+    Args:
+        model: in the mode that it shall run in.
+        batch: `input_ids`, and where there are some `attention_mask`, `position_ids` and `labels`,
+            `[batch, seq_len]` each. The model is shown all but the labels.
+    """
+    known = batch.keys() & {*_INPUTS, "labels"}
+    on_device = {name: batch[name].to(model.device) for name in known}
+    inputs = {name: on_device[name] for name in _INPUTS if name in on_device}
+    logits = model(**inputs, use_cache=False).logits
+    return ForwardPass(logits=logits, targets=next_token_targets(on_device))
+
+
+@contextmanager
+def observing(model: Any) -> Iterator[Callable[[Batch], tuple[ForwardPass, RoutingTrace]]]:
+    """Gives what runs `model` on a batch, in evaluation mode, and tells how it routed.
+
+    Padding is left out of the trace, as `attention_mask` tells it. Every module's mode is put back
+    after the block.
+
+        with observing(model) as observe:
+            found, trace = observe(batch)
+
+    Raises:
+        ModelError, InputError: as `capture`.
+        RoutingError: a router gives NaN scores.
+    """
+    with evaluating(model), capture(model) as recorder:
+
+        def observe(batch: Batch) -> tuple[ForwardPass, RoutingTrace]:
+            found = forward(model, batch)
+            return found, recorder.take()
+
+        yield observe
+
+
+def next_token_targets(batch: Batch) -> Tensor:
+    """For each position the token that follows it, `[batch, seq_len]`; `NO_LOSS` where none counts.
+
+    The `labels` of the batch say which tokens count. Without labels a token counts if neither it
+    nor the one before it is padding.
+    """
+    if "labels" in batch:
+        following = batch["labels"][:, 1:]
+    else:
+        following = batch["input_ids"][:, 1:]
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            following = following.masked_fill(mask[:, 1:] * mask[:, :-1] == 0, NO_LOSS)
+    return F.pad(following, (0, 1), value=NO_LOSS)

@@ -1,0 +1,229 @@
+"""The machines that a plan is for: what they compute, copy and send in a second."""
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from c2r.artifacts import write_text
+from c2r.errors import InputError
+from c2r.plans import ClusterTopology
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Ranks, the links between them, and what a rank computes. All figures are achieved ones.
+
+    Attributes:
+        name: what tables call it.
+        source: where the figures come from.
+        num_ranks: devices.
+        num_nodes: machines; ranks of one machine are joined by the inner links.
+        inner_gigabytes: GB/s that a rank sends, and at the same time receives, inside its node.
+        inner_microseconds: time of an exchange inside a node that carries nothing.
+        outer_gigabytes: the same of a rank to and from other nodes.
+        outer_microseconds: time of an exchange between nodes that carries nothing.
+        teraflops: rate of the experts' grouped products, in the type they are computed in.
+        memory_gigabytes_per_second: of a rank's own memory; copies and weights are read at it.
+        memory_gigabytes: of a rank.
+        launch_microseconds: what a layer costs besides, for each part that it is computed in.
+    """
+
+    name: str
+    source: str
+    num_ranks: int
+    num_nodes: int = 1
+    inner_gigabytes: float
+    inner_microseconds: float
+    outer_gigabytes: float
+    outer_microseconds: float
+    teraflops: float
+    memory_gigabytes_per_second: float
+    memory_gigabytes: float
+    launch_microseconds: float
+
+    @property
+    def topology(self) -> ClusterTopology:
+        """The ranks and nodes, as plans know them."""
+        return ClusterTopology(num_ranks=self.num_ranks, num_nodes=self.num_nodes)
+
+    def of_size(self, num_ranks: int, num_nodes: int) -> "Cluster":
+        """As many ranks and nodes of the same kind."""
+        return replace(self, num_ranks=num_ranks, num_nodes=num_nodes)
+
+    def save(self, path: Path) -> None:
+        """Writes what `read_cluster` reads. Raises `InputError` if it cannot be written."""
+        write_text(path, yaml.safe_dump(asdict(self), sort_keys=False, width=1000))
+
+
+_TYPICAL = {
+    "inner_gigabytes": "450 for NVLink of an H100, 12 for PCIe 3",
+    "inner_microseconds": "20",
+    "outer_gigabytes": "50 for 400 Gbit/s, 1.25 for 10 Gbit/s",
+    "outer_microseconds": "30, or 100 over Ethernet",
+    "teraflops": "400 for an H100 in bfloat16",
+    "memory_gigabytes_per_second": "3000 for an H100",
+    "memory_gigabytes": "80",
+    "launch_microseconds": "30",
+}
+_LIMITS = dict.fromkeys(_TYPICAL, (0.0, 1000000000.0)) | {
+    "num_ranks": (1, 65_536),
+    "num_nodes": (1, 65_536),
+}
+_MAY_BE_ZERO = ("inner_microseconds", "outer_microseconds", "launch_microseconds")
+
+
+def read_cluster(path: Path) -> Cluster:
+    """The cluster that a YAML file describes, a key for each attribute of `Cluster`.
+
+    Raises:
+        InputError: the file cannot be read, a key is missing or unknown, or a number is negative
+            or absurd; the message has the line, and what is typical.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node, document = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the cluster file {path} ({error}); check the path") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML ({' '.join(str(error).split())[:150]})") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no cluster; write a line for each of {_names()}")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    unknown = [str(key) for key in document if key not in _names().split(", ")]
+    if unknown:
+        raise InputError(
+            f"{path}, line {lines[unknown[0]]}: {unknown[0][:40]} is no figure of a cluster; "
+            f"choose from {_names()}"
+        )
+    document.setdefault("name", path.stem)
+    document.setdefault("source", str(path))
+    document.setdefault("num_nodes", 1)
+    for name in _LIMITS:
+        _check_figure(path, name, document, lines.get(name))
+    document["num_ranks"], document["num_nodes"] = (
+        int(document[name]) for name in ("num_ranks", "num_nodes")
+    )
+    cluster = Cluster(**document)
+    _ = cluster.topology  # checks that the nodes divide the ranks
+    return cluster
+
+
+def _names() -> str:
+    return ", ".join(field.name for field in fields(Cluster))
+
+
+def _check_figure(path: Path, name: str, document: dict[str, Any], line: int | None) -> None:
+    typical = f"; typical is {_TYPICAL[name]}" if name in _TYPICAL else ""
+    if name not in document:
+        raise InputError(f"{path} lacks {name}{typical}")
+    value, (low, high) = document[name], _LIMITS[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    least = low if name in _MAY_BE_ZERO or low else math.ulp(0.0)
+    if not is_number or not least <= value <= high or math.isnan(value):
+        raise InputError(f"{path}, line {line}: {name} is {str(value)[:40]}{typical}")
+    if name.startswith("num_") and value != int(value):
+        raise InputError(f"{path}, line {line}: {name} is {value}; give a whole number")
+
+
+_H100 = {
+    "inner_gigabytes": 360.0,
+    "inner_microseconds": 20.0,
+    "outer_gigabytes": 40.0,
+    "outer_microseconds": 40.0,
+    "teraflops": 400.0,
+    "memory_gigabytes_per_second": 2700.0,
+    "memory_gigabytes": 80.0,
+    "launch_microseconds": 30.0,
+}
+_H100_SOURCE = (
+    "NVIDIA's data sheet: NVLink 450 GB/s a direction, one 400 Gbit/s adapter a GPU, 989 TFLOP/s "
+    "in bfloat16, HBM3 3.35 TB/s; 80 % of the links and the memory, 40 % of the products assumed"
+)
+_ETHERNET = {
+    "inner_gigabytes": 10.0,
+    "inner_microseconds": 50.0,
+    "outer_microseconds": 100.0,
+    "teraflops": 60.0,
+    "memory_gigabytes_per_second": 700.0,
+    "memory_gigabytes": 24.0,
+    "launch_microseconds": 30.0,
+}
+
+
+def _h100(name: str, num_nodes: int, **other: float) -> Cluster:
+    return Cluster(
+        name=name,
+        source=_H100_SOURCE,
+        num_ranks=8 * num_nodes,
+        num_nodes=num_nodes,
+        **{**_H100, **other},
+    )
+
+
+def _hosts(name: str, gigabytes: float) -> Cluster:
+    source = "four hosts with one GPU each; 80 % of the Ethernet, a GPU of 150 TFLOP/s at 40 %"
+    return Cluster(
+        name=name, source=source, num_ranks=4, num_nodes=4, outer_gigabytes=gigabytes, **_ETHERNET
+    )
+
+
+_H200 = {"memory_gigabytes_per_second": 3800.0, "memory_gigabytes": 141.0}
+PRESETS = {
+    cluster.name: cluster
+    for cluster in (
+        _h100("h100-8", 1),
+        _h100("h100-8x2", 2),
+        _h100("h100-8x4", 4),
+        _h100("h200-8", 1, **_H200),
+        _h100("h200-8x2", 2, **_H200),
+        Cluster(
+            name="a100-8",
+            source="NVIDIA's data sheet: NVLink 300 GB/s a direction, 312 TFLOP/s in bfloat16, "
+            "HBM2e 2.0 TB/s; 80 % of the links and the memory, 45 % of the products assumed",
+            num_ranks=8,
+            inner_gigabytes=240.0,
+            inner_microseconds=20.0,
+            outer_gigabytes=20.0,
+            outer_microseconds=40.0,
+            teraflops=140.0,
+            memory_gigabytes_per_second=1600.0,
+            memory_gigabytes=80.0,
+            launch_microseconds=30.0,
+        ),
+        Cluster(
+            name="gb200-nvl72",
+            source="NVIDIA's data sheet: 72 GPUs, NVLink 900 GB/s a direction, 2.5 PFLOP/s in "
+            "bfloat16, HBM3e 8 TB/s; 80 % of links and memory, 40 % of the products assumed",
+            num_ranks=72,
+            inner_gigabytes=720.0,
+            inner_microseconds=20.0,
+            outer_gigabytes=40.0,
+            outer_microseconds=40.0,
+            teraflops=1000.0,
+            memory_gigabytes_per_second=6400.0,
+            memory_gigabytes=186.0,
+            launch_microseconds=30.0,
+        ),
+        _hosts("hosts-4-10g", 1.0),
+        _hosts("hosts-4-100g", 10.0),
+    )
+}
+"""Clusters by name. No figure was measured by us: `c2r bench cluster` measures yours."""
+
+DEFAULT = "h100-8"
+"""Of what kind the ranks are taken to be where no cluster is named."""
+
+
+def find_cluster(name_or_path: str) -> Cluster:
+    """A preset by name, or the cluster of a file. Raises `InputError` as `read_cluster`."""
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise InputError(
+            f"there is no cluster {name_or_path}; choose {', '.join(PRESETS)}, or give a YAML file"
+        )
+    return read_cluster(path)

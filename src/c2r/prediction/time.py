@@ -1,0 +1,444 @@
+r"""How long an MoE layer takes, predicted from what its ranks are given.
+
+A layer is through when its last rank is, so every part is that of the rank, or the link, with most
+of it. With R ranks on N nodes, P = R / N ranks a node, T tokens a rank, and of all tokens the share
+v_r that visits rank r and the k-fold share l_r (expert rows of r for a token), rank r gets
+
+    from its node's other ranks   T v_r (P - 1) rows       sends  T * sum of v over those ranks
+    from other nodes              T v_r (R - P) rows       sends  T * sum of v over those ranks
+
+since a token lives on any rank with equal chance, whatever its experts; what stays on its rank is
+not sent. An exchange takes, b bytes to a row,
+
+    max over ranks and both directions of (latency + rows b / bandwidth), inside and between nodes,
+
+the two at once, for their links are different ones. The parts of a layer, forward:
+
+    dispatch, combine   an exchange each, of the same rows in opposite directions
+    compute             the largest over ranks of max(2 rows w / rate, w_read d / memory bandwidth):
+                        w parameters of an expert, w_read those of the experts that have any row
+    index               copies of rows on the rank, read and written once each: as sent, as
+                        received, as the experts take and give them, over the memory bandwidth
+
+In training exchanges and copies come twice and products three times (backward: one for the rows,
+one for the weights). Nothing overlaps but by chunks: with n of them a layer takes
+
+    index + longer + shorter / n + n launches,    longer, shorter of exchanges and compute.
+
+`k_fold` sends a row per expert: l_r in the place of v_r. `all_gather` sends every token to every
+rank, and each rank's sums back: v_r = 1. `hierarchical` sends a token once to each node that it
+visits, to the rank of the same place there, and then inside: first T u_n (N - 1) rows, u_n the
+share that visits node n, then T v_r (R - N).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from c2r.errors import InputError, PlanMismatchError
+from c2r.plans import ClusterTopology, LayerPlan, Plan, count_visits, row_loads
+from c2r.plans.contiguous import contiguous_placement
+from c2r.prediction.cluster import Cluster
+from c2r.prediction.traffic import check_fit, known_sets
+from c2r.prediction.workload import Workload
+from c2r.profiling import CollaborationProfile
+from c2r.types import Counts, Float, Int
+
+DISPATCHERS = ("k_fold", "all_gather", "zero_redundancy", "hierarchical")
+"""By the names of `c2r.parallel`."""
+CHUNKS = (1, 2, 4, 8)
+"""Numbers of chunks that are tried where overlap is asked for."""
+
+_BYTES_PER_SECOND = 1e9
+_SECONDS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RankShares:
+    """What of all tokens comes to each rank, in one layer.
+
+    Attributes:
+        rows: `[ranks]` expert rows per token of the batch; the sum is k.
+        visits: `[ranks]` share of the tokens that visit each rank.
+        node_visits: `[nodes]` share that visit each node.
+        expert_chances: `[ranks, E]` rows per token of each expert on each rank that computes it;
+            None where they are not known: then the weights of no expert count as read.
+    """
+
+    rows: Float
+    visits: Float
+    node_visits: Float
+    expert_chances: Float | None = None
+
+    @classmethod
+    def of(cls, ranks: Int, sets: Int, counts: Counts, topology: ClusterTopology) -> "RankShares":
+        """The shares of tokens whose experts `sets` `[sets, k]` are computed on `ranks`."""
+        total, size = float(counts.sum()), topology.num_ranks
+        num_experts = int(sets.max()) + 1
+        weights = np.repeat(counts.astype(np.float64), sets.shape[1]) / total
+        keys = ranks.ravel() * num_experts + sets.ravel()
+        chances = np.bincount(keys, weights=weights, minlength=size * num_experts)
+        nodes = ranks // topology.ranks_per_node
+        return cls(
+            rows=row_loads(ranks, counts, size) / total,
+            visits=count_visits(ranks, counts, size) / total,
+            node_visits=count_visits(nodes, counts, topology.num_nodes) / total,
+            expert_chances=chances.reshape(size, num_experts).astype(np.float64),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTime:
+    """Milliseconds of one MoE layer; in training forward and backward together.
+
+    Attributes:
+        dispatch: rows on their way to the experts.
+        combine: rows on their way back.
+        compute: the routed experts of the busiest rank.
+        index: copies on the busiest rank.
+        launches: what is spent besides, growing with the chunks.
+        num_chunks: parts in which exchanges and compute overlap.
+        busiest_rank: the rank that computes longest.
+        busiest_link: what bounds the exchange: `"inside rank 3"` or `"between nodes, rank 3"`.
+    """
+
+    dispatch: float
+    combine: float
+    compute: float
+    index: float
+    launches: float
+    num_chunks: int
+    busiest_rank: int
+    busiest_link: str
+
+    @property
+    def exchange(self) -> float:
+        """Milliseconds of both exchanges."""
+        return self.dispatch + self.combine
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of the layer."""
+        longer, shorter = sorted((self.exchange, self.compute), reverse=True)
+        return self.index + longer + shorter / self.num_chunks + self.launches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Milliseconds of a step of the model.
+
+    Attributes:
+        dispatcher: how rows travel.
+        layers: of each MoE layer in the model's order.
+        rest: everything else of the model: attention, dense layers, shared experts, head.
+    """
+
+    dispatcher: str
+    layers: tuple[LayerTime, ...]
+    rest: float
+
+    @property
+    def layer(self) -> float:
+        """Mean milliseconds of an MoE layer."""
+        return sum(layer.total for layer in self.layers) / len(self.layers)
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of the step."""
+        return self.rest + sum(layer.total for layer in self.layers)
+
+    @property
+    def exchange_share(self) -> float:
+        """Share of the step in which rows are exchanged and nothing else can run.
+
+        No plan and no dispatcher can save more than that.
+        """
+        waiting = sum(
+            layer.total - layer.index - layer.launches - layer.compute for layer in self.layers
+        )
+        return max(waiting, 0.0) / self.total
+
+    def part(self, name: str) -> float:
+        """Mean milliseconds of a part of a layer: the name of an attribute of `LayerTime`."""
+        return sum(float(getattr(layer, name)) for layer in self.layers) / len(self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as JSON data, milliseconds; parts are means over layers."""
+        parts = ("dispatch", "combine", "compute", "index", "launches")
+        return {
+            "dispatcher": self.dispatcher,
+            "step": self.total,
+            "layer": self.layer,
+            "rest": self.rest,
+            **{name: self.part(name) for name in parts},
+            "exchange_share": self.exchange_share,
+            "num_chunks": [layer.num_chunks for layer in self.layers],
+            "busiest_link": self.layers[0].busiest_link,
+            "busiest_rank": [layer.busiest_rank for layer in self.layers],
+            "layers": [layer.total for layer in self.layers],
+        }
+
+
+def layer_time(
+    shares: RankShares,
+    cluster: Cluster,
+    workload: Workload,
+    dispatcher: str = "zero_redundancy",
+    num_chunks: int = 1,
+) -> LayerTime:
+    """The time of a layer whose ranks are given `shares`; the formulas are at the top of the file.
+
+    Raises `InputError` for an unknown dispatcher.
+    """
+    seconds, link = _exchange(shares, cluster, workload, dispatcher)
+    seconds *= workload.passes
+    compute = _compute(shares, cluster, workload)
+    busiest = int(compute.argmax())
+    return LayerTime(
+        dispatch=1e3 * seconds,
+        combine=1e3 * seconds,
+        compute=1e3 * float(compute[busiest]),
+        index=1e3 * _index(shares, cluster, workload, dispatcher),
+        launches=1e3 * cluster.launch_microseconds * _SECONDS * num_chunks * workload.passes,
+        num_chunks=num_chunks,
+        busiest_rank=busiest,
+        busiest_link=link,
+    )
+
+
+def _exchange(
+    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
+) -> tuple[float, str]:
+    """Seconds of one exchange, and the link that takes longest."""
+    per_node = cluster.topology.ranks_per_node
+    visits, nodes = _visits(shares, dispatcher), shares.node_visits
+    by_node = visits.reshape(-1, per_node)
+    here = by_node.sum(1).repeat(per_node)
+    inside = np.maximum(visits * (per_node - 1), here - visits)
+    between = np.maximum(visits * (len(visits) - per_node), visits.sum() - here)
+    if dispatcher == "hierarchical":
+        # Two hops, one after the other: rows are forwarded when they have arrived at the node.
+        between = np.maximum(nodes * (len(nodes) - 1), nodes.sum() - nodes).repeat(per_node)
+        inside = np.maximum(visits * (len(visits) - len(nodes)), len(nodes) * (here - visits))
+    tokens, row_bytes = workload.tokens_per_rank, workload.row_bytes
+    hops = {}
+    if per_node > 1:
+        hops["inside"] = _hop(inside * tokens * row_bytes, cluster, "inner")
+    if cluster.num_nodes > 1:
+        hops["between nodes"] = _hop(between * tokens * row_bytes, cluster, "outer")
+    if not hops:
+        return 0.0, "none"
+    name, (seconds, rank) = max(hops.items(), key=lambda hop: hop[1][0])
+    if dispatcher == "hierarchical":
+        seconds = sum(hop[0] for hop in hops.values())
+    return seconds, f"{name}, rank {rank}"
+
+
+def _visits(shares: RankShares, dispatcher: str) -> Float:
+    if dispatcher == "k_fold":
+        return shares.rows
+    if dispatcher == "all_gather":
+        return np.ones_like(shares.visits)
+    if dispatcher in DISPATCHERS:
+        return shares.visits
+    raise InputError(f"there is no dispatcher {dispatcher!r}; choose {', '.join(DISPATCHERS)}")
+
+
+def _hop(num_bytes: Float, cluster: Cluster, level: str) -> tuple[float, int]:
+    rank = int(num_bytes.argmax())
+    latency = getattr(cluster, f"{level}_microseconds") * _SECONDS
+    rate = getattr(cluster, f"{level}_gigabytes") * _BYTES_PER_SECOND
+    return latency + float(num_bytes[rank]) / rate, rank
+
+
+def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
+    """`[ranks]` seconds of the routed experts."""
+    sizes, batch = workload.sizes, workload.tokens_per_rank * len(shares.rows)
+    flops = 2.0 * sizes.expert_parameters * shares.rows * batch
+    # An expert's weights are read where any token of the batch chose it.
+    is_read = 0.0
+    if shares.expert_chances is not None:
+        is_read = (1.0 - np.exp(-shares.expert_chances * batch)).sum(1)
+    weight_bytes = is_read * sizes.expert_parameters * workload.value_bytes
+    products = flops / (cluster.teraflops * 1e12)
+    reading = weight_bytes / (cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND)
+    seconds: Float = workload.products * np.maximum(products, reading)
+    return seconds
+
+
+def _index(shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str) -> float:
+    """Seconds of the copies of the rank with most of them."""
+    visits = _visits(shares, dispatcher)
+    rows = workload.tokens_per_rank * (visits.sum() + len(visits) * (visits + 2 * shares.rows))
+    copied = 2 * 2 * float(rows.max()) * workload.row_bytes  # there and back, read and written
+    rate = cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND
+    return workload.passes * copied / rate
+
+
+def rest_time(cluster: Cluster, workload: Workload) -> float:
+    """Milliseconds of a step outside the routed experts.
+
+    Every rank computes its own tokens with all dense weights. Attention's products of tokens with
+    tokens are left out: they depend on the length of the context.
+    """
+    sizes = workload.sizes
+    parameters = sizes.dense_parameters + sizes.num_moe_layers * sizes.shared_parameters
+    flops = 2.0 * parameters * workload.tokens_per_rank / (cluster.teraflops * 1e12)
+    reading = parameters * workload.value_bytes
+    reading /= cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND
+    return 1e3 * workload.products * max(flops, reading)
+
+
+def predict_time(
+    profile: CollaborationProfile,
+    plan: Plan | None,
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    dispatcher: str = "zero_redundancy",
+    num_chunks: int = 1,
+) -> StepTime:
+    """The step of a model whose tokens route as in `profile`.
+
+    Args:
+        profile: the routing that will run; that of the plan's policy where it is known.
+        plan: who computes which expert; None for experts in the order of their ids.
+        cluster: where it runs.
+        workload: what runs.
+        dispatcher: one of `DISPATCHERS`.
+        num_chunks: parts in which exchanges and compute overlap.
+
+    Raises:
+        PlanMismatchError: plan and cluster have other ranks or nodes, or the plan is for a model
+            with other layers.
+        InputError: as `predict_traffic`, or the dispatcher is unknown.
+    """
+    topology = cluster.topology
+    if plan is not None:
+        check_fit(profile, plan)
+        if plan.topology != topology:
+            raise PlanMismatchError(
+                f"the plan is for {plan.topology.num_ranks} ranks on {plan.topology.num_nodes} "
+                f"nodes, the cluster {cluster.name} has {topology.num_ranks} on "
+                f"{topology.num_nodes}; plan for that cluster, or name another"
+            )
+    layers = [
+        layer_time(
+            layer_shares(profile, index, None if plan is None else plan.layers[index], topology),
+            cluster,
+            workload,
+            dispatcher,
+            num_chunks,
+        )
+        for index in range(profile.num_layers)
+    ]
+    return StepTime(dispatcher=dispatcher, layers=tuple(layers), rest=rest_time(cluster, workload))
+
+
+def measured_time(shares: Sequence[RankShares], cluster: Cluster, workload: Workload) -> StepTime:
+    """The least time over dispatchers of a step whose layers were measured to have these shares."""
+    steps = (
+        StepTime(
+            dispatcher=name,
+            layers=tuple(layer_time(layer, cluster, workload, name) for layer in shares),
+            rest=rest_time(cluster, workload),
+        )
+        for name in _dispatchers(cluster)
+    )
+    return min(steps, key=lambda step: step.total)
+
+
+def _dispatchers(cluster: Cluster) -> tuple[str, ...]:
+    """Those that never send more rows than another, where they differ."""
+    nested = 1 < cluster.num_nodes < cluster.num_ranks
+    return ("zero_redundancy", "hierarchical") if nested else ("zero_redundancy",)
+
+
+def layer_shares(
+    profile: CollaborationProfile, index: int, plan: LayerPlan | None, topology: ClusterTopology
+) -> RankShares:
+    """What comes to each rank in one layer; experts in the order of their ids without a plan."""
+    layer = profile.layers[index]
+    sets, counts = known_sets(index, layer, topology)
+    if plan is None:
+        ranks = contiguous_placement(layer.num_experts, topology.num_ranks)[sets]
+    else:
+        ranks = plan.ranks_of(sets, topology)
+    return RankShares.of(ranks, sets, counts, topology)
+
+
+def best_time(
+    profile: CollaborationProfile,
+    plan: Plan | None,
+    cluster: Cluster,
+    workload: Workload,
+    chunks: Sequence[int] = CHUNKS,
+    dispatchers: Sequence[str] | None = None,
+) -> StepTime:
+    """The least predicted time over dispatchers and numbers of chunks; arguments as `predict_time`.
+
+    Unless `dispatchers` are named, `k_fold` and `all_gather` are not tried: once per rank never
+    sends more rows.
+    """
+    tried = (
+        predict_time(profile, plan, cluster, workload, dispatcher=name, num_chunks=number)
+        for name in dispatchers or _dispatchers(cluster)
+        for number in chunks
+    )
+    return min(tried, key=lambda step: step.total)
+
+
+def break_even_tokens(
+    profile: CollaborationProfile,
+    plan: Plan,
+    cluster: Cluster,
+    workload: Workload,
+    dispatcher: str = "zero_redundancy",
+) -> int | None:
+    """The fewest tokens a rank, a power of two up to 65,536, from which the plan saves 1 % of time.
+
+    None where it never does. Arguments and errors as `predict_time`.
+    """
+    for tokens in (1 << exponent for exponent in range(17)):
+        size = replace(workload, tokens_per_rank=tokens)
+        before, after = (
+            predict_time(profile, tried, cluster, size, dispatcher=dispatcher).total
+            for tried in (None, plan)
+        )
+        if after < 0.99 * before:
+            return tokens
+    return None
+
+
+def bottleneck_weights(
+    cluster: Cluster, workload: Workload, dispatcher: str = "zero_redundancy"
+) -> tuple[float, float, float]:
+    """Seconds of a layer for an expert row per token, a visit and a visit of a node.
+
+    Of the busiest rank and node each: the slopes of `layer_time`, for a search that tries many
+    placements. Where reading weights takes longer than the products, load counts for its copies
+    only.
+    """
+    sizes, num_ranks = workload.sizes, cluster.num_ranks
+    per_node, tokens = cluster.topology.ranks_per_node, workload.tokens_per_rank
+    memory = cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND
+    batch = tokens * num_ranks
+    products = workload.products * 2.0 * sizes.expert_parameters * batch
+    copies = 4 * workload.passes * batch * workload.row_bytes / memory
+    load = 2 * copies
+    reading = sizes.expert_parameters * workload.value_bytes / memory
+    if products / (cluster.teraflops * 1e12) > workload.products * reading:
+        load += products / (cluster.teraflops * 1e12)
+    rows = 2 * workload.passes * tokens * workload.row_bytes
+    inside = rows / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
+    between = rows / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
+    if dispatcher == "hierarchical":
+        return (
+            load,
+            copies + inside * (num_ranks - cluster.num_nodes),
+            between * (cluster.num_nodes - 1),
+        )
+    slower = max(inside * (per_node - 1), between * (num_ranks - per_node))
+    return load, copies + slower, 0.0

@@ -1,0 +1,244 @@
+"""SGLang: the top-k of every MoE layer chooses by the plan's policy.
+
+SGLang calls `register` in each of its processes (entry point group `sglang.srt.plugins`). A layer's
+`TopK` is given its number when it is made; there it gets a routing function of ours, and no groups,
+so that SGLang calls that function in place of its own. What SGLang does afterwards stays: the
+scaling factor, where it is applied at all, the renumbering of experts under EPLB, and padding.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2r.errors import ModelError, PlanMismatchError
+from c2r.plans import LayerPlan, Plan
+from c2r.routing import TopKPolicy, make_policy
+from c2r.serving.binding import layers_by_number, plan_of
+from c2r.serving.scoring import Scoring
+
+_TESTED = "0.5.23"
+_CHECKED_TOKENS = 64
+_MODULE = "sglang.srt.layers.moe.topk"
+_logger = logging.getLogger("sglang.c2r")
+
+
+def register() -> None:
+    """Makes SGLang run models under their plans; a model without a plan runs as before.
+
+    Raises `ModelError` where this version of SGLang has no such functions.
+    """
+    try:
+        from sglang.srt.layers.moe import topk
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        targets = topk.TopK.__init__, topk.TopK.bind_runner_backend, topk.select_experts
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"c2r cannot reach the routers of this SGLang ({error}); use SGLang {_TESTED}"
+        ) from error
+    if any(hasattr(target, "__wrapped__") for target in targets):
+        return
+    for name, hook in (
+        ("TopK.__init__", _make),
+        ("TopK.bind_runner_backend", _bind_runner),
+        ("select_experts", _select),
+    ):
+        HookRegistry.register(f"{_MODULE}.{name}", hook, HookType.AROUND)
+
+
+def _make(make: Callable[..., None], topk: Any, *args: Any, **options: Any) -> None:
+    make(topk, *args, **options)
+    plan = None if topk.is_draft else _current_plan()
+    if plan is not None:
+        constrain(topk, plan)
+
+
+def _bind_runner(bind: Callable[..., None], topk: Any, runner: Any, **options: Any) -> None:
+    bind(topk, runner, **options)
+    own = topk.topk_config.custom_routing_function
+    output = topk.topk_config.output_format
+    if isinstance(own, _Choice) and output is not None and output.name != "STANDARD":
+        raise ModelError(
+            f"SGLang's MoE runner routes layer {topk.layer_id} by itself ({output.name}), where "
+            "c2r cannot choose; start it with moe_runner_backend triton"
+        )
+
+
+def _select(select: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    config = options["topk_config"] if "topk_config" in options else args[2]
+    if (
+        isinstance(config.custom_routing_function, _Choice)
+        and options.get("dynamic_expert_bias") is not None
+    ):
+        raise ModelError(
+            f"SGLang gives layer {config.layer_id} a bias for every token, where c2r cannot "
+            "choose; serve the model without its plan"
+        )
+    return select(*args, **options)
+
+
+def _current_plan() -> Plan | None:
+    """The plan of the model that SGLang is building."""
+    from sglang.srt.runtime_context import get_server_args
+
+    return _plan(get_server_args().model_path)
+
+
+@functools.cache
+def _plan(model: str) -> Plan | None:
+    plan = plan_of(model, is_named=False)
+    if plan is not None:
+        _logger.info(
+            "c2r: %s runs under plan %s: %s in layers %s, placed on %d ranks",
+            model,
+            plan.fingerprint,
+            " and ".join(sorted({f"{layer.policy} {layer.strength:g}" for layer in plan.layers})),
+            ", ".join(str(number) for number in layers_by_number(plan)),
+            plan.topology.num_ranks,
+        )
+    return plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Choice:
+    """A `custom_routing_function` of SGLang's, whose routed experts the plan's policy chooses."""
+
+    layer: LayerPlan
+    layer_id: int
+    scoring: Scoring
+    policy: Any
+    shared_weight: float
+
+    def __call__(
+        self, *, hidden_states: Tensor, gating_output: Tensor, topk: int, renormalize: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Weights `[tokens, topk]` float32 and ids int32: the chosen, then the shared experts."""
+        num_experts, k = self.layer.num_experts, self.layer.top_k
+        if gating_output.shape[-1] != num_experts:
+            raise PlanMismatchError(
+                f"the plan is for {num_experts} experts in layer {self.layer_id}, the model has "
+                f"{gating_output.shape[-1]}; give a plan made for it"
+            )
+        weights, ids = self.scoring.route(gating_output, k, self.policy)
+        ids = ids.to(torch.int32)
+        if topk > k:
+            shared = torch.arange(num_experts, num_experts + topk - k, device=ids.device)
+            ids = torch.cat((ids, shared.to(ids.dtype).expand(len(ids), -1)), -1)
+            weights = torch.cat(
+                (weights, weights.new_full((len(ids), topk - k), self.shared_weight)), -1
+            )
+        return weights.contiguous(), ids.contiguous()
+
+
+def constrain(topk: Any, plan: Plan) -> None:
+    """Leaves the choice of a layer's `TopK` to the plan, once its arithmetic is seen to be known.
+
+    Raises:
+        PlanMismatchError: the plan has no such layer, or another k.
+        ModelError: SGLang routes the layer in a way that is not reached.
+    """
+    config = topk.topk_config
+    layer = layers_by_number(plan).get(topk.layer_id)
+    if layer is None:
+        raise PlanMismatchError(
+            f"plan {plan.fingerprint} has no layer {topk.layer_id}; give one made for this model"
+        )
+    k = config.top_k - config.num_shared_topk_slots
+    if layer.top_k != k:
+        raise PlanMismatchError(
+            f"plan {plan.fingerprint} is for k = {layer.top_k} in layer {topk.layer_id}, the model "
+            f"has k = {k}; give a plan made for it"
+        )
+    scoring = _scoring(config)
+    bias = scoring.bias
+    device = torch.get_default_device() if bias is None else bias.device
+    _check_arithmetic(config, scoring, layer, device)
+    factor = config.routed_scaling_factor
+    is_scaled_later = factor and not config.apply_routed_scaling_factor_on_output
+    config.custom_routing_function = _Choice(
+        layer=layer,
+        layer_id=topk.layer_id,
+        scoring=scoring,
+        policy=make_policy(layer, scoring.score_kind).to(device),
+        # The output of all experts is scaled later, and that of a shared one must not be.
+        shared_weight=1.0 / factor if is_scaled_later else 1.0,
+    )
+    config.use_grouped_topk = False
+
+
+def _scoring(config: Any) -> Scoring:
+    """The arithmetic that SGLang asks of a layer. Raises `ModelError` for one that is not known."""
+    from sglang.srt.layers.moe import topk
+
+    foreign = []
+    if config.custom_routing_function is not None:
+        foreign.append("custom_routing_function")
+    if config.output_format is not None and config.output_format.name != "STANDARD":
+        foreign.append(f"output_format={config.output_format.name}")
+    if config.scoring_func not in ("softmax", "sigmoid"):
+        foreign.append(f"scoring_func={config.scoring_func}")
+    if topk._is_npu:
+        foreign.append("kernels for NPUs")
+    if foreign:
+        raise ModelError(
+            f"SGLang routes layer {config.layer_id} by {', '.join(foreign)}, where c2r cannot "
+            "choose; serve the model without its plan"
+        )
+    is_grouped, bias = config.use_grouped_topk, config.correction_bias
+    return Scoring(
+        # SGLang's biased grouped router takes the sigmoid, whatever scoring_func says.
+        function="sigmoid" if is_grouped and bias is not None else config.scoring_func,
+        renormalize=config.renormalize,
+        bias=bias,
+        num_groups=config.num_expert_group if is_grouped else 1,
+        num_chosen_groups=config.topk_group if is_grouped else 1,
+    )
+
+
+def _check_arithmetic(
+    config: Any, scoring: Scoring, layer: LayerPlan, device: torch.device
+) -> None:
+    """Raises `ModelError` unless, unconstrained, our weights and choice are those of SGLang.
+
+    Random logits are routed both ways, with a random bias: the layer's own is loaded later.
+    """
+    from sglang.srt.layers.moe import topk
+
+    drawn = torch.Generator().manual_seed(0)
+    size = (_CHECKED_TOKENS, layer.num_experts)
+    logits = torch.randn(size, generator=drawn, dtype=torch.float32, device="cpu").to(device)
+    bias = scoring.bias
+    if bias is not None:
+        values = torch.randn(bias.shape, generator=drawn, dtype=torch.float32, device="cpu") / 10
+        bias = values.to(device)
+    options = {
+        "hidden_states": torch.zeros(_CHECKED_TOKENS, 8, device=device),
+        "gating_output": logits,
+        "topk": layer.top_k,
+        "renormalize": config.renormalize,
+    }
+    groups = {"num_expert_group": config.num_expert_group, "topk_group": config.topk_group}
+    with torch.compiler.set_stance("force_eager"):  # once, for which compiling does not pay
+        if not config.use_grouped_topk:
+            theirs = topk.fused_topk_torch_native(
+                **options, correction_bias=bias, scoring_func=config.scoring_func
+            )
+        elif bias is None:
+            theirs = topk.grouped_topk_gpu(**options, **groups, scoring_func=config.scoring_func)
+        else:
+            theirs = topk.biased_grouped_topk_impl(**options, **groups, correction_bias=bias)
+    ours = dataclasses.replace(scoring, bias=bias).route(logits, layer.top_k, TopKPolicy())
+    expected, found = (
+        torch.zeros(size, device=device).scatter_(1, ids.long(), weights.float())
+        for weights, ids in (theirs, ours)
+    )
+    if not torch.allclose(expected, found, atol=1e-5, rtol=1e-4):
+        raise ModelError(
+            f"SGLang weighs the experts of layer {config.layer_id} in a way that c2r does not "
+            "know; serve the model without its plan"
+        )

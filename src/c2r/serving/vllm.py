@@ -1,0 +1,207 @@
+"""vLLM: the router of every MoE layer chooses by the plan's policy.
+
+vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Two of
+its functions are wrapped: the factory that makes a layer's router, and the constructor of the
+runner, which alone knows the layer's name. Kernels that route by themselves never ask the router;
+the router therefore calls itself `Custom`, which vLLM gives to no such kernel.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2r.errors import ModelError, PlanMismatchError
+from c2r.plans import LayerPlan, Plan
+from c2r.routing import TopKPolicy, make_policy
+from c2r.serving.binding import layer_number, layers_by_number, plan_of
+from c2r.serving.scoring import Scoring
+
+_TESTED = "0.32"
+_CHECKED_TOKENS = 64
+_logger = logging.getLogger("vllm.c2r")  # below vLLM's own logger, so that its level and form hold
+
+
+def register() -> None:
+    """Makes vLLM run models under their plans; a model without a plan runs as before.
+
+    Raises `ModelError` where this version of vLLM has no such functions.
+    """
+    try:
+        from vllm.model_executor.layers.fused_moe import layer
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+        make_router, join = layer.create_fused_moe_router, MoERunner.__init__
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"c2r cannot reach the routers of this vLLM ({error}); use vLLM {_TESTED}"
+        ) from error
+    if hasattr(join, "__wrapped__"):  # vLLM may call this several times in one process
+        return
+
+    @functools.wraps(make_router)
+    def make_constrained(**options: Any) -> Any:
+        router = make_router(**options)
+        return router if _current_plan() is None else _constrain(router, options)
+
+    @functools.wraps(join)
+    def join_and_bind(
+        runner: Any, layer_name: str, moe_config: Any, router: Any, *args: Any, **options: Any
+    ) -> None:
+        join(runner, layer_name, moe_config, router, *args, **options)
+        plan = _current_plan()
+        if plan is not None:
+            _bind(router, layer_name, moe_config, plan)
+
+    layer.create_fused_moe_router = make_constrained
+    MoERunner.__init__ = join_and_bind
+
+
+def _current_plan() -> Plan | None:
+    """The plan of the model that vLLM is building."""
+    from vllm.config import get_current_vllm_config
+
+    model_config = get_current_vllm_config().model_config
+    is_named = getattr(model_config.hf_config, "c2r", None) is not None
+    return _plan(model_config.model, is_named)
+
+
+@functools.cache
+def _plan(model: str, is_named: bool) -> Plan | None:
+    plan = plan_of(model, is_named)
+    if plan is not None:
+        layers = ", ".join(str(number) for number in layers_by_number(plan))
+        policies = sorted({f"{layer.policy} {layer.strength:g}" for layer in plan.layers})
+        _logger.info(
+            "c2r: %s runs under plan %s: %s in layers %s, placed on %d ranks",
+            model,
+            plan.fingerprint,
+            " and ".join(policies),
+            layers,
+            plan.topology.num_ranks,
+        )
+    return plan
+
+
+@functools.cache
+def _constrained(own: type) -> type:
+    """The class of a router, `own`, that scores as before and chooses by a policy.
+
+    A subclass of that very class, so that an existing router can become one of it.
+    """
+    from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
+
+    def compute_routing(
+        router: Any,
+        hidden_states: Tensor,
+        router_logits: Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        weights, ids = router.c2r_scoring.route(router_logits, router.top_k, router.c2r_policy)
+        # vLLM's CPU kernels read both as contiguous buffers, whatever their strides.
+        return weights.contiguous(), ids.to(indices_type or torch.int32).contiguous()
+
+    members = {
+        "routing_method_type": RoutingMethodType.Custom,
+        "_compute_routing": compute_routing,
+        "c2r_own_class": own,
+    }
+    return type(f"Constrained{own.__name__}", (own,), members)
+
+
+def _constrain(router: Any, options: Mapping[str, Any]) -> Any:
+    """`router` with the choice left to a policy, which `_bind` gives it."""
+    router.c2r_scoring = _scoring(options)
+    own: Any = type(router)
+    router.__class__ = _constrained(own)
+    return router
+
+
+def _scoring(options: Mapping[str, Any]) -> Scoring:
+    """The arithmetic that vLLM asks of a router. Raises `ModelError` for one that is not known."""
+    function = options.get("scoring_func", "softmax")
+    foreign = [
+        name
+        for name in ("custom_routing_function", "zero_expert_type", "hash_indices_table", "bias_vl")
+        if options.get(name) is not None
+    ]
+    if options.get("num_fused_shared_experts"):
+        foreign.append("num_fused_shared_experts")
+    if function not in ("softmax", "sigmoid"):
+        foreign.append(f"scoring_func={function}")
+    if foreign:
+        raise ModelError(
+            f"vLLM routes this model by {', '.join(foreign)}, where c2r cannot choose; serve it "
+            "without its plan"
+        )
+    is_grouped = bool(options.get("use_grouped_topk"))
+    return Scoring(
+        function=function,
+        renormalize=options.get("renormalize", True),
+        scaling_factor=options.get("routed_scaling_factor", 1.0),
+        bias=options.get("e_score_correction_bias"),
+        num_groups=options.get("num_expert_group") or 1 if is_grouped else 1,
+        num_chosen_groups=options.get("topk_group") or 1 if is_grouped else 1,
+    )
+
+
+def _bind(router: Any, layer_name: str, moe_config: Any, plan: Plan) -> None:
+    """Gives a router the policy of its layer, once its arithmetic was seen to be vLLM's own."""
+    if not hasattr(router, "c2r_own_class"):
+        raise ModelError(
+            f"vLLM made the router of {layer_name} by itself ({type(router).__name__}), where c2r "
+            "cannot choose; serve the model without its plan"
+        )
+    layer = _layer_of(plan, layer_name, moe_config)
+    device = torch.device(moe_config.device)
+    _check_arithmetic(router, layer_name, moe_config, device)
+    router.c2r_policy = make_policy(layer, router.c2r_scoring.score_kind).to(device)
+
+
+def _layer_of(plan: Plan, layer_name: str, moe_config: Any) -> LayerPlan:
+    number = layer_number(layer_name)
+    layer = None if number is None else layers_by_number(plan).get(number)
+    if layer is None:
+        raise PlanMismatchError(
+            f"plan {plan.fingerprint} has no layer for {layer_name}; give one made for this model"
+        )
+    planned = layer.num_experts, layer.top_k
+    found = moe_config.num_logical_experts, moe_config.experts_per_token
+    if planned != found:
+        raise PlanMismatchError(
+            f"plan {plan.fingerprint} is for {planned[0]} experts with k = {planned[1]} in layer "
+            f"{number}, the model has {found[0]} with k = {found[1]}; give a plan made for it"
+        )
+    return layer
+
+
+def _check_arithmetic(router: Any, layer_name: str, moe_config: Any, device: torch.device) -> None:
+    """Raises `ModelError` unless, unconstrained, our weights and choice are those of vLLM.
+
+    Random logits are routed both ways. The weights are loaded later, so a bias still holds what
+    was in memory: it is drawn here.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    size = (_CHECKED_TOKENS, moe_config.num_logical_experts)
+    logits = torch.randn(size, generator=drawn).to(device)
+    hidden = torch.zeros(_CHECKED_TOKENS, moe_config.hidden_dim, device=device)
+    scoring = router.c2r_scoring
+    if scoring.bias is not None:
+        bias = torch.randn(scoring.bias.shape, generator=drawn) / 10
+        scoring.bias.data.copy_(bias)
+    theirs = router.c2r_own_class._compute_routing(router, hidden, logits, None)
+    ours = scoring.route(logits, router.top_k, TopKPolicy())
+    expected, found = (
+        torch.zeros(size, device=device).scatter_(1, ids.long(), weights.float())
+        for weights, ids in (theirs, ours)
+    )
+    if not torch.allclose(expected, found, atol=1e-5, rtol=1e-4):
+        raise ModelError(
+            f"vLLM weighs the experts of {layer_name} in a way that c2r does not know "
+            f"({router.c2r_own_class.__name__}); serve the model without its plan"
+        )

@@ -1,0 +1,179 @@
+"""From a model and a cluster to the plan that takes the least time within a loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2r.adapters.huggingface import is_parallel
+from c2r.errors import InputError
+from c2r.planning import make_plan, placing
+from c2r.plans import Plan
+from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
+from c2r.prediction.time import RankShares, measured_time
+from c2r.profiling import CollaborationProfile
+from c2r.results import Measurement, SweepResult
+from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
+from c2r.text import Text
+
+_WORTH_IT = 0.01
+"""Share of a step that a plan must save: predictions are not better than that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Optimized:
+    """What was found for a model on a cluster.
+
+    Attributes:
+        plan: of least predicted time within the loss; placement alone where no policy pays.
+        chosen: its measurement on held-out text.
+        before: the step with experts in the order of their ids, plain top-k, once per rank.
+        k_fold: the same with a row sent per token and expert.
+        placed: the step with the experts placed, plain top-k, as measured.
+        after: the step under the plan, as measured.
+        cluster: where.
+        workload: what runs there.
+        sweep: all that was measured.
+        is_worth_it: the plan saves at least 1 % of a step.
+    """
+
+    plan: Plan
+    chosen: Measurement
+    before: StepTime
+    k_fold: StepTime
+    placed: StepTime
+    after: StepTime
+    cluster: Cluster
+    workload: Workload
+    sweep: SweepResult
+
+    @property
+    def is_worth_it(self) -> bool:
+        """See the class."""
+        return self.after.total <= (1 - _WORTH_IT) * self.before.total
+
+
+def optimize(  # noqa: PLR0913 - the public door: every choice that a user may leave out
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    cluster: str,
+    *,
+    max_loss_increase: float = 0.003,
+    policies: tuple[str, ...] = ("priced",),
+    tokens_per_rank: int = 4096,
+    phase: str = "prefill",
+    num_tokens: int = 65536,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Progress = no_progress,
+    note: Callable[[str], None] = lambda _: None,
+) -> Optimized:
+    """The plan for `model` that takes the least predicted time on `cluster` within a loss.
+
+    The first half of each text is profiled and the experts are placed by it for the least time. The
+    second half measures what each policy costs and sends on that placement; the times are predicted
+    from what was measured there. A policy that costs more than allowed is not taken; plain top-k
+    on the placement costs nothing and always may be.
+
+    Args:
+        model: a causal language model; left as it was.
+        tokenizer: the model's.
+        texts: as `c2r.text.read_texts` gives them.
+        cluster: a preset by name, or a YAML file.
+        max_loss_increase: relative, 0.003 for 0.3 %.
+        policies: to try, as `SweepRequest` takes them.
+        tokens_per_rank: tokens of each rank in a step.
+        phase: training, prefill or decode.
+        num_tokens: to calibrate on, and to measure.
+        seed: draws the parts of the text and the placement.
+        out: the sweep's JSON file, from which an interrupted search resumes; None keeps nothing.
+        progress: as `sweep` takes it.
+        note: takes a line for the user's eyes.
+
+    Raises:
+        InputError: the cluster cannot be read, the phase is unknown, or as `sweep`.
+        ModelError, PlanError, RoutingError: as `sweep`.
+    """
+    where = find_cluster(cluster)
+    if phase not in list(Phase):
+        raise InputError(f"the phase {phase} is unknown; choose {', '.join(Phase)}")
+    if is_parallel(model):
+        raise InputError("the model's experts are spread over ranks; give it in one process")
+    request = SweepRequest(
+        num_ranks=where.num_ranks,
+        num_nodes=where.num_nodes,
+        policies=policies,
+        num_tokens=num_tokens,
+        seed=seed,
+        cluster=cluster,
+        tokens_per_rank=tokens_per_rank,
+        phase=phase,
+    )
+    calibration: list[CollaborationProfile] = []
+    result = sweep(
+        model,
+        tokenizer,
+        texts,
+        request,
+        out=out,
+        progress=progress,
+        note=note,
+        on_profile=calibration.append,
+    )
+    profile = calibration[0]
+    workload = Workload.of(profile, tokens_per_rank, Phase(phase))
+    return choose(result, profile, where, workload, max_loss_increase)
+
+
+def choose(
+    result: SweepResult,
+    profile: CollaborationProfile,
+    cluster: Cluster,
+    workload: Workload,
+    max_loss_increase: float,
+) -> Optimized:
+    """The measured plan of least time within the loss; arguments as `optimize`."""
+    times = {
+        id(found): measured_time(shares_of(found), cluster, workload)
+        for found in (result.baseline, *result.points)
+    }
+    allowed = [
+        found
+        for found in (result.baseline, *result.points)
+        if found is result.baseline or found.loss_increase <= max_loss_increase
+    ]
+    chosen = min(allowed, key=lambda found: times[id(found)].total)
+    plan = make_plan(
+        profile,
+        policy=chosen.policy,
+        strength=chosen.strength,
+        **placing(result.request, profile),
+    )
+    expected = {**chosen.to_json(), "time": times[id(chosen)].to_json()}
+    before, k_fold = (
+        best_time(profile, None, cluster, workload, chunks=(1,), dispatchers=names)
+        for names in (None, ("k_fold",))
+    )
+    return Optimized(
+        plan=replace(plan, provenance={**plan.provenance, "expected": expected}),
+        chosen=chosen,
+        before=before,
+        k_fold=k_fold,
+        placed=times[id(result.baseline)],
+        after=times[id(chosen)],
+        cluster=cluster,
+        workload=workload,
+        sweep=result,
+    )
+
+
+def shares_of(found: Measurement) -> list[RankShares]:
+    """What came to each rank in each layer while it was measured."""
+    layers = zip(found.rank_rows, found.rank_visits, found.node_visits, strict=True)
+    return [
+        RankShares(rows=np.array(rows), visits=np.array(visits), node_visits=np.array(nodes))
+        for rows, visits, nodes in layers
+    ]

@@ -1,0 +1,43 @@
+"""`c2r optimize` as a user runs it."""
+
+import json
+
+import pytest
+
+from c2r.cli import run_command
+from c2r.plans import Plan
+
+FEW = ["--tokens", "2048", "--policy", "priced=0.05,0.2"]
+
+
+@pytest.fixture(scope="module")
+def optimized(tmp_path_factory):
+    out = tmp_path_factory.mktemp("optimize") / "found"
+    command = ["optimize", "tiny", "--cluster", "hosts-4-10g", "--out", str(out), *FEW]
+    assert run_command([*command, "--max-loss-increase", "0.5"]) == 0
+    return out
+
+
+def test_it_writes_a_plan_a_sweep_a_profile_and_a_report(optimized):
+    names = {path.name for path in optimized.iterdir()}
+    assert {"plan.safetensors", "sweep.json", "sweep.profile.safetensors"} <= names
+    plan = Plan.load(optimized / "plan.safetensors")
+    assert plan.topology.num_ranks == 4
+    assert plan.provenance["expected"]["time"]["step"] > 0
+
+
+def test_it_resumes_and_says_what_it_saves(optimized, capsys):
+    command = ["optimize", "tiny", "--cluster", "hosts-4-10g", "--out", str(optimized), *FEW]
+    assert run_command([*command, "--max-loss-increase", "0.5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["is_worth_it"]
+    assert found["planned"]["step"] < found["contiguous"]["step"] < found["k_fold"]["step"]
+    assert run_command([*command, "--max-loss-increase", "-1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "saves" in shown and "no loss, for it places experts only" in shown
+
+
+def test_a_cluster_that_is_not_there_is_refused_before_the_model_runs(capsys, tmp_path):
+    command = ["optimize", "tiny", "--cluster", "h1000", "--out", str(tmp_path / "x")]
+    assert run_command(command) == 2
+    assert "there is no cluster h1000" in capsys.readouterr().err

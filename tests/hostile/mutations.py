@@ -1,0 +1,116 @@
+"""Damaged files of every kind that commands read, and what a command may do with one."""
+
+import io
+import json
+import pickle
+import random
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import torch
+
+from c2r.cli import run_command
+from c2r.planning import make_plan
+from c2r.profiling import IdProfileBuilder
+
+VALUES = (b"null", b"-1", b"1e400", b"9" * 30, b"[" * 5000, b'"\\u001b]0;x"', b"NaN", b"{}", b"0")
+
+
+def originals(folder):
+    """Writes one good file of each kind; gives their names and the command that reads each."""
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.permutation(8)[:2] for _ in range(200)])
+    builder = IdProfileBuilder(8)
+    builder.update(0, ids)
+    profile = builder.build({0: "model.layers.0.mlp.gate"})
+    profile.save(folder / "profile.safetensors")
+    make_plan(profile, num_ranks=2).save(folder / "plan.safetensors")
+    np.savez(folder / "trace.npz", layer_0=ids)
+    np.save(folder / "routed.npy", ids[:, None])
+    pairs = profile.layers[0].coactivation[None]
+    (folder / "pairs.pkl").write_bytes(pickle.dumps(pairs, protocol=4))
+    dump = {
+        "records": [{"topk_ids_of_layer": torch.from_numpy(ids)[None]}],
+        "last_physical_to_logical_map": torch.arange(8)[None],
+    }
+    torch.save(dump, folder / "dump.pt")
+    line = {"layer": 0, "num_tokens": 200, "topk": 2, "top_indices": ids.tolist()}
+    (folder / "trace.jsonl").write_text(json.dumps(line) + "\n")
+    item = {
+        "name": "t", "metric": "acc", "num_shots": 0, "version": "1", "num_left_out": 0,
+        "num_truncated": 0, "ids": ["a"], "correct": [True], "loglikelihoods": [[0.0]],
+    }  # fmt: skip
+    routing = {"copies": 1.0, "rank_load_max_over_mean": 1.0}
+    result = {"kind": "task evaluation", "num_ranks": 2, "routing": routing, "tasks": [item]}
+    (folder / "result.json").write_text(json.dumps(result))
+    good = str(folder / "profile.safetensors")
+    out = ["--out", str(folder / "out.safetensors")]
+    return {
+        "profile.safetensors": [
+            ["inspect", "FILE"],
+            ["plan", "FILE", "--ranks", "2", *out],
+        ],
+        "plan.safetensors": [
+            ["inspect", "FILE"],
+            ["traffic", good, "--plan", "FILE"],
+            ["export", "--plan", "FILE", "--format", "sglang", *out],
+        ],
+        "trace.npz": [["import", "FILE", "--format", "npz", "--num-experts", "8", *out]],
+        "routed.npy": [["import", "FILE", "--format", "vllm-routed", "--num-experts", "8", *out]],
+        "pairs.pkl": [["import", "FILE", "--format", "c2r-pickle", "--top-k", "2", *out]],
+        "dump.pt": [["import", "FILE", "--format", "sglang-per-token", *out]],
+        "trace.jsonl": [
+            ["import", "FILE", "--format", "megatron-trace", "--num-experts", "8", *out]
+        ],
+        "result.json": [["evaluate", "--compare", "FILE", "FILE"]],
+    }
+
+
+def mutate(content, rng: random.Random):
+    """`content` with bytes flipped, cut or repeated, or a number or word replaced."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(data) or 1)
+        match rng.randrange(5):
+            case 0:
+                data[at : at + 1] = bytes([rng.randrange(256)])
+            case 1:
+                del data[at:]
+            case 2:
+                data[at:at] = data[at : at + rng.randint(1, 64)]
+            case 3:
+                del data[at : at + rng.randint(1, 16)]
+            case _:
+                spots = [i for i, byte in enumerate(data) if byte in b":,["]
+                at = rng.choice(spots or [0]) + 1
+                end = at
+                while end < len(data) and data[end] not in b",}]":
+                    end += 1
+                value = rng.choice(VALUES)
+                # Same length: in safetensors the header's length is stated before it.
+                fits = len(value) <= end - at and rng.random() < 0.8
+                data[at:end] = value.ljust(end - at) if fits else value
+    return bytes(data)
+
+
+def fault(command, folder):
+    """What a command did that it must not: a text; None where it kept the rules."""
+    before = {path.name for path in folder.iterdir()}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            status = run_command(command)
+    except BaseException as error:  # noqa: BLE001 - every kind is what is looked for
+        return f"{type(error).__name__}: {error}"[:300]
+    after = {path.name for path in folder.iterdir()}
+    said = err.getvalue()
+    if status not in (0, 2):
+        return f"status {status}"
+    if status == 2 and len(said.strip().splitlines()) != 1:
+        return f"{len(said.splitlines())} lines: {said[:300]}"
+    if any(ord(c) < 32 and c != "\n" for c in out.getvalue() + said):
+        return "control characters"
+    if status == 2 and after != before:
+        return f"left {sorted(after - before)}"
+    (folder / "out.safetensors").unlink(missing_ok=True)
+    return None

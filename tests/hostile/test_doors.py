@@ -1,0 +1,97 @@
+import json
+import shutil
+
+import pytest
+
+from c2r.adapters.checkpoints.shards import check_files_inside
+from c2r.adapters.huggingface.folders import load_weights
+from c2r.artifacts import write_text
+from c2r.assets import tiny_folder
+from c2r.errors import InputError, ModelError
+from c2r.tasks import TaskRequest, load_tasks
+
+TASK = """
+task: t
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_choice: [a, b]
+doc_to_target: 0
+doc_to_text: TEXT
+"""
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"q": "x"}\n')
+
+    def write(text):
+        data = str(tmp_path / "d.jsonl")
+        path = tmp_path / "t.yaml"
+        path.write_text(TASK.replace("DATA", data).replace("TEXT", text))
+        return path
+
+    return write
+
+
+def test_a_function_of_a_task_file_is_refused(task_file, tmp_path):
+    (tmp_path / "evil.py").write_text("open('owned', 'w')\nf = str\n")
+    path = task_file("!function evil.f")
+    (tmp_path / "outer.yaml").write_text("include: t.yaml\n")
+    for file in (path, tmp_path / "outer.yaml"):
+        with pytest.raises(InputError, match=r"asks for !function evil\.f.*trust_task_code=True"):
+            load_tasks(TaskRequest(task_files=(file,)))
+
+
+def test_a_template_reaches_no_python(task_file, tmp_path):
+    owned = tmp_path / "owned"
+    path = task_file(f"\"{{{{ cycler.__init__.__globals__.os.popen('touch {owned}').read() }}}}\"")
+    with pytest.raises(InputError):
+        load_tasks(TaskRequest(task_files=(path,)))
+    assert not owned.exists()
+
+
+@pytest.fixture
+def model(tmp_path):
+    return shutil.copytree(tiny_folder(), tmp_path / "model")
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_a_question(model, capfd):
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="needs code of its own"):
+        load_weights(model)
+    assert capfd.readouterr().out == ""
+
+
+def test_links_and_shards_out_of_a_model_folder_are_refused(model, tmp_path):
+    check_files_inside(model)
+    (tmp_path / "secret").write_text("s")
+    (model / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="is a link out of the folder"):
+        load_weights(model)
+    (model / "notes.txt").unlink()
+    for name in ("../secret", str(tmp_path / "secret"), 3):
+        index = {"weight_map": {"w": name}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match="no file of its folder"):
+            load_weights(model)
+
+
+def test_links_to_the_blobs_of_the_hub_cache_are_read(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0").write_text("b")
+    snapshot = tmp_path / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").symlink_to("../../blobs/0")
+    check_files_inside(snapshot)
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("before")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(InputError, match="link, folder or device"):
+        write_text(tmp_path / "link", "after")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "before"

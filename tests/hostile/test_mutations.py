@@ -1,0 +1,52 @@
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from c2r.cli import run_command
+from tests.hostile.mutations import fault, mutate, originals
+
+KINDS = [
+    "profile.safetensors", "plan.safetensors", "trace.npz", "routed.npy", "pairs.pkl", "dump.pt",
+    "trace.jsonl", "result.json",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="module")
+def commands(folder):
+    return originals(folder)
+
+
+def filled(command, path):
+    return [str(path) if part == "FILE" else part for part in command]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_file_is_read(folder, commands, kind):
+    for command in commands[kind]:
+        assert run_command(filled(command, folder / kind)) == 0
+    (folder / "out.safetensors").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_read_or_refused_in_one_line(folder, commands, kind):
+    content = (folder / kind).read_bytes()
+    path = folder / f"damaged.{kind}"
+
+    @settings(
+        max_examples=25, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(seed=st.integers(0, 2**32))
+    def check(seed):
+        path.write_bytes(mutate(content, random.Random(seed)))
+        for command in commands[kind]:
+            assert fault(filled(command, path), folder) is None
+
+    check()

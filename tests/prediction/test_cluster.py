@@ -1,0 +1,50 @@
+import pytest
+
+from c2r.errors import InputError, PlanError
+from c2r.prediction import PRESETS, find_cluster
+from c2r.prediction.cluster import read_cluster
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_say_where_their_figures_come_from(name, tmp_path):
+    cluster = find_cluster(name)
+    assert cluster.name == name and cluster.source
+    cluster.save(tmp_path / "cluster.yaml")
+    assert read_cluster(tmp_path / "cluster.yaml") == cluster
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("teraflops: -1", ["line 9", "teraflops is -1", "typical is 400"]),
+        ("teraflops: fast", ["line 9", "teraflops is fast"]),
+        ("teraflops: .nan", ["line 9", "teraflops is nan"]),
+        ("teraflops: 1e30", ["line 9", "typical is 400"]),
+        ("", ["lacks teraflops", "typical is 400"]),
+        ("teraflops: 1\nspeed: 3", ["line 10", "speed is no figure of a cluster"]),
+        ("teraflops: [", ["is no YAML"]),
+    ],
+)
+def test_a_wrong_figure_is_named_with_its_line(change, words, tmp_path):
+    path = tmp_path / "mine.yaml"
+    find_cluster("h100-8").save(path)
+    lines = path.read_text().splitlines()
+    lines[[line.startswith("teraflops") for line in lines].index(True)] = change
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError) as error:
+        read_cluster(path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_nodes_must_divide_the_ranks(tmp_path):
+    path = tmp_path / "mine.yaml"
+    find_cluster("h100-8").of_size(8, 2).save(path)
+    path.write_text(path.read_text().replace("num_nodes: 2", "num_nodes: 3"))
+    with pytest.raises(PlanError, match="8 ranks cannot be split"):
+        read_cluster(path)
+
+
+def test_an_unknown_name_lists_the_presets():
+    with pytest.raises(InputError, match="h100-8x2"):
+        find_cluster("h100")

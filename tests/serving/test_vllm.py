@@ -1,0 +1,112 @@
+"""Models under their plans inside the real vLLM, against transformers under the same plans.
+
+vLLM lives in an environment of its own, which `scripts/engines` makes and C2R_VLLM_PYTHON names.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import c2r
+import c2r.serving
+from tests.serving import families
+
+PYTHON = os.environ.get("C2R_VLLM_PYTHON")
+PROGRAM = Path(c2r.serving.__file__).with_name("vllm_program.py")
+NUM_SEQUENCES, SEQ_LEN = 2, 128
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.skipif(PYTHON is None, reason="scripts/engines makes vLLM's environment"),
+]
+
+
+def token_ids():
+    drawn = torch.Generator().manual_seed(1)
+    return torch.randint(3, 256, (NUM_SEQUENCES, SEQ_LEN), generator=drawn)
+
+
+def by_transformers(model):
+    """Log-probabilities of the next tokens, and the sets that each layer chose."""
+    ids = token_ids()
+    with torch.no_grad(), c2r.capture(model) as recorder:
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        trace = recorder.take()
+    log_probs = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return log_probs.numpy(), [layer.expert_ids.sort(-1).values.numpy() for layer in trace.layers]
+
+
+def constrain(model, folder):
+    ids = token_ids()
+    seen = c2r.profile(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    plan = c2r.make_plan(seen, num_ranks=4, policy="priced", strength=0.2)
+    c2r.apply(model, plan)
+    c2r.save_pretrained(model, folder)
+    return plan
+
+
+def ask(jobs, folder, **environment):
+    """Runs the program on all jobs in one process; gives what it prints."""
+    np.save(folder / "ids.npy", token_ids().numpy())
+    listed = [
+        {"model": str(model), "ids": str(folder / "ids.npy"), "out": str(out)}
+        for model, out in jobs
+    ]
+    (folder / "jobs.json").write_text(json.dumps(listed))
+    done = subprocess.run(
+        [PYTHON, "-P", PROGRAM, folder / "jobs.json"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """By family: what transformers gives with and without the plan, and what vLLM gives."""
+    folder = tmp_path_factory.mktemp("vllm")
+    expected, jobs, plans = {}, [], {}
+    for name in families.NAMES:
+        model = families.make(name)
+        model.save_pretrained(folder / f"{name}-plain")
+        plain = by_transformers(model)
+        plans[name] = constrain(model, folder / name)
+        expected[name] = plain, by_transformers(model)
+        jobs += [(folder / f"{name}-plain", folder / f"{name}-plain.npz")]
+        jobs += [(folder / name, folder / f"{name}.npz")]
+    printed = ask(jobs, folder)
+    return folder, expected, plans, printed
+
+
+def found(folder, name):
+    error = folder / f"{name}.npz.error"
+    assert not error.exists(), error.read_text()
+    return np.load(folder / f"{name}.npz")
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_a_plain_model_answers_as_in_transformers(answers, name):
+    folder, expected, *_ = answers
+    np.testing.assert_allclose(
+        found(folder, f"{name}-plain")["log_probs"], expected[name][0][0], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_a_constrained_model_chooses_and_answers_as_in_transformers(answers, name):
+    folder, expected, plans, printed = answers
+    result = found(folder, name)
+    (plain, _), (log_probs, sets) = expected[name]
+    assert np.abs(plain - log_probs).max() > 1e-3, "the plan changes nothing here"
+    np.testing.assert_allclose(result["log_probs"], log_probs, atol=1e-4)
+    for number, layer in enumerate(sets):
+        assert (result[str(number)][: len(layer)] == layer).all()
+    assert f"runs under plan {plans[name].fingerprint}" in printed
