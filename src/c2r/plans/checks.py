@@ -2,21 +2,18 @@
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from c2r.policy_names import STRENGTH_NAMES
 from c2r.types import Int
 
-if TYPE_CHECKING:
-    from c2r.plans.plan import LayerPlan, Plan
-
 _MOST_SIZE = 65_536  # ranks, experts and layers: more would be of no machine, and fill memory
 _MOST_CHARACTERS = 1000
 
 
-def check_plan(plan: "Plan") -> None:
+def check_plan(plan: Any) -> None:
     """Raises `ValueError` unless the plan can be carried out: shapes, ranges, and known names."""
     _require(isinstance(plan.provenance, dict), "provenance")
     _require(bool(plan.layers), "a plan without layers")
@@ -25,7 +22,7 @@ def check_plan(plan: "Plan") -> None:
         _check_layer(layer, plan.topology.num_ranks)
 
 
-def _check_layer(layer: "LayerPlan", num_ranks: int) -> None:
+def _check_layer(layer: Any, num_ranks: int) -> None:
     size = layer.num_experts
     _require(1 <= layer.top_k <= size <= _MOST_SIZE, f"top_k {layer.top_k} of {size} experts")
     _require(len(layer.name) <= _MOST_CHARACTERS, "a layer's name is too long")

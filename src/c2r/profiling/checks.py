@@ -1,18 +1,15 @@
 """What must hold of a layer's counts that a file brings, checked once when it is read."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from c2r.profiling.profile import LayerProfile
 
 _MOST_TOKENS = 1 << 53  # sums stay exact in float64
 _MOST_SIZE = 65_536
 
 
-def check_layer(layer: "LayerProfile") -> None:
+def check_layer(layer: Any) -> None:
     """Raises `ValueError` unless shapes, types and ranges of the counts are those of a layer."""
     num_experts, top_k = layer.num_experts, layer.top_k
     _require(1 <= top_k <= num_experts <= _MOST_SIZE, f"top_k {top_k} of {num_experts} experts")
@@ -34,7 +31,7 @@ def check_layer(layer: "LayerProfile") -> None:
         _check_sets(layer)
 
 
-def _check_sets(layer: "LayerProfile") -> None:
+def _check_sets(layer: Any) -> None:
     sets = layer.sets
     assert sets is not None
     experts, size = sets.experts, len(sets.experts)

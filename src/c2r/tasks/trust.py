@@ -78,7 +78,8 @@ def sandboxed_templates(trusted: bool) -> Iterator[None]:
 
     Raises `InputError` where a template in the sandbox reaches for Python.
     """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
 
     before = utils.env
@@ -91,8 +92,8 @@ def sandboxed_templates(trusted: bool) -> Iterator[None]:
         yield
     except SecurityError as error:
         raise InputError(
-            f"a template of a task file is refused: {one_line(error)}; read the file, then allow it "
-            "with trust_task_code=True"
+            f"a template of a task file is refused: {one_line(error)}; read the file, then "
+            "allow it with trust_task_code=True"
         ) from None
     finally:
         utils.env = before
