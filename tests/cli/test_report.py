@@ -115,7 +115,7 @@ def test_heat_maps_show_which_experts_go_together(capsys, files):
 
 def test_names_like_markup_are_printed_as_they_are(capsys, files, tmp_path):
     plan = Plan.load(files[1])
-    layers = tuple(replace(layer, policy="[/b]:smile:") for layer in plan.layers)
+    layers = tuple(replace(layer, name="[/b]:smile:") for layer in plan.layers)
     replace(plan, layers=layers).save(tmp_path / "markup")
     status, out, _ = call(capsys, "inspect", tmp_path / "markup")
     assert status == 0 and out.count("[/b]:smile:") == 3

@@ -18,7 +18,7 @@ def test_the_blocks_of_a_page(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_named_exists(page, capsys):
     text = PAGES[page].read_text(encoding="utf-8").replace("\\\n", " ")
-    for command, rest in re.findall(r"\bc2r ((?:bench )?[a-z]+)([^`\n]*)", text):
+    for command, rest in re.findall(r"\bc2r ((?:bench )?[a-z-]+)([^`\n]*)", text):
         options = re.findall(r"(?<!\S)--[a-z-]+", rest)
         if options:
             run_command([*command.split(), "--help"])

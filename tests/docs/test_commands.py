@@ -13,13 +13,13 @@ from c2r.cli import app
 from tests.docs.blocks import PAGES
 
 TEXT = PAGES["docs/reference/commands.md"].read_text(encoding="utf-8")
-TABLE = dict(re.findall(r"^\| `c2r (\w+)` \| `c2r\.(\w+)` \|$", TEXT, re.MULTILINE))
+TABLE = dict(re.findall(r"^\| `c2r ([\w-]+)` \| `c2r\.(\w+)` \|$", TEXT, re.MULTILINE))
 
 
 def test_every_command_is_a_function_or_is_said_to_be_none():
     (only,) = re.findall(r"^(.+) are commands only", TEXT, re.MULTILINE)
     commands = list(typer.main.get_command(app).commands)
-    alone = re.findall(r"`c2r (\w+)`", only)
+    alone = re.findall(r"`c2r ([\w-]+)`", only)
     assert list(TABLE) == [name for name in commands if name not in alone]
     assert set(alone) <= set(commands)
 

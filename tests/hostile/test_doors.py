@@ -7,8 +7,10 @@ from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.folders import load_weights
 from c2r.artifacts import write_text
 from c2r.assets import tiny_folder
+from c2r.cli import run_command
 from c2r.errors import InputError, ModelError
 from c2r.tasks import TaskRequest, load_tasks
+from tests.hostile.mutations import originals
 
 TASK = """
 task: t
@@ -95,3 +97,17 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match="link, folder or device"):
         write_text(tmp_path / "link", "after")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "before"
+
+
+def test_a_command_never_writes_over_what_it_reads(tmp_path, capsys):
+    originals(tmp_path)
+    profile, plan = str(tmp_path / "profile.safetensors"), str(tmp_path / "plan.safetensors")
+    commands = (
+        ["plan", profile, "--ranks", "2", "--out", profile],
+        ["export", "--plan", plan, "--format", "sglang", "--out", plan],
+        ["report", profile, "--out", profile],
+    )
+    for command in commands:
+        assert run_command(command) == 2
+        assert "is an input of this command" in capsys.readouterr().err
+    assert run_command(["inspect", profile]) == 0

@@ -128,6 +128,7 @@ def test_real_processes_send_what_is_predicted(tmp_path):
         "intermediate_size": 32,
         "dtype": "bfloat16",
         "rounds": 2,
+        "emulated_rows_per_second": None,
         "max_load": None,
     }
     cases = {case["case"]["name"]: case for case in result["cases"]}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json
+from c2r.cli.console import JsonOption, check_output, note, print_json
 
 
 def report(
@@ -31,6 +31,7 @@ def report(
     """
     from c2r.reporting import build_report, read_inputs, write_figures, write_page
 
+    check_output(out, *files)
     inputs = read_inputs(files)
     made = build_report(inputs)
     write_page(made, out)

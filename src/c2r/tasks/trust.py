@@ -92,8 +92,8 @@ def sandboxed_templates(trusted: bool) -> Iterator[None]:
         yield
     except SecurityError as error:
         raise InputError(
-            f"a template of a task file is refused: {one_line(error)}; read the file, then allow "
-            "it with trust_task_code=True"
+            f"a template of a task file is refused: {one_line(error)}; read the file, then "
+            "allow it with trust_task_code=True"
         ) from None
     finally:
         utils.env = before
