@@ -17,7 +17,7 @@ from harness import finish, print_table
 from c2r.errors import PlanError
 from c2r.planning import make_plan
 from c2r.prediction import Workload, best_time, find_cluster
-from c2r.prediction.time import layer_shares
+from c2r.prediction.shares import layer_shares
 from c2r.profiling import IdProfileBuilder
 
 CLUSTERS = (("h100-8", 4, 1), ("h100-8", 8, 1), ("h100-8x2", 8, 2), ("hosts-4-10g", 4, 4))

@@ -19,7 +19,8 @@ from harness import finish, print_table
 
 from c2r.plans import contiguous_placement
 from c2r.prediction import Cluster, ModelSizes, Phase, Workload
-from c2r.prediction.time import RankShares, layer_time
+from c2r.prediction.shares import RankShares
+from c2r.prediction.time import layer_time
 from c2r.timing import Recording
 
 FITTED = ("k_fold", "all_gather")

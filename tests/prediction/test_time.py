@@ -9,13 +9,8 @@ from c2r.errors import InputError, PlanMismatchError
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology
 from c2r.prediction import Cluster, ModelSizes, Phase, Workload, best_time, predict_time
-from c2r.prediction.time import (
-    RankShares,
-    bottleneck_weights,
-    break_even_tokens,
-    layer_time,
-    rest_time,
-)
+from c2r.prediction.shares import RankShares
+from c2r.prediction.time import bottleneck_weights, break_even_tokens, layer_time, rest_time
 from c2r.profiling import IdProfileBuilder
 from tests.planning.instances import random_sets
 

@@ -176,7 +176,7 @@ def _unconstrained_rows(found: "Measurement", seen: Any, timing: Any) -> list[di
     """Plain top-k, sent and placed in three ways."""
     from c2r.plans import load_max_over_mean
     from c2r.prediction import predict_time
-    from c2r.prediction.time import layer_shares
+    from c2r.prediction.shares import layer_shares
 
     placed, (cluster, workload) = _row("plain top-k", found, seen, timing), timing
     layers = [layer_shares(seen, index, None, cluster.topology) for index in range(seen.num_layers)]

@@ -12,7 +12,8 @@ from c2r.errors import InputError
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
 from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
-from c2r.prediction.time import RankShares, measured_time
+from c2r.prediction.shares import RankShares
+from c2r.prediction.time import measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep

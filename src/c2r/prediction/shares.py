@@ -1,0 +1,58 @@
+"""What of all tokens comes to each rank in a layer, by whom its experts are computed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from c2r.plans import ClusterTopology, LayerPlan, count_visits, row_loads
+from c2r.plans.contiguous import contiguous_placement
+from c2r.prediction.traffic import known_sets
+from c2r.profiling import CollaborationProfile
+from c2r.types import Counts, Float, Int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RankShares:
+    """What of all tokens comes to each rank, in one layer.
+
+    Attributes:
+        rows: `[ranks]` expert rows per token of the batch; the sum is k.
+        visits: `[ranks]` share of the tokens that visit each rank.
+        node_visits: `[nodes]` share that visit each node.
+        expert_chances: `[ranks, E]` rows per token of each expert on each rank that computes it;
+            None where they are not known: then the weights of no expert count as read.
+    """
+
+    rows: Float
+    visits: Float
+    node_visits: Float
+    expert_chances: Float | None = None
+
+    @classmethod
+    def of(cls, ranks: Int, sets: Int, counts: Counts, topology: ClusterTopology) -> "RankShares":
+        """The shares of tokens whose experts `sets` `[sets, k]` are computed on `ranks`."""
+        total, size = float(counts.sum()), topology.num_ranks
+        num_experts = int(sets.max()) + 1
+        weights = np.repeat(counts.astype(np.float64), sets.shape[1]) / total
+        keys = ranks.ravel() * num_experts + sets.ravel()
+        chances = np.bincount(keys, weights=weights, minlength=size * num_experts)
+        nodes = ranks // topology.ranks_per_node
+        return cls(
+            rows=row_loads(ranks, counts, size) / total,
+            visits=count_visits(ranks, counts, size) / total,
+            node_visits=count_visits(nodes, counts, topology.num_nodes) / total,
+            expert_chances=chances.reshape(size, num_experts).astype(np.float64),
+        )
+
+
+def layer_shares(
+    profile: CollaborationProfile, index: int, plan: LayerPlan | None, topology: ClusterTopology
+) -> RankShares:
+    """What comes to each rank in one layer; experts in the order of their ids without a plan."""
+    layer = profile.layers[index]
+    sets, counts = known_sets(index, layer, topology)
+    if plan is None:
+        ranks = contiguous_placement(layer.num_experts, topology.num_ranks)[sets]
+    else:
+        ranks = plan.ranks_of(sets, topology)
+    return RankShares.of(ranks, sets, counts, topology)
