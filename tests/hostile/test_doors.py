@@ -116,7 +116,7 @@ def test_a_command_never_writes_over_what_it_reads(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: d.pop("num_ranks"),
+        lambda d: d.update(num_ranks=[1]),
         lambda d: d["routing"].pop("copies"),
         lambda d: d["routing"].update(rank_load_max_over_mean="x"),
         lambda d: d.update(tasks=[]),

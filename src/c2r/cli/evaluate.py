@@ -175,7 +175,7 @@ def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") ->
         routing = evaluation.routing
         print(
             f"copies per token{name}: {routing['copies']:.3f} on "
-            f"{evaluation.provenance['num_ranks']} ranks, rank load "
+            f"{evaluation.provenance.get('num_ranks', 'unknown')} ranks, rank load "
             f"{routing['rank_load_max_over_mean']:.2f}"
         )
     if comparison:

@@ -97,7 +97,8 @@ class TaskEvaluation:
 def _check(document: dict[str, Any]) -> None:
     """Raises `KeyError`, `TypeError` or `ValueError` where a figure that is shown is no number."""
     routing = document["routing"]
-    for value in (routing["copies"], routing["rank_load_max_over_mean"], document["num_ranks"]):
+    num_ranks = document.get("num_ranks", 1)  # not every result says
+    for value in (routing["copies"], routing["rank_load_max_over_mean"], num_ranks):
         if type(value) not in (int, float) or not math.isfinite(value):
             raise ValueError("a figure of its routing is no number")
     if not document["tasks"]:
