@@ -111,3 +111,36 @@ def test_a_command_never_writes_over_what_it_reads(tmp_path, capsys):
         assert run_command(command) == 2
         assert "is an input of this command" in capsys.readouterr().err
     assert run_command(["inspect", profile]) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(num_ranks=[1]),
+        lambda d: d["routing"].pop("copies"),
+        lambda d: d["routing"].update(rank_load_max_over_mean="x"),
+        lambda d: d.update(tasks=[]),
+        lambda d: d["tasks"][0].update(correct=[1]),
+        lambda d: d["tasks"][0].update(ids=[]),
+        lambda d: d["tasks"][0].update(name=3),
+    ],
+)
+def test_a_task_result_whose_figures_cannot_be_shown_is_refused(tmp_path, capsys, change):
+    originals(tmp_path)
+    path = tmp_path / "result.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    assert run_command(["evaluate", "--compare", str(path), str(path)]) == 2
+    assert "lacks or damages a field" in capsys.readouterr().err
+
+
+def test_a_task_name_cannot_command_the_terminal(tmp_path, capsys):
+    originals(tmp_path)
+    path = tmp_path / "result.json"
+    document = json.loads(path.read_text())
+    document["tasks"][0]["name"] = "\x1b]0;owned\x07"
+    path.write_text(json.dumps(document))
+    assert run_command(["evaluate", "--compare", str(path), str(path)]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "owned" in said.out

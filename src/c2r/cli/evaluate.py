@@ -9,7 +9,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.models import DtypeOption, PlanOption, load_model_and_tokenizer, plan_of
-from c2r.errors import InputError
+from c2r.errors import InputError, without_controls
 
 if TYPE_CHECKING:
     from c2r.tasks import Comparison, LoadedTasks, TaskEvaluation
@@ -169,12 +169,13 @@ def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") ->
     else:
         rows = [[task.name, len(task.correct), _percent(task.accuracy)] for task in found[0].tasks]
         print_table("Tasks", ["task", "items", "right"], rows)
-    print("shots: " + ", ".join(f"{task.name} {task.num_shots}" for task in found[0].tasks))
+    shots = ", ".join(f"{task.name} {task.num_shots}" for task in found[0].tasks)
+    print(without_controls(f"shots: {shots}"))
     for name, evaluation in zip(("", ", reference"), found, strict=False):
         routing = evaluation.routing
         print(
             f"copies per token{name}: {routing['copies']:.3f} on "
-            f"{evaluation.provenance['num_ranks']} ranks, rank load "
+            f"{evaluation.provenance.get('num_ranks', 'unknown')} ranks, rank load "
             f"{routing['rank_load_max_over_mean']:.2f}"
         )
     if comparison:

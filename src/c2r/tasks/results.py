@@ -1,6 +1,7 @@
 """What a model answered on tasks: kept item by item, and compared with another model's answers."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ class TaskEvaluation:
     def from_json(cls, document: dict[str, Any]) -> "TaskEvaluation":
         """The evaluation that `to_json` gave."""
         known = {"kind", "routing", "tasks", "reference", "comparison"}
+        _check(document)
         return cls(
             tasks=tuple(_read_task(entry) for entry in document["tasks"]),
             routing=document["routing"],
@@ -92,6 +94,30 @@ class TaskEvaluation:
             return cls.from_json(document)
 
 
+def _check(document: dict[str, Any]) -> None:
+    """Raises `KeyError`, `TypeError` or `ValueError` where a figure that is shown is no number."""
+    routing = document["routing"]
+    num_ranks = document.get("num_ranks", 1)  # not every result says
+    for value in (routing["copies"], routing["rank_load_max_over_mean"], num_ranks):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError("a figure of its routing is no number")
+    if not document["tasks"]:
+        raise ValueError("it holds no task")
+
+
+def _check_task(task: TaskResult) -> None:
+    """Raises `ValueError` unless the columns are of one length and type."""
+    size = len(task.ids)
+    if not size or {len(task.correct), len(task.loglikelihoods)} != {size}:
+        raise ValueError("the columns of a task are not of one length")
+    if not all(isinstance(text, str) for text in (task.name, task.metric, *task.ids)):
+        raise ValueError("a name or id of a task is no text")
+    if not all(isinstance(right, bool) for right in task.correct):
+        raise ValueError("an entry of correct is neither true nor false")
+    if not all(type(n) is int for n in (task.num_shots, task.num_left_out, task.num_truncated)):
+        raise ValueError("a count of a task is no integer")
+
+
 def _read_task(entry: dict[str, Any]) -> TaskResult:
     columns = {
         "ids": tuple(entry["ids"]),
@@ -99,7 +125,9 @@ def _read_task(entry: dict[str, Any]) -> TaskResult:
         "loglikelihoods": tuple(tuple(item) for item in entry["loglikelihoods"]),
     }
     known = {name: entry[name] for name in TaskResult.__dataclass_fields__}
-    return TaskResult(**{**known, **columns})
+    task = TaskResult(**{**known, **columns})
+    _check_task(task)
+    return task
 
 
 def compare_evaluations(
