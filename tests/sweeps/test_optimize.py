@@ -9,7 +9,7 @@ from c2r.planning import make_plan
 from c2r.prediction import ModelSizes, Workload, find_cluster
 from c2r.profiling import IdProfileBuilder
 from c2r.results import Measurement, SweepResult
-from c2r.sweeps.optimize import choose
+from c2r.sweeps.optimizing import choose
 from tests.planning.instances import random_sets
 
 CLUSTER = find_cluster("hosts-4-10g")

@@ -1,7 +1,7 @@
 """Measures many plans of one model: the curve of quality against traffic."""
 
 from c2r.sweeps.grid import DEFAULT_POLICIES, default_points
-from c2r.sweeps.optimize import Optimized, optimize, shares_of
+from c2r.sweeps.optimizing import Optimized, optimize, shares_of
 from c2r.sweeps.resumable import SweepRequest, describe_request, sweep
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import measure_sensitivity, spread_points

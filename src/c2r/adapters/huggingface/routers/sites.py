@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from torch import nn
 
@@ -58,11 +59,14 @@ class SiteHolder(nn.Module):
 
 
 def is_part(site: RouterSite, model: nn.Module) -> bool:
-    """Whether the model has the site's module at the site's path."""
+    """Whether the model has the site's module at the site's path, as it is or inside adapters."""
     try:
-        return model.get_submodule(site.name) is site.module
+        found: Any = model.get_submodule(site.name)
     except AttributeError:
         return False
+    while found is not site.module and hasattr(found, "base_layer"):  # PEFT's way to wrap a module
+        found = found.base_layer
+    return found is site.module
 
 
 def tapped_sites(model: nn.Module) -> tuple[RouterSite, ...]:
