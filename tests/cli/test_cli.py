@@ -110,7 +110,7 @@ def test_traffic(capsys, folder):
         assert 1 <= values["copies_placed"] <= values["copies_contiguous"] <= 4
         assert values["rank_load_max_over_mean"] >= 1
     sized = call_json(capsys, *arguments, "--hidden-size", 128)
-    expected = sized["mean"]["copies_placed"] * 256
+    expected = sized["mean"]["remote_copies_placed"] * 256
     assert sized["mean"]["bytes_per_token"] == pytest.approx(expected)
     assert "contiguous" in call(capsys, *arguments)[1]
 

@@ -47,7 +47,9 @@ def traffic(
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
         for row in (*document["layers"], document["mean"]):
-            row["bytes_per_token"] = bytes_per_token(row["copies_placed"], hidden_size, dtype_bytes)
+            row["bytes_per_token"] = bytes_per_token(
+                row["remote_copies_placed"], hidden_size, dtype_bytes
+            )
     if json:
         print_json(document)
         return
