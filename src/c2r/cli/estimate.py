@@ -82,11 +82,10 @@ def _times(
     """The step by dispatcher, as far as the cluster has several ranks, and nodes of several."""
     from c2r.prediction import DISPATCHERS, predict_time
 
-    nested = 1 < cluster.num_nodes < cluster.num_ranks
     return {
         name: predict_time(profile, plan, cluster, workload, dispatcher=name)
         for name in DISPATCHERS
-        if nested or name != "hierarchical"
+        if cluster.is_nested or name != "hierarchical"
     }
 
 

@@ -49,6 +49,11 @@ class Cluster:
         """The ranks and nodes, as plans know them."""
         return ClusterTopology(num_ranks=self.num_ranks, num_nodes=self.num_nodes)
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether there are several nodes of several ranks, where hierarchical dispatch differs."""
+        return 1 < self.num_nodes < self.num_ranks
+
     def of_size(self, num_ranks: int, num_nodes: int) -> "Cluster":
         """As many ranks and nodes of the same kind."""
         return replace(self, num_ranks=num_ranks, num_nodes=num_nodes)

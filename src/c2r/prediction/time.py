@@ -318,8 +318,7 @@ def measured_time(shares: Sequence[RankShares], cluster: Cluster, workload: Work
 
 def _dispatchers(cluster: Cluster) -> tuple[str, ...]:
     """Those that never send more rows than another, where they differ."""
-    nested = 1 < cluster.num_nodes < cluster.num_ranks
-    return ("zero_redundancy", "hierarchical") if nested else ("zero_redundancy",)
+    return ("zero_redundancy", "hierarchical") if cluster.is_nested else ("zero_redundancy",)
 
 
 def best_time(
