@@ -22,9 +22,7 @@ def check_transformers() -> None:
         )
 
 
-def sharding_of_experts(
-    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int
-) -> Any:
+def sharding_of_experts(skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int) -> Any:
     """A `DistributedConfig` that shards the experts over all ranks and keeps all else whole.
 
     It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
