@@ -12,7 +12,8 @@ not sent. An exchange takes, b bytes to a row,
 
     max over ranks and both directions of (latency + rows b / bandwidth), inside and between nodes,
 
-the two at once, for their links are different ones. The parts of a layer, forward:
+the two at once, for their links are different ones; where the cluster has a rate for each pair of
+ranks, the sum over peers of rows b / bandwidth to that peer. The parts of a layer, forward:
 
     dispatch, combine   an exchange each, of the same rows in opposite directions
     compute             the largest over ranks of max(2 rows w / rate, w_read d / memory bandwidth):
@@ -40,6 +41,7 @@ import numpy as np
 from c2r.errors import InputError, PlanMismatchError
 from c2r.plans import Plan
 from c2r.prediction.cluster import Cluster
+from c2r.prediction.links import seconds_by_link
 from c2r.prediction.shares import RankShares, layer_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
@@ -188,12 +190,18 @@ def _exchange(
         # Two hops, one after the other: rows are forwarded when they have arrived at the node.
         between = np.maximum(nodes * (len(nodes) - 1), nodes.sum() - nodes).repeat(per_node)
         inside = np.maximum(visits * (len(visits) - len(nodes)), len(nodes) * (here - visits))
-    tokens, row_bytes = workload.tokens_per_rank, workload.row_bytes
+    sent = workload.tokens_per_rank * workload.row_bytes
+    inside_seconds = inside * sent / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
+    between_seconds = between * sent / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
+    if cluster.link_gigabytes:
+        inside_seconds, between_seconds = seconds_by_link(
+            visits, nodes, cluster, sent, dispatcher == "hierarchical"
+        )
     hops = {}
     if per_node > 1:
-        hops["inside"] = _hop(inside * tokens * row_bytes, cluster, "inner")
+        hops["inside"] = _hop(inside_seconds, cluster.inner_microseconds)
     if cluster.num_nodes > 1:
-        hops["between nodes"] = _hop(between * tokens * row_bytes, cluster, "outer")
+        hops["between nodes"] = _hop(between_seconds, cluster.outer_microseconds)
     if not hops:
         return 0.0, "none"
     name, (seconds, rank) = max(hops.items(), key=lambda hop: hop[1][0])
@@ -212,11 +220,9 @@ def _visits(shares: RankShares, dispatcher: str) -> Float:
     raise InputError(f"there is no dispatcher {dispatcher!r}; choose {', '.join(DISPATCHERS)}")
 
 
-def _hop(num_bytes: Float, cluster: Cluster, level: str) -> tuple[float, int]:
-    rank = int(num_bytes.argmax())
-    latency = getattr(cluster, f"{level}_microseconds") * _SECONDS
-    rate = getattr(cluster, f"{level}_gigabytes") * _BYTES_PER_SECOND
-    return latency + float(num_bytes[rank]) / rate, rank
+def _hop(seconds: Float, microseconds: float) -> tuple[float, int]:
+    rank = int(seconds.argmax())
+    return microseconds * _SECONDS + float(seconds[rank]), rank
 
 
 def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
