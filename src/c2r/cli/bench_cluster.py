@@ -205,3 +205,9 @@ def _show_links(report: "ClusterReport") -> None:
     ]
     columns = ["links", "who", "rank", "latency, us", "GB/s"]
     print_table("Fitted lines: latency + bytes / rate", columns, fitted)
+    found = report.cluster
+    print(
+        f"Taken is the worst line: inside nodes {found.inner_gigabytes:g} GB/s and "
+        f"{found.inner_microseconds:g} us, between nodes {found.outer_gigabytes:g} GB/s and "
+        f"{found.outer_microseconds:g} us."
+    )

@@ -330,7 +330,7 @@ def _cluster(
             found = list(links)
         alike = [link for link in found if link.pattern.kind != "pair"]
         figures[f"{name}_gigabytes"] = min(link.gigabytes for link in alike)
-        figures[f"{name}_microseconds"] = 1e6 * alike[0].line[0]
+        figures[f"{name}_microseconds"] = 1e6 * max(link.line[0] for link in alike)
     rates = link_matrix(links, topology) if settings.is_by_pair else np.zeros((0, 0))
     devices = ", ".join(sorted({host["device"] for host in hosts}))
     return Cluster(
