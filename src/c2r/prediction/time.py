@@ -12,7 +12,8 @@ not sent. An exchange takes, b bytes to a row,
 
     max over ranks and both directions of (latency + rows b / bandwidth), inside and between nodes,
 
-the two at once, for their links are different ones. The parts of a layer, forward:
+the two at once, for their links are different ones; where the cluster has a rate for each pair of
+ranks, the sum over peers of rows b / bandwidth to that peer. The parts of a layer, forward:
 
     dispatch, combine   an exchange each, of the same rows in opposite directions
     compute             the largest over ranks of max(2 rows w / rate, w_read d / memory bandwidth):
@@ -38,8 +39,9 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import InputError, PlanMismatchError
-from c2r.plans import Plan
+from c2r.plans import ClusterTopology, Plan
 from c2r.prediction.cluster import Cluster
+from c2r.prediction.links import seconds_by_link
 from c2r.prediction.shares import RankShares, layer_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
@@ -178,28 +180,46 @@ def _exchange(
     shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
 ) -> tuple[float, str]:
     """Seconds of one exchange, and the link that takes longest."""
-    per_node = cluster.topology.ranks_per_node
     visits, nodes = _visits(shares, dispatcher), shares.node_visits
-    by_node = visits.reshape(-1, per_node)
-    here = by_node.sum(1).repeat(per_node)
-    inside = np.maximum(visits * (per_node - 1), here - visits)
-    between = np.maximum(visits * (len(visits) - per_node), visits.sum() - here)
-    if dispatcher == "hierarchical":
-        # Two hops, one after the other: rows are forwarded when they have arrived at the node.
-        between = np.maximum(nodes * (len(nodes) - 1), nodes.sum() - nodes).repeat(per_node)
-        inside = np.maximum(visits * (len(visits) - len(nodes)), len(nodes) * (here - visits))
-    tokens, row_bytes = workload.tokens_per_rank, workload.row_bytes
+    inside, between = rows_by_rank(shares, cluster.topology, dispatcher)
+    sent = workload.tokens_per_rank * workload.row_bytes
+    inside_seconds = inside * sent / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
+    between_seconds = between * sent / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
+    if cluster.link_gigabytes:
+        inside_seconds, between_seconds = seconds_by_link(
+            visits, nodes, cluster, sent, dispatcher == "hierarchical"
+        )
     hops = {}
-    if per_node > 1:
-        hops["inside"] = _hop(inside * tokens * row_bytes, cluster, "inner")
+    if cluster.topology.ranks_per_node > 1:
+        hops["inside"] = _hop(inside_seconds, cluster.inner_microseconds)
     if cluster.num_nodes > 1:
-        hops["between nodes"] = _hop(between * tokens * row_bytes, cluster, "outer")
+        hops["between nodes"] = _hop(between_seconds, cluster.outer_microseconds)
     if not hops:
         return 0.0, "none"
     name, (seconds, rank) = max(hops.items(), key=lambda hop: hop[1][0])
     if dispatcher == "hierarchical":
         seconds = sum(hop[0] for hop in hops.values())
     return seconds, f"{name}, rank {rank}"
+
+
+def rows_by_rank(
+    shares: RankShares, topology: ClusterTopology, dispatcher: str
+) -> tuple[Float, Float]:
+    """Rows that each rank sends, or receives if those are more, per token of a rank.
+
+    Returns:
+        `[ranks]` to and from the others of its node, and `[ranks]` to and from other nodes.
+    """
+    per_node, num_nodes = topology.ranks_per_node, topology.num_nodes
+    visits, nodes = _visits(shares, dispatcher), shares.node_visits
+    here = visits.reshape(-1, per_node).sum(1).repeat(per_node)
+    if dispatcher == "hierarchical":
+        # Two hops, one after the other: rows are forwarded when they have arrived at the node.
+        between = np.maximum(nodes * (num_nodes - 1), nodes.sum() - nodes).repeat(per_node)
+        inside = np.maximum(visits * (len(visits) - num_nodes), num_nodes * (here - visits))
+        return inside, between
+    inside = np.maximum(visits * (per_node - 1), here - visits)
+    return inside, np.maximum(visits * (len(visits) - per_node), visits.sum() - here)
 
 
 def _visits(shares: RankShares, dispatcher: str) -> Float:
@@ -212,11 +232,9 @@ def _visits(shares: RankShares, dispatcher: str) -> Float:
     raise InputError(f"there is no dispatcher {dispatcher!r}; choose {', '.join(DISPATCHERS)}")
 
 
-def _hop(num_bytes: Float, cluster: Cluster, level: str) -> tuple[float, int]:
-    rank = int(num_bytes.argmax())
-    latency = getattr(cluster, f"{level}_microseconds") * _SECONDS
-    rate = getattr(cluster, f"{level}_gigabytes") * _BYTES_PER_SECOND
-    return latency + float(num_bytes[rank]) / rate, rank
+def _hop(seconds: Float, microseconds: float) -> tuple[float, int]:
+    rank = int(seconds.argmax())
+    return microseconds * _SECONDS + float(seconds[rank]), rank
 
 
 def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:

@@ -6,6 +6,7 @@ are interleaved, so that a disturbance hits all of them. Only what is sent, and 
 
 from c2r.timing.cases import Case, CaseTimes, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
+from c2r.timing.cluster import ClusterReport, ClusterSettings, measure_cluster
 from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
 from c2r.timing.recording import (
     RecordedRouting,
@@ -20,6 +21,8 @@ from c2r.timing.run import interleave, time_cases
 __all__ = [
     "Case",
     "CaseTimes",
+    "ClusterReport",
+    "ClusterSettings",
     "EmulatedExperts",
     "RecordedRouting",
     "Recording",
@@ -31,6 +34,7 @@ __all__ = [
     "dispatcher_cases",
     "interface_bytes",
     "interleave",
+    "measure_cluster",
     "name_policies",
     "predict_rows",
     "record_routings",
