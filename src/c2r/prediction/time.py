@@ -21,9 +21,8 @@ the two at once, for their links are different ones. The parts of a layer, forwa
                         received, as the experts take and give them, over the memory bandwidth
 
 In training exchanges and copies come twice and products three times (backward: one for the rows,
-one for the weights). Nothing overlaps but by chunks: with n of them a layer takes
-
-    index + longer + shorter / n + n launches,    longer, shorter of exchanges and compute.
+one for the weights). With n chunks an exchange takes latency + rows b / (n bandwidth), the device
+works for launch + (compute + index) / n on each, and both at the same time: see `pipeline_time`.
 
 `k_fold` sends a row per expert: l_r in the place of v_r. `all_gather` sends every token to every
 rank, and each rank's sums back: v_r = 1. `hierarchical` sends a token once to each node that it
@@ -40,6 +39,7 @@ import numpy as np
 from c2r.errors import InputError, PlanMismatchError
 from c2r.plans import Plan
 from c2r.prediction.cluster import Cluster
+from c2r.prediction.pipeline import pipeline_time
 from c2r.prediction.shares import RankShares, layer_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
@@ -59,6 +59,8 @@ _SECONDS = 1e-6
 class LayerTime:
     """Milliseconds of one MoE layer; in training forward and backward together.
 
+    The parts are what each takes alone, all chunks together.
+
     Attributes:
         dispatch: rows on their way to the experts.
         combine: rows on their way back.
@@ -66,6 +68,7 @@ class LayerTime:
         index: copies on the busiest rank.
         launches: what is spent besides, growing with the chunks.
         num_chunks: parts in which exchanges and compute overlap.
+        passes: 2 in training: forward, and backward with twice the compute.
         busiest_rank: the rank that computes longest.
         busiest_link: what bounds the exchange: `"inside rank 3"` or `"between nodes, rank 3"`.
     """
@@ -76,6 +79,7 @@ class LayerTime:
     index: float
     launches: float
     num_chunks: int
+    passes: int
     busiest_rank: int
     busiest_link: str
 
@@ -87,8 +91,17 @@ class LayerTime:
     @property
     def total(self) -> float:
         """Milliseconds of the layer."""
-        longer, shorter = sorted((self.exchange, self.compute), reverse=True)
-        return self.index + longer + shorter / self.num_chunks + self.launches
+        parts = self.passes * self.num_chunks
+        copies = (self.index + self.launches) / parts
+        shares = (1.0,) if self.passes == 1 else (1 / 3, 2 / 3)
+        return sum(
+            pipeline_time(
+                self.num_chunks,
+                self.dispatch / parts,
+                copies + self.compute * share / self.num_chunks,
+            )
+            for share in shares
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,8 +171,8 @@ def layer_time(
 
     Raises `InputError` for an unknown dispatcher.
     """
-    seconds, link = _exchange(shares, cluster, workload, dispatcher)
-    seconds *= workload.passes
+    seconds, link = _exchange(shares, cluster, workload, dispatcher, num_chunks)
+    seconds *= workload.passes * num_chunks
     compute = _compute(shares, cluster, workload)
     busiest = int(compute.argmax())
     return LayerTime(
@@ -169,15 +182,16 @@ def layer_time(
         index=1e3 * _index(shares, cluster, workload, dispatcher),
         launches=1e3 * cluster.launch_microseconds * _SECONDS * num_chunks * workload.passes,
         num_chunks=num_chunks,
+        passes=workload.passes,
         busiest_rank=busiest,
         busiest_link=link,
     )
 
 
 def _exchange(
-    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
+    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str, num_chunks: int
 ) -> tuple[float, str]:
-    """Seconds of one exchange, and the link that takes longest."""
+    """Seconds of the exchange of a chunk, and the link that takes longest."""
     per_node = cluster.topology.ranks_per_node
     visits, nodes = _visits(shares, dispatcher), shares.node_visits
     by_node = visits.reshape(-1, per_node)
@@ -188,7 +202,7 @@ def _exchange(
         # Two hops, one after the other: rows are forwarded when they have arrived at the node.
         between = np.maximum(nodes * (len(nodes) - 1), nodes.sum() - nodes).repeat(per_node)
         inside = np.maximum(visits * (len(visits) - len(nodes)), len(nodes) * (here - visits))
-    tokens, row_bytes = workload.tokens_per_rank, workload.row_bytes
+    tokens, row_bytes = workload.tokens_per_rank / num_chunks, workload.row_bytes
     hops = {}
     if per_node > 1:
         hops["inside"] = _hop(inside * tokens * row_bytes, cluster, "inner")

@@ -4,9 +4,11 @@ All cases run on the same ranks, with the same expert weights and GEMM, on recor
 are interleaved, so that a disturbance hits all of them. Only what is sent, and how, differs.
 """
 
-from c2r.timing.cases import Case, CaseTimes, TimedLayer, dispatcher_cases, predict_rows
+from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
-from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
+from c2r.timing.experts import DeviceRate, EmulatedExperts, SwiGLUExperts
+from c2r.timing.placing import Placing, place
+from c2r.timing.predicted import predict_case, shares_of, workload_of
 from c2r.timing.recording import (
     RecordedRouting,
     Recording,
@@ -16,11 +18,15 @@ from c2r.timing.recording import (
 )
 from c2r.timing.report import TimingReport, time_dispatchers
 from c2r.timing.run import interleave, time_cases
+from c2r.timing.trace_file import read_routing, record_file
 
 __all__ = [
     "Case",
     "CaseTimes",
+    "DeviceRate",
     "EmulatedExperts",
+    "Network",
+    "Placing",
     "RecordedRouting",
     "Recording",
     "Spread",
@@ -32,10 +38,16 @@ __all__ = [
     "interface_bytes",
     "interleave",
     "name_policies",
+    "place",
+    "predict_case",
     "predict_rows",
+    "read_routing",
+    "record_file",
     "record_routings",
     "share_recording",
+    "shares_of",
     "spread_of_ratios",
     "time_cases",
     "time_dispatchers",
+    "workload_of",
 ]
