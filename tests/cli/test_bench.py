@@ -39,3 +39,14 @@ def test_only_types_that_the_products_take(capsys, launched):
 def test_counts_must_be_positive(capsys, launched):
     assert "--rounds" in refusal(capsys, "--rounds", "0")
     assert "--tokens" in refusal(capsys, "--tokens", "0")
+
+
+def test_a_device_is_real_or_has_a_rate(capsys, launched):
+    assert "choose real or emulated" in refusal(capsys, "--device", "fast")
+    assert "--cluster or --rows-per-second" in refusal(capsys, "--device", "emulated")
+    assert "add --device emulated" in refusal(capsys, "--rows-per-second", "1000")
+    assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
+
+
+def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
+    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))

@@ -265,6 +265,7 @@ class _Runner:
         before = self.bench.bytes_sent()
         for layer in self.layers:
             layer.step(meter.around(layer.timed_experts))
+        self.bench.comm.barrier()  # what is still queued at a slow link has left by then
         after = self.bench.bytes_sent()
         for part in _PARTS:
             self.seconds[part] += meter.watch.seconds[part]
