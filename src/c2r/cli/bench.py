@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure on this machine or cluster.", no_args_is_help=True)
 
 _SEQ_LEN = 512
+_TOKENS_READ = 1 << 20
 _LOSS_TOKENS = 16384  # fewer would not tell 0.1 % of loss
 
 
@@ -238,7 +239,14 @@ def _record(
     calibration, evaluation = split_texts(texts)
 
     def batches(chosen: Any, count: int) -> Any:
-        return token_batches(chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=count)
+        """Windows from all parts of the texts, of so many tokens together."""
+        windows = list(
+            token_batches(
+                chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=1, num_tokens=_TOKENS_READ
+            )
+        )
+        wanted = -(-count // _SEQ_LEN)
+        return windows[:: max(len(windows) // wanted, 1)][:wanted]
 
     return record_routings(
         loaded,

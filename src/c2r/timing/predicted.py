@@ -1,5 +1,7 @@
 """What the time model says of a case, from the routing that it replays."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from c2r.plans import ClusterTopology
@@ -35,5 +37,7 @@ def shares_of(expert_ids: Int, placement: Int, topology: ClusterTopology) -> Ran
 
 
 def predict_case(case: Case, shares: RankShares, cluster: Cluster, shape: TimedLayer) -> LayerTime:
-    """The time of a layer with these shares on the cluster."""
+    """The time of a layer with these shares on the cluster; emulated devices read no weights."""
+    if shape.device is not None:
+        shares = replace(shares, expert_chances=None)
     return layer_time(shares, cluster, workload_of(shape), case.dispatcher, case.num_chunks)
