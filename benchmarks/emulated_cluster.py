@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PREFIX = "c2r-emulated"
-_SEGMENT_BYTES = 16 * 1024  # the largest that the kernel hands to a limited link at once
-_BURST_SECONDS = 0.5e-3  # timers are later than that at times, and the link would idle
+_SEGMENT_SECONDS = 0.15e-3  # timers are later than two of them at times, and the link would idle
+_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 1600, 64 * 1024  # a frame; what the kernel merges
 _QUEUE = "200ms"
 _GRACE_SECONDS = 5.0
 
@@ -199,11 +199,11 @@ class _Network:
         if rate is not None:
             _call(
                 *("tc", "-n", namespace, "qdisc", "add", "dev", interface, "root", "tbf"),
-                *("rate", rate, "burst", str(_burst(rate)), "latency", _QUEUE),
+                *("rate", rate, "burst", str(2 * _segment_bytes(rate)), "latency", _QUEUE),
             )
             _call(
                 *("ip", "-n", namespace, "link", "set", "dev", interface),
-                *("gso_max_size", str(_SEGMENT_BYTES)),
+                *("gso_max_size", str(_segment_bytes(rate))),
             )
         _call("ip", "-n", namespace, "link", "set", interface, "up")
 
@@ -223,9 +223,10 @@ class _Network:
             _remove_namespace(namespace)
 
 
-def _burst(rate):
-    """Bytes that a link sends at once after it was idle."""
-    return max(2 * _SEGMENT_BYTES, int(bytes_per_second(rate) * _BURST_SECONDS))
+def _segment_bytes(rate):
+    """The most that the kernel hands to a link at once; two of them pass after it was idle."""
+    segment = int(bytes_per_second(rate) * _SEGMENT_SECONDS)
+    return min(max(segment, _LEAST_SEGMENT_BYTES), _MOST_SEGMENT_BYTES)
 
 
 def bytes_per_second(rate):

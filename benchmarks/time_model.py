@@ -5,8 +5,8 @@
 RECORDING is what `c2r bench parallel --save-recording` kept, RESULT what
 `benchmarks/expert_parallel.py --device emulated` wrote with it. Links and devices are as the result
 states them. What real processors add is two figures of the machine: the time of an exchange of
-nothing, and the rate of copies. They are fitted on k-fold dispatch, whole and in four chunks, of all
-results together; every other case is predicted. Baseline: the measured time.
+nothing, and the rate of copies. They are fitted on k-fold dispatch, whole and in four chunks, of
+all results together; every other case is predicted. Baseline: the measured time.
 """
 
 import argparse

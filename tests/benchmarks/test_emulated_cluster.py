@@ -104,7 +104,7 @@ def test_links_keep_to_their_rate_and_count_their_bytes(capfd, cluster):
         sent, received = hosts.traffic(1)[0], hosts.traffic(0)[1]
     seconds = time.monotonic() - before
     assert capfd.readouterr().out == "1000000\n"
-    assert seconds > (1_000_000 - 2 * 32 * 1024) / 1_000_000  # a slower machine only takes longer
+    assert seconds > 0.9  # a slower machine only takes longer
     assert 1_000_000 < sent < 1_050_000
     assert 1_000_000 < received < 1_050_000
 
