@@ -17,30 +17,30 @@ class AllGatherDispatcher(Dispatcher):
     def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
         """See `Dispatcher.route`."""
         size = self.comm.size
-        checked = [self.slots.none_where_invalid(ids) for ids in expert_ids]
+        chosen = [self.slots.choose(ids) for ids in expert_ids]
         counts = [
             torch.stack([num_invalid.new_tensor(len(ids)), self.complaint(num_invalid)])
-            for ids, (_, num_invalid) in zip(expert_ids, checked, strict=True)
+            for ids, (_, num_invalid) in zip(expert_ids, chosen, strict=True)
         ]
         _, received, _ = self.exchange_counts(
             self.comm, torch.stack(counts).expand(size, -1, -1)
         ).wait()
         self.check(chunk[1] for rank in received for chunk in rank)
         return [
-            self._route(flat.view_as(ids), chunk_weights, [rank[index][0] for rank in received])
-            for index, (ids, (flat, _), chunk_weights) in enumerate(
-                zip(expert_ids, checked, weights, strict=True)
+            self._route(slots.view_as(ids), chunk_weights, [rank[index][0] for rank in received])
+            for index, (ids, (slots, _), chunk_weights) in enumerate(
+                zip(expert_ids, chosen, weights, strict=True)
             )
         ]
 
-    def _route(self, expert_ids: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
-        """Starts sending ids and weights `[tokens, k]` of one chunk to every rank.
+    def _route(self, slots: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
+        """Starts sending slots and weights `[tokens, k]` of one chunk to every rank.
 
         `num_tokens` `[ranks]` are the tokens of each rank, so that what arrives needs no row
         numbers: every row comes with exactly k pairs.
         """
-        (num_own, k), size = expert_ids.shape, self.comm.size
-        tokens = torch.arange(num_own, device=expert_ids.device)
+        (num_own, k), size = slots.shape, self.comm.size
+        tokens = torch.arange(num_own, device=slots.device)
         leg = Leg(
             comm=self.comm,
             departing=copies_of(tokens.repeat(size), num_own),
@@ -51,7 +51,7 @@ class AllGatherDispatcher(Dispatcher):
         )
         choices = self.comm.exchange_tagged(
             weights.repeat(size, 1).flatten(),
-            self.slots.slot_of[expert_ids].repeat(size, 1).to(torch.int16).flatten(),
+            slots.repeat(size, 1).to(torch.int16).flatten(),
             self.split_sizes([num_own * k] * size, [n * k for n in num_tokens], "choices"),
         )
         return Route(

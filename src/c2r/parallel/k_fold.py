@@ -26,11 +26,10 @@ class KFoldDispatcher(Dispatcher):
 
     def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
         """See `Dispatcher.route`."""
-        num_slots = self.slots.num_ranks * self.slots.max_per_rank
         departing, counts = [], []
         for ids in expert_ids:
-            flat, num_invalid = self.slots.none_where_invalid(ids)
-            order, per_slot = one_row_per_pair(self.slots.slot_of[flat], num_slots)
+            slots, num_invalid = self.slots.choose(ids)
+            order, per_slot = one_row_per_pair(slots, self.slots.num_slots)
             num_tokens, k = ids.shape
             # Every token has k copies, none counted: no sort and no histogram over tokens.
             starts = torch.arange(num_tokens, device=order.device) * k

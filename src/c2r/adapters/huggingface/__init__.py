@@ -12,6 +12,7 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     expert_parameters,
     gather_state_dict,
     reduce_gradients,
+    refresh_replicas,
 )
 from c2r.adapters.huggingface.folders import (
     from_pretrained,
@@ -71,6 +72,7 @@ __all__ = [
     "profile",
     "read_model_layers",
     "reduce_gradients",
+    "refresh_replicas",
     "register_router",
     "remove",
     "save_pretrained",

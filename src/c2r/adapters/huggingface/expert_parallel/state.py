@@ -25,15 +25,21 @@ def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
 def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     """Completes the gradients of a parallel model after backward, on every rank.
 
-    The gradients of experts are sums over the tokens of all ranks already. Those of all other
-    parameters are summed here: then all are as one process would compute them from the sum of the
-    ranks' losses. With `average`, all are divided by the number of ranks: as from the mean of the
-    losses. Parameters that FSDP2 shards are left to it, and FSDP2 averages.
+    The gradients of experts are sums over the tokens of all ranks already; those of replicas are
+    added to them here, in the order of the ranks, and become zero. Those of all other parameters
+    are summed here: then all are as one process would compute them from the sum of the ranks'
+    losses. With `average`, all are divided by the number of ranks: as from the mean of the losses.
+    Parameters that FSDP2 shards are left to it, and FSDP2 averages.
+
+    A step of the optimizer is expected to follow. The next forward pass begins by copying the
+    weights of experts to their replicas.
 
     Raises:
         InputError: the model is not parallel.
     """
     comm = _comm(model)
+    for _, _, local in local_experts(model):
+        local.reduce_gradients()
     experts = expert_parameters(model)
     whole = [p for p in model.parameters() if p.requires_grad and p not in experts]
     whole = [p for p in whole if not is_sharded(p)]
@@ -53,6 +59,17 @@ def reduce_gradients(model: nn.Module, average: bool = False) -> None:
                 parameter.grad /= comm.size
 
 
+def refresh_replicas(model: nn.Module) -> None:
+    """Copies the weights of experts to their replicas where a step has made them differ.
+
+    Every rank must call this. The next forward pass would do it; what reads a rank's own
+    parameters before cannot wait for that.
+    """
+    for _, _, experts in local_experts(model):
+        if experts.has_stale_replicas:
+            experts.refresh_replicas()
+
+
 def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of the whole model, under its own names and in its own order, on rank 0.
 
@@ -67,7 +84,7 @@ def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for name, module, experts in local_experts(model):
         for parameter, _ in module.named_parameters(recurse=False):
             key = f"{name}.{parameter}"
-            state[key] = gather_experts(state[key], comm, experts.placement)
+            state[key] = gather_experts(state[key], comm, experts.homes)
     return state if comm.rank == 0 else {}
 
 
