@@ -230,12 +230,13 @@ def rows_sent_with_replicas(comm):
 
 
 def trained(comm, ids, plan, num_steps=3):
-    """The whole model after steps of AdamW, as rank 0 gathers it, and this rank's own."""
+    """The state of the whole model after some steps, on rank 0, and this rank's model."""
     model = tiny()
     if plan is not None:
         parallelize(model, plan)
         ids = ids[comm.rank : comm.rank + 1]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    # Not Adam: it makes steps of the rounding of gradients that should be zero, as of key biases.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=0.1)
     for _ in range(num_steps):
         optimizer.zero_grad()
         summed_loss(model, ids).backward()
@@ -255,7 +256,7 @@ def steps_with_replicas(comm):
     start = tiny().state_dict()
     for name, value in state.items():
         moved = (alone[name] - start[name]).norm()
-        assert (value - alone[name]).norm() <= 1e-3 * moved, name
+        assert (value - alone[name]).norm() <= 1e-3 * moved + 1e-7, name
     refresh_replicas(model)
     shared = [state]
     dist.broadcast_object_list(shared)

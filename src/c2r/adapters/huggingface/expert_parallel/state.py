@@ -43,20 +43,24 @@ def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     experts = expert_parameters(model)
     whole = [p for p in model.parameters() if p.requires_grad and p not in experts]
     whole = [p for p in whole if not is_sharded(p)]
-    for parameter in whole:  # A rank that did not use a parameter still takes part in its sum.
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    # One message per type instead of one per parameter; types in the same order on all ranks.
-    for dtype in sorted({p.dtype for p in whole}, key=str):
-        grads = [p.grad for p in whole if p.dtype == dtype and p.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        comm.all_reduce(flat)
-        for grad, total in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
-            grad.copy_(total.view_as(grad))
+    _sum_over_ranks(whole, comm)
     if average:
         for parameter in [*whole, *experts]:
             if parameter.grad is not None:
                 parameter.grad /= comm.size
+
+
+def _sum_over_ranks(parameters: list[nn.Parameter], comm: Comm) -> None:
+    for parameter in parameters:  # A rank that did not use a parameter still takes part in its sum.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    # One message per type instead of one per parameter; types in the same order on all ranks.
+    for dtype in sorted({p.dtype for p in parameters}, key=str):
+        grads = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        comm.all_reduce(flat)
+        for grad, total in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+            grad.copy_(total.view_as(grad))
 
 
 def refresh_replicas(model: nn.Module) -> None:
