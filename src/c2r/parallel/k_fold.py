@@ -27,11 +27,11 @@ class KFoldDispatcher(Dispatcher):
     def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`."""
         k, num_ranks = expert_ids.shape[1], self.slots.num_ranks
-        num_slots = num_ranks * self.slots.max_per_rank
-        flat, num_invalid = self.slots.none_where_invalid(expert_ids)
+        num_slots = self.slots.num_slots
+        slots, num_invalid = self.slots.choose(expert_ids)
         # One sort for all chunks: by chunk, then by slot, pairs without an expert last.
-        chunks = chunk_of_pairs(flat, [size * k for size in sizes])
-        keys = chunks * (num_slots + 1) + self.slots.slot_of[flat]
+        chunks = chunk_of_pairs(slots, [size * k for size in sizes])
+        keys = chunks * (num_slots + 1) + slots
         order, per_key = one_row_per_pair(keys, len(sizes) * (num_slots + 1))
         per_slot = per_key.view(len(sizes), num_slots + 1)[:, :-1]
         per_rank = per_slot.reshape(len(sizes), num_ranks, -1).transpose(0, 1)

@@ -58,7 +58,7 @@ class Pairs:
 class Stage:
     """One exchange of every dispatch: a `Leg` is what one dispatch sends in it.
 
-    Ids become smaller on the way: experts of the model before the first stage, slots of a node
+    Ids become smaller on the way: slots of all ranks before the first stage, slots of a node
     before the second, experts of the rank in the end. So each stage is two tables.
 
     Attributes:
@@ -88,8 +88,9 @@ class ZeroRedundancyDispatcher(Dispatcher):
 
     def make_stages(self) -> tuple[Stage, ...]:
         """The exchanges, in the order of the way out."""
-        local = self.slots.slot_of % self.slots.max_per_rank
-        return (Stage(comm=self.comm, destination=self.slots.rank_of, next_id=local),)
+        most = self.slots.max_per_rank
+        slots = torch.arange(self.slots.num_slots + 1, device=self.comm.device)
+        return (Stage(comm=self.comm, destination=slots // most, next_id=slots % most),)
 
     def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`; only the pairs of the last leg are left to wait for."""
@@ -119,15 +120,15 @@ class ZeroRedundancyDispatcher(Dispatcher):
 
     def _pairs_of(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> Pairs:
         """The pairs of this rank's tokens, from ids and weights `[tokens, k]`."""
-        flat, num_invalid = self.slots.none_where_invalid(expert_ids)
+        slots, num_invalid = self.slots.choose(expert_ids)
         num_tokens, k = expert_ids.shape
-        tokens = torch.arange(num_tokens, device=flat.device)
+        tokens = torch.arange(num_tokens, device=slots.device)
         num_pairs = [size * k for size in sizes]
         return Pairs(
             rows=tokens.repeat_interleave(k),
-            ids=flat,
+            ids=slots,
             weights=weights.reshape(-1),
-            chunks=chunk_of_pairs(flat, num_pairs),
+            chunks=chunk_of_pairs(slots, num_pairs),
             num_rows=sizes,
             num_pairs=num_pairs,
             complaint=self.complaint(num_invalid),
@@ -273,12 +274,13 @@ class HierarchicalDispatcher(ZeroRedundancyDispatcher):
         across = self.comm.subset([other * per_node + number for other in range(self.num_nodes)])
         inside = self.comm.subset([node * per_node + other for other in range(per_node)])
         most = self.slots.max_per_rank
-        in_node = torch.arange(per_node * most, device=self.slots.slot_of.device)
+        slots = torch.arange(self.slots.num_slots + 1, device=self.comm.device)
+        in_node = slots[: per_node * most]
         return (
             Stage(
                 comm=across,
-                destination=self.slots.slot_of // (per_node * most),
-                next_id=self.slots.slot_of % (per_node * most),
+                destination=slots // (per_node * most),
+                next_id=slots % (per_node * most),
             ),
             Stage(comm=inside, destination=in_node // most, next_id=in_node % most),
         )

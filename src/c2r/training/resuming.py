@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Trainer, TrainerCallback
 
-from c2r.adapters.huggingface import expert_parameters, is_parallel, reduce_gradients
+from c2r.adapters.huggingface import (
+    expert_parameters,
+    is_parallel,
+    reduce_gradients,
+    refresh_replicas,
+)
 from c2r.errors import InputError
 from c2r.training.checkpoint import (
     SHARED,
@@ -64,6 +69,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             raise KeyboardInterrupt
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        refresh_replicas(self.base)  # the last step made them stale
         out, step = Path(self.args.output_dir), self.state.global_step
         partial, final = out / f".checkpoint-{step}", out / f"checkpoint-{step}"
         try:

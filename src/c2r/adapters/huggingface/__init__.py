@@ -15,6 +15,7 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     expert_parameters,
     gather_state_dict,
     reduce_gradients,
+    refresh_replicas,
 )
 from c2r.adapters.huggingface.folders import (
     from_pretrained,
@@ -77,6 +78,7 @@ __all__ = [
     "profile",
     "read_model_layers",
     "reduce_gradients",
+    "refresh_replicas",
     "register_router",
     "remove",
     "save_pretrained",
