@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import c2r
 from c2r.training import FinetuneSettings, finetune
+from c2r.training.folder import work_folder
 from tests.parallel.processes import run_checks
 from tests.training.material import examples, plan_of, tiny
 from tests.training.test_resuming import Interrupter
@@ -41,7 +42,7 @@ def check(comm, settings, folder):
     if settings.expert_parallel:
         with pytest.raises(KeyboardInterrupt):
             tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [])
-        assert (out / "checkpoint-2" / "process-3.safetensors").is_file()
+        assert (work_folder(out) / "checkpoint-2" / "process-3.safetensors").is_file()
     result = tune(out, settings)
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))

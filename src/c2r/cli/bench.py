@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, example, note, print_json, print_table
+from c2r.cli.console import JsonOption, check_output, example, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.cli.processes import (
     is_first_process,
@@ -77,6 +77,9 @@ def parallel(
     from c2r.timing import Recording, TimedLayer, name_policies, share_recording, time_dispatchers
 
     _check_launched()
+    for path in (out, save_recording):
+        check_output(path, model, recording, *(text or ()))
+    check_output(out, save_recording)
     policies = name_policies(policy)
     shape = TimedLayer(
         num_tokens=tokens,

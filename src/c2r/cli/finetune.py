@@ -31,7 +31,7 @@ def finetune(
         typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the tuned model; an interrupted run resumes.")
+        Path, typer.Option(help="Folder for the tuned model; it appears when it is whole.")
     ],
     mode: Annotated[
         str | None,
@@ -116,15 +116,23 @@ def finetune(
 
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
-    goes on from the last checkpoint to the same weights. On several processes: `torchrun
-    --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model is
-    loaded with `c2r.from_pretrained(OUT)`.
+    goes on from the last checkpoint in OUT.partial to the same weights. On several processes:
+    `torchrun --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model
+    is loaded with `c2r.from_pretrained(OUT)`.
     """
     arguments = dict(locals())  # options that are settings have the settings' names
     from c2r.plans import Plan
-    from c2r.training import DataSettings, TrainingData, check_unfinished, read_windows
+    from c2r.training import (
+        DataSettings,
+        TrainingData,
+        check_unfinished,
+        clear_finished,
+        read_windows,
+    )
 
     settings = _settings(arguments)
+    if is_first_process():
+        clear_finished(out)
     check_unfinished(out)
     chosen = Plan.load(plan)
     loaded, tokenizer = _load(model, dtype, chosen, settings)
@@ -141,9 +149,8 @@ def finetune(
     )
     own = read(eval_data).windows if eval_data else None
     training, held_out = _split(found.windows, own, eval_share)
-    document = _tune(loaded, training, held_out, chosen, settings, out)
+    document = _tune((loaded, tokenizer), training, held_out, chosen, settings, out)
     if is_first_process():
-        tokenizer.save_pretrained(out)
         _report(document, json)
 
 
@@ -194,7 +201,7 @@ def _split(found: "Windows", held_out: "Windows | None", share: float) -> "tuple
 
 
 def _tune(
-    model: Any,
+    loaded: tuple[Any, Any],
     training: "Windows",
     held_out: "Windows",
     plan: "Plan",
@@ -206,6 +213,7 @@ def _tune(
     from c2r.training import Progress, measure_held_out
     from c2r.training import finetune as tune
 
+    model, tokenizer = loaded
     free = unconstrained(plan)
     rows = {
         "before, plain top-k": measure_held_out(model, held_out, free),
@@ -213,9 +221,10 @@ def _tune(
     }
     with progress_bar("training", settings.steps(len(training))) as advance:
         try:
-            result = tune(model, training, plan, settings, out, [Progress(advance, _note)])
+            progress = [Progress(advance, _note)]
+            result = tune(model, training, plan, settings, out, progress, tokenizer)
         except KeyboardInterrupt:
-            _note(f"stopped after a checkpoint in {out}; the same command resumes from it")
+            _note(f"the work is in {out}.partial; the same command resumes from it")
             raise
     after = "after, plain top-k" if settings.control else "after, under the plan"
     rows[after] = measure_held_out(model, held_out, free if settings.control else plan)

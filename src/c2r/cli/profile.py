@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
@@ -39,6 +39,7 @@ def profile(
     """
     from c2r.text import token_batches
 
+    check_output(out, model, *(text or ()))
     texts = resolve_texts(text)
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     rank, num_ranks = process_rank(), num_processes()
