@@ -32,7 +32,8 @@ from c2r.cli import (
     traffic,
 )
 from c2r.cli.console import example, note
-from c2r.errors import C2RError
+from c2r.cli.processes import tell_torchrun
+from c2r.errors import C2RError, CommunicationError
 from c2r.interrupts import interrupts
 
 _INTERRUPTED = 130
@@ -110,7 +111,7 @@ def run_command(arguments: list[str]) -> int:
             if status != _INTERRUPTED:  # what typer makes of an interrupt
                 return status if isinstance(status, int) else 0
         except BaseException as error:  # noqa: BLE001 - libraries make an interrupt their own error
-            if interrupt.number is None:
+            if interrupt.number is None or isinstance(error, CommunicationError):
                 return _told(error)
         note(f"c2r: {interrupt.what}")
         return interrupt.status
@@ -120,7 +121,9 @@ def _told(error: BaseException) -> int:
     """Tells a user's mistake in one line and gives the exit status; raises what is none."""
     match error:
         case C2RError():
-            note(f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}")
+            line = f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
+            note(line)
+            tell_torchrun(line)
         case typer.TyperException():
             note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")
         case KeyboardInterrupt() | typer.Abort():

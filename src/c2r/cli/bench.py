@@ -14,6 +14,7 @@ from c2r.cli.processes import (
     num_processes,
     num_processes_per_machine,
 )
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def parallel(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     out: Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -88,18 +90,21 @@ def parallel(
         dtype=_dtype(dtype),
         rows_per_second=emulate,
     )
-    texts, own = resolve_texts(text), None
-    if is_first_process() and recording is not None:
-        own = Recording.load(recording)
-    elif is_first_process():
-        note(f"recording the routing of {model} under {len(policies) + 1} policies")
-        own = _record(model, texts, tokens * num_processes(), policies, max_load)
-    shared = share_recording(own)
-    if save_recording is not None and is_first_process():
-        shared.save(save_recording)
-    report = time_dispatchers(
-        shared, shape, rounds, chunks or (), _note_round(rounds), network_interface()
-    )
+    with together(timeout, "gloo") as ranks:
+        facts = {"the layer": repr(shape), "the rounds": rounds, "the chunks": chunks or []}
+        ranks.agree({**facts, "the policies": list(policies)})
+        texts, own = resolve_texts(text), None
+        if is_first_process() and recording is not None:
+            own = Recording.load(recording)
+        elif is_first_process():
+            note(f"recording the routing of {model} under {len(policies) + 1} policies")
+            own = _record(model, texts, tokens * num_processes(), policies, max_load)
+        shared = share_recording(own)
+        if save_recording is not None and is_first_process():
+            shared.save(save_recording)
+        report = time_dispatchers(
+            shared, shape, rounds, chunks or (), _note_round(rounds), network_interface()
+        )
     if not is_first_process():
         return
     document = report.to_json()

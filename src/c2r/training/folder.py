@@ -43,12 +43,12 @@ def make_request(
     return {
         "model": describe_model(model)["model_fingerprint"],
         "plan": plan.fingerprint,
-        "data": _digest(windows),
+        "data": describe_windows(windows),
         "settings": {**chosen, "num_processes": num_processes},
     }
 
 
-def _digest(windows: Sequence[Window]) -> str:
+def describe_windows(windows: Sequence[Window]) -> str:
     """Identifies the windows and their order; with lengths, so that no two runs of bytes meet."""
     digest = hashlib.sha256()
     for window in windows:

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 from c2r.adapters.huggingface import expert_parameters, is_parallel, reduce_gradients
 from c2r.errors import InputError
 from c2r.interrupts import handling
+from c2r.parallel import Comm, gather_bytes, join_world, named_failure
 from c2r.training.checkpoint import (
     SHARED,
     Part,
@@ -58,11 +59,19 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 once; without `out` at the first.
         """
         newest = None if out is None else newest_checkpoint(out)
-        with self._stopping.watching(out is not None):
-            self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        try:
+            with self._stopping.watching(out is not None):
+                self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        except RuntimeError as error:
+            raise named_failure(f"step {self.state.global_step + 1}", error) or error from None
         if self.state.global_step < self.state.max_steps:
             self._stopping.pass_on()
             raise KeyboardInterrupt
+
+    @property
+    def processes(self) -> Comm | None:
+        """Those that train together, where they are several."""
+        return None if self.accelerator.num_processes == 1 else join_world()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         out, step = Path(self.args.output_dir), self.state.global_step
@@ -88,12 +97,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             except (OSError, SafetensorError) as error:
                 failure = error
         # All hear of a failure before any raises; the others would wait for one that raised alone.
-        failed = torch.tensor(float(failure is not None), device=self.args.device)
-        if self.accelerator.reduce(failed, "sum"):
+        told = [] if failure is None else [str(failure)]
+        if self.processes is not None:
+            what = f"the writing after step {self.state.global_step}"
+            told = [t.decode() for t in gather_bytes("".join(told).encode(), self.processes, what)]
+        if any(told):
             raise InputError(
                 f"cannot write to {self.args.output_dir} after step {self.state.global_step} "
-                f"({failure or 'another process failed'}); {self.last_checkpoint()}; make room, "
-                "then run the same again"
+                f"({next(filter(None, told))}); {self.last_checkpoint()}; make room, then run the "
+                "same again"
             ) from failure
 
     def last_checkpoint(self) -> str:

@@ -17,9 +17,17 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
 from c2r.errors import InputError
 from c2r.measuring import unconstrained
+from c2r.parallel import agree, join_world
 from c2r.plans import Plan
 from c2r.training.data import Window, collate
-from c2r.training.folder import claim, make_request, model_folder, publish, work_folder
+from c2r.training.folder import (
+    Request,
+    claim,
+    make_request,
+    model_folder,
+    publish,
+    work_folder,
+)
 from c2r.training.progress import tensorboard_callbacks
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher, router_parameters, save_adapter, training_only
@@ -86,8 +94,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
             parallelize(model, plan)
         if out is not None:
             request = make_request(model, windows, plan, settings, arguments.world_size)
-            with arguments.main_process_first(local=False):
-                claim(out, request)  # the first begins the folder, the others find it begun
+            _claim_together(out, request, arguments.world_size)
         final = None if out is None else model_folder(out)
         boards = tensorboard_callbacks(settings.report_to, final, arguments.should_log)
         set_seed(settings.seed)  # adapters begin at random
@@ -140,6 +147,20 @@ def _is_reentrant(module: nn.Module) -> bool:
         getattr(module, "gradient_checkpointing", False)
         and getattr(function, "keywords", {}).get("use_reentrant", False)
     )
+
+
+def _claim_together(out: Path, request: Request, num_processes: int) -> None:
+    """The first process begins the folder, the others find it begun."""
+    if num_processes == 1:
+        claim(out, request)
+        return
+    processes = join_world()
+    agree(request, processes)
+    if processes.rank == 0:
+        claim(out, request)
+    processes.meet("the beginning of the folder")
+    if processes.rank != 0:
+        claim(out, request)
 
 
 def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings) -> Constraint:

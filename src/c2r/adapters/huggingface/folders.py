@@ -26,6 +26,7 @@ from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError, PlanError, one_line
+from c2r.parallel import named_failure
 from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
 
 PARALLEL_ATTRIBUTE = "_c2r_experts"
@@ -114,6 +115,9 @@ def _loading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
+        lost = named_failure(f"the loading of {source}", error)
+        if lost is not None:
+            raise lost from None
         raise InputError(
             f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
             "hub name while online"
