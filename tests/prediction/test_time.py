@@ -8,7 +8,15 @@ import pytest
 from c2r.errors import InputError, PlanMismatchError
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology
-from c2r.prediction import Cluster, ModelSizes, Phase, Workload, best_time, predict_time
+from c2r.prediction import (
+    DISPATCHERS,
+    Cluster,
+    ModelSizes,
+    Phase,
+    Workload,
+    best_time,
+    predict_time,
+)
 from c2r.prediction.shares import RankShares
 from c2r.prediction.time import bottleneck_weights, break_even_tokens, layer_time, rest_time
 from c2r.profiling import IdProfileBuilder
@@ -190,3 +198,24 @@ def test_what_does_not_fit_is_refused():
         predict_time(seen, None, ONE, MILLION, dispatcher="post")
     with pytest.raises(InputError, match="0 tokens a rank"):
         replace(MILLION, tokens_per_rank=0)
+
+
+def test_a_rate_for_each_link_is_one_rate_where_they_are_alike():
+    visits = shares([[0, 1, 2], [0, 0, 3], [1, 1, 2], [0, 2, 2]], num_nodes=2, num_ranks=4)
+    plain = replace(ONE, num_ranks=4, num_nodes=2, outer_microseconds=7.0)
+    rates = tuple(
+        tuple(1.0 if one // 2 == other // 2 else 0.1 for other in range(4)) for one in range(4)
+    )
+    by_link = replace(plain, link_gigabytes=rates)
+    for dispatcher in DISPATCHERS:
+        found, wanted = (layer_time(visits, c, MILLION, dispatcher) for c in (by_link, plain))
+        assert found.dispatch == pytest.approx(wanted.dispatch)
+        assert found.busiest_link == wanted.busiest_link
+
+
+def test_a_slow_link_bounds_the_exchange():
+    # A million rows go from rank 1 to rank 0 at a tenth of the rate, half a million the other way.
+    cluster = replace(ONE, link_gigabytes=((0.0, 1.0), (0.1, 0.0)))
+    assert layer_time(shares([[0, 0], [0, 1]]), cluster, MILLION).dispatch == pytest.approx(10.0)
+    opposite = replace(ONE, link_gigabytes=((0.0, 0.1), (1.0, 0.0)))
+    assert layer_time(shares([[0, 0], [0, 1]]), opposite, MILLION).dispatch == pytest.approx(5.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.cli import bench_cluster
 from c2r.cli.console import JsonOption, example, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.cli.processes import (
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from c2r.timing import CaseTimes, DeviceRate, Placing, Recording, TimingReport
 
 app = typer.Typer(help="Measure on this machine or cluster.", no_args_is_help=True)
+
+app.command(
+    "cluster", epilog=example("torchrun --nproc-per-node 8 -m c2r bench cluster --out mine.yaml")
+)(bench_cluster.cluster)
 
 _SEQ_LEN = 512
 _TOKENS_READ = 1 << 20

@@ -6,6 +6,7 @@ are interleaved, so that a disturbance hits all of them. Only what is sent, and 
 
 from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
+from c2r.timing.cluster import ClusterReport, ClusterSettings, measure_cluster
 from c2r.timing.experts import DeviceRate, EmulatedExperts, SwiGLUExperts
 from c2r.timing.placing import Placing, place
 from c2r.timing.predicted import predict_case, shares_of, workload_of
@@ -23,6 +24,8 @@ from c2r.timing.trace_file import read_routing, record_file
 __all__ = [
     "Case",
     "CaseTimes",
+    "ClusterReport",
+    "ClusterSettings",
     "DeviceRate",
     "EmulatedExperts",
     "Network",
@@ -37,6 +40,7 @@ __all__ = [
     "dispatcher_cases",
     "interface_bytes",
     "interleave",
+    "measure_cluster",
     "name_policies",
     "place",
     "predict_case",
