@@ -5,8 +5,8 @@ Runs no model.
 
 from c2r.prediction.cluster import PRESETS, Cluster, find_cluster
 from c2r.prediction.rank_traffic import RankTraffic, predict_rank_traffic
+from c2r.prediction.rows import DISPATCHERS
 from c2r.prediction.time import (
-    DISPATCHERS,
     LayerTime,
     StepTime,
     best_time,
