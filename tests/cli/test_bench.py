@@ -59,3 +59,14 @@ def test_a_cluster_needs_ranks_and_sizes(capsys, monkeypatch):
 
 def test_ranks_are_those_of_torchrun(capsys, launched):
     assert "torchrun started 4" in refusal_of_cluster(capsys, "--ranks", "2")
+
+
+def test_a_device_is_real_or_has_a_rate(capsys, launched):
+    assert "choose real or emulated" in refusal(capsys, "--device", "fast")
+    assert "--cluster or --rows-per-second" in refusal(capsys, "--device", "emulated")
+    assert "add --device emulated" in refusal(capsys, "--rows-per-second", "1000")
+    assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
+
+
+def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
+    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))

@@ -111,13 +111,29 @@ def test_decoding_reads_the_weights_of_the_experts_that_are_used():
     assert found.compute == pytest.approx(1e3 * 2 / 1e6)  # two experts of a byte on rank 0
 
 
+def test_one_chunk_is_the_sum_of_the_parts():
+    cluster = replace(ONE, launch_microseconds=1000.0, memory_gigabytes_per_second=10.0)
+    found = layer_time(shares([[0, 0], [0, 1]]), cluster, replace(MILLION, phase=Phase.TRAINING))
+    parts = found.exchange + found.compute + found.index + found.launches
+    assert found.total == pytest.approx(parts)
+
+
 def test_chunks_hide_the_shorter_part():
-    cluster = replace(ONE, launch_microseconds=1000.0, teraflops=1e-6)
+    # Exchanges of 1 ms each way, work of 6e-3 ms.
+    found = layer_time(shares([[0, 0], [0, 1]]), ONE, MILLION, num_chunks=2)
+    assert found.total == pytest.approx(found.exchange)
+    # Work of 6,000 ms: only the first exchange of half the rows and the last are waited for.
+    slow = replace(ONE, teraflops=1e-6)
+    found = layer_time(shares([[0, 0], [0, 1]]), slow, MILLION, num_chunks=2)
+    assert found.total == pytest.approx(found.compute + 2 * 0.5)
+
+
+def test_every_chunk_waits_for_its_latency():
+    cluster = replace(ONE, inner_microseconds=1000.0)
     whole, halves = (
         layer_time(shares([[0, 0], [0, 1]]), cluster, MILLION, num_chunks=n) for n in (1, 2)
     )
-    shorter = min(whole.exchange, whole.compute)
-    assert whole.total - halves.total == pytest.approx(shorter / 2 - 1.0)
+    assert halves.exchange - whole.exchange == pytest.approx(2.0)
 
 
 def profile(num_experts=16, seed=0):

@@ -22,9 +22,8 @@ ranks, the sum over peers of rows b / bandwidth to that peer. The parts of a lay
                         received, as the experts take and give them, over the memory bandwidth
 
 In training exchanges and copies come twice and products three times (backward: one for the rows,
-one for the weights). Nothing overlaps but by chunks: with n of them a layer takes
-
-    index + longer + shorter / n + n launches,    longer, shorter of exchanges and compute.
+one for the weights). With n chunks an exchange takes latency + rows b / (n bandwidth), the device
+works for launch + (compute + index) / n on each, and both at the same time: see `pipeline_time`.
 
 `k_fold` sends a row per expert: l_r in the place of v_r. `all_gather` sends every token to every
 rank, and each rank's sums back: v_r = 1. `hierarchical` sends a token once to each node that it
@@ -42,6 +41,7 @@ from c2r.errors import InputError, PlanMismatchError
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction.cluster import Cluster
 from c2r.prediction.links import seconds_by_link
+from c2r.prediction.pipeline import pipeline_time
 from c2r.prediction.shares import RankShares, layer_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
@@ -61,6 +61,8 @@ _SECONDS = 1e-6
 class LayerTime:
     """Milliseconds of one MoE layer; in training forward and backward together.
 
+    The parts are what each takes alone, all chunks together.
+
     Attributes:
         dispatch: rows on their way to the experts.
         combine: rows on their way back.
@@ -68,6 +70,7 @@ class LayerTime:
         index: copies on the busiest rank.
         launches: what is spent besides, growing with the chunks.
         num_chunks: parts in which exchanges and compute overlap.
+        passes: 2 in training: forward, and backward with twice the compute.
         busiest_rank: the rank that computes longest.
         busiest_link: what bounds the exchange: `"inside rank 3"` or `"between nodes, rank 3"`.
     """
@@ -78,6 +81,7 @@ class LayerTime:
     index: float
     launches: float
     num_chunks: int
+    passes: int
     busiest_rank: int
     busiest_link: str
 
@@ -89,8 +93,17 @@ class LayerTime:
     @property
     def total(self) -> float:
         """Milliseconds of the layer."""
-        longer, shorter = sorted((self.exchange, self.compute), reverse=True)
-        return self.index + longer + shorter / self.num_chunks + self.launches
+        parts = self.passes * self.num_chunks
+        copies = (self.index + self.launches) / parts
+        shares = (1.0,) if self.passes == 1 else (1 / 3, 2 / 3)
+        return sum(
+            pipeline_time(
+                self.num_chunks,
+                self.dispatch / parts,
+                copies + self.compute * share / self.num_chunks,
+            )
+            for share in shares
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +173,8 @@ def layer_time(
 
     Raises `InputError` for an unknown dispatcher.
     """
-    seconds, link = _exchange(shares, cluster, workload, dispatcher)
-    seconds *= workload.passes
+    seconds, link = _exchange(shares, cluster, workload, dispatcher, num_chunks)
+    seconds *= workload.passes * num_chunks
     compute = _compute(shares, cluster, workload)
     busiest = int(compute.argmax())
     return LayerTime(
@@ -171,18 +184,19 @@ def layer_time(
         index=1e3 * _index(shares, cluster, workload, dispatcher),
         launches=1e3 * cluster.launch_microseconds * _SECONDS * num_chunks * workload.passes,
         num_chunks=num_chunks,
+        passes=workload.passes,
         busiest_rank=busiest,
         busiest_link=link,
     )
 
 
 def _exchange(
-    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
+    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str, num_chunks: int
 ) -> tuple[float, str]:
-    """Seconds of one exchange, and the link that takes longest."""
+    """Seconds of the exchange of a chunk, and the link that takes longest."""
     visits, nodes = _visits(shares, dispatcher), shares.node_visits
     inside, between = rows_by_rank(shares, cluster.topology, dispatcher)
-    sent = workload.tokens_per_rank * workload.row_bytes
+    sent = workload.tokens_per_rank / num_chunks * workload.row_bytes
     inside_seconds = inside * sent / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
     between_seconds = between * sent / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
     if cluster.link_gigabytes:
