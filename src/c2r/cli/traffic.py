@@ -1,11 +1,15 @@
 """`c2r traffic`: what a plan would send, predicted from a profile."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table
+
+if TYPE_CHECKING:
+    from c2r.plans import ClusterTopology, Plan
+    from c2r.profiling import CollaborationProfile
 
 
 def traffic(
@@ -24,15 +28,14 @@ def traffic(
     model's traffic, profile the folder that `c2r apply` wrote.
     """
     from c2r.plans import Plan
-    from c2r.prediction import bytes_per_token, predict_rank_traffic, predict_traffic
+    from c2r.prediction import bytes_per_token, predict_traffic
     from c2r.profiling import CollaborationProfile
 
     counted, placed = CollaborationProfile.load(profile), Plan.load(plan)
     document = predict_traffic(counted, placed).to_json()
-    ranks = predict_rank_traffic(counted, placed)
     document["rows_to_ranks"] = {
-        "contiguous": ranks.contiguous[0].tolist(),
-        "placed": ranks.placed[0].tolist(),
+        "contiguous": _rows_to_ranks(counted, None, placed.topology),
+        "placed": _rows_to_ranks(counted, placed, placed.topology),
     }
     columns = {
         "copies_k_fold": "k-fold",
@@ -59,3 +62,13 @@ def traffic(
     print_table(title, ["layer", *columns.values()], rows)
     names, values = zip(*document["rows_to_ranks"].items(), strict=True)
     print_heat_map("Rows of a token to each rank", names, values, "rows")
+
+
+def _rows_to_ranks(
+    profile: "CollaborationProfile", plan: "Plan | None", topology: "ClusterTopology"
+) -> list[float]:
+    """Rows of a token to each rank, mean over layers."""
+    from c2r.prediction.shares import all_shares
+
+    layers = [layer.visits for layer in all_shares(profile, plan, topology)]
+    return [float(sum(rank) / len(layers)) for rank in zip(*layers, strict=True)]

@@ -1,7 +1,7 @@
 """Measurements in, a page and figures out; nothing is measured here."""
 
 from c2r.reporting.build import build_report
-from c2r.reporting.charts import Report
+from c2r.reporting.charts import Report, Verdict
 from c2r.reporting.inputs import Inputs, read_inputs
 from c2r.reporting.matplotlib_charts import (
     check_matplotlib,
@@ -13,6 +13,7 @@ from c2r.reporting.page import render_page, write_page
 __all__ = [
     "Inputs",
     "Report",
+    "Verdict",
     "build_report",
     "check_matplotlib",
     "read_inputs",
