@@ -75,7 +75,7 @@ def optimize(
     )
     plan = out / "plan.safetensors"
     found.plan.save(plan)
-    report = _write_report(out)
+    report = _write_report(found, out)
     if json:
         print_json(_document(found, out, report))
         return
@@ -83,7 +83,7 @@ def optimize(
     print(_verdict(found, model, plan, report))
 
 
-def _write_report(out: Path) -> Path | None:
+def _write_report(found: "Optimized", out: Path) -> Path | None:
     """The page of profile, plan and sweep; None where plotly is not installed."""
     from importlib.util import find_spec
 
@@ -94,7 +94,13 @@ def _write_report(out: Path) -> Path | None:
         return None
     inputs = [out / name for name in ("sweep.profile.safetensors", "plan.safetensors")]
     page = out / "report.html"
-    write_page(build_report(read_inputs([*inputs, out / "sweep.json"])), page)
+    made = build_report(
+        read_inputs([*inputs, out / "sweep.json"]),
+        cluster=found.cluster,
+        tokens_per_rank=found.workload.tokens_per_rank,
+        phase=found.workload.phase,
+    )
+    write_page(made, page)
     return page
 
 

@@ -51,6 +51,8 @@ from c2r.types import Float
 
 CHUNKS = (1, 2, 4, 8)
 """Numbers of chunks that are tried where overlap is asked for."""
+WORTH_IT = 0.01
+"""Share of a step that a plan must save: predictions are not better than that."""
 
 _BYTES_PER_SECOND = 1e9
 _SECONDS = 1e-6
