@@ -38,12 +38,15 @@ from c2r.adapters.huggingface.taps.install import (
 )
 from c2r.adapters.huggingface.taps.profiling import profile
 from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
+from c2r.adapters.huggingface.taps.replay import Replay, ReplayedLayer, replay
 
 __all__ = [
     "ConstraintReport",
     "ParallelOptions",
     "PreparedPlan",
     "Recorder",
+    "Replay",
+    "ReplayedLayer",
     "RouterSite",
     "RouterSpec",
     "SelectionRule",
@@ -73,6 +76,7 @@ __all__ = [
     "reduce_gradients",
     "register_router",
     "remove",
+    "replay",
     "save_pretrained",
     "traces",
 ]
