@@ -32,7 +32,7 @@ class Result:
         self.document = json.loads(Path(path).read_text(encoding="utf-8"))
         settings = self.document["settings"]
         self.recording = Recording.load(recording).of_layers(settings["num_layers"])
-        self.cluster = Cluster(**settings["cluster"])
+        self.cluster = replace(Cluster(**settings["cluster"]), is_outer_shared=True)
         self.shape = _shape(settings)
         self.cases = [(Case(**times["case"]), times) for times in self.document["cases"]]
         self._shares = {}

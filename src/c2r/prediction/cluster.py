@@ -32,6 +32,8 @@ class Cluster:
         link_gigabytes: GB/s from each rank (row) to each other (column), where links are not alike;
             then it counts in the place of `inner_gigabytes` and `outer_gigabytes`. Its diagonal is
             not looked at.
+        is_outer_shared: the ranks of a node share one adapter, of which `outer_gigabytes` is a
+            rank's part: then the mean of a node's ranks counts, not the rank with most rows.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Cluster:
     memory_gigabytes: float
     launch_microseconds: float
     link_gigabytes: tuple[tuple[float, ...], ...] = ()
+    is_outer_shared: bool = False
 
     @property
     def topology(self) -> ClusterTopology:
@@ -123,6 +126,12 @@ def read_cluster(path: Path) -> Cluster:
     document["num_ranks"], document["num_nodes"] = (
         int(document[name]) for name in ("num_ranks", "num_nodes")
     )
+    shared = document.setdefault("is_outer_shared", False)
+    if not isinstance(shared, bool):
+        raise InputError(
+            f"{path}, line {lines['is_outer_shared']}: is_outer_shared is {str(shared)[:40]}; give "
+            "true or false"
+        )
     links = document.get("link_gigabytes", ())
     if links:
         _check_links(path, links, document["num_ranks"], lines.get("link_gigabytes"))
