@@ -32,7 +32,7 @@ from pathlib import Path
 
 _PREFIX = "c2r-emulated"
 _SEGMENT_SECONDS = 0.15e-3  # timers are later than two of them at times, and the link would idle
-_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 1600, 64 * 1024  # a frame; what the kernel merges
+_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 8 * 1024, 64 * 1024  # single frames are too slow
 _QUEUE = "200ms"
 _GRACE_SECONDS = 5.0
 
