@@ -231,7 +231,10 @@ def _segment_bytes(rate):
 
 def bytes_per_second(rate):
     """What `tc` means by a rate, as `100mbit`."""
-    number, unit = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate).groups()
+    found = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate)
+    if found is None:
+        raise RuntimeError(f"{rate} is no rate of `tc`; write 100mbit or 1gbit")
+    number, unit = found.groups()
     return float(number) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[unit] / 8
 
 
