@@ -1,7 +1,7 @@
 """Measurements in, a page and figures out; nothing is measured here."""
 
 from c2r.reporting.build import build_report
-from c2r.reporting.charts import Chart, Report, Series
+from c2r.reporting.charts import Chart, Report, Series, Verdict
 from c2r.reporting.inputs import Inputs, read_inputs
 from c2r.reporting.matplotlib_charts import (
     check_matplotlib,
@@ -16,6 +16,7 @@ __all__ = [
     "Inputs",
     "Report",
     "Series",
+    "Verdict",
     "build_report",
     "check_matplotlib",
     "read_inputs",
