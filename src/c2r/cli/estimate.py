@@ -217,13 +217,13 @@ def _check_memory(
     room = cluster.memory_gigabytes
     if replicas and held > room:
         raise InputError(
-            f"{replicas} replicas a rank do not fit: weights take {held:.1f} GB of the "
-            f"{room:g} GB of a rank of {cluster.name}, {plain:.1f} without replicas; plan with "
+            f"{replicas} replicas a rank do not fit: weights take {held:.3g} GB of the "
+            f"{room:g} GB of a rank of {cluster.name}, {plain:.3g} without replicas; plan with "
             "fewer (--replicas), or for more ranks"
         )
     if plain > room:
         note(
-            f"the weights do not fit: {plain:.1f} GB a rank, and {cluster.name} has {room:g}; "
+            f"the weights do not fit: {plain:.3g} GB a rank, and {cluster.name} has {room:g}; "
             "take more ranks"
         )
 

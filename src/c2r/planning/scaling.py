@@ -111,7 +111,7 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
             plan = make_plan(
                 planned,
                 where.num_ranks,
-                seed,
+                seed=seed,
                 num_nodes=where.num_nodes,
                 replicas=replicas if where.num_ranks > 1 else 0,
                 **settings,
