@@ -27,6 +27,11 @@ def read_model_layers(source: str | Path) -> ModelLayers:
         ModelError: transformers does not know the model, it has no routers, or its layers have
             different numbers of experts.
     """
+    return model_layers(read_skeleton(source))
+
+
+def read_skeleton(source: str | Path) -> Any:
+    """The model of a folder or hub name without weights. Raises as `read_model_layers`."""
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (
@@ -37,8 +42,7 @@ def read_model_layers(source: str | Path) -> ModelLayers:
         raise InputError(f"cannot read the configuration of {source}: {reason}") from error
     auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=False)
-    return model_layers(model)
+        return auto.from_config(config, trust_remote_code=False)
 
 
 def model_layers(model: nn.Module) -> ModelLayers:
