@@ -5,8 +5,10 @@
 
 Linux, root, `ip` and `tc`; without any of them the ranks run on plain loopback, and that is said.
 Each rank gets the environment that torchrun gives, and its own `eth0`. Every link is limited by a
-token bucket at both ends. One rank per node: all links run at `--rate`. Several: ranks reach the
-switch of their node at `--inner-rate`, and the switches reach each other at `--rate`.
+token bucket at both ends, so small that no exchange of a layer slips through it. One rank per node:
+all links run at `--rate`. Several: ranks reach the switch of their node at `--inner-rate`, and the
+switches reach each other at `--rate`. With `--cores` a cgroup (version 1 or 2) holds every rank to
+its share of processor time: none computes on cores that another's exchange needs.
 
 Rank 0 writes to our stdout; all else goes to stderr, after the rank's number. When a rank fails or
 the time is up, the others are stopped. Namespaces, and with them all links, are removed whatever
@@ -16,6 +18,7 @@ happens; what a killed run left behind, the next one removes.
 import argparse
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -28,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PREFIX = "c2r-emulated"
-_BURST_BYTES = 128 * 1024  # above the largest segment that the kernel hands to a link at once
+_SEGMENT_SECONDS = 0.15e-3  # timers are later than two of them at times, and the link would idle
+_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 1600, 64 * 1024  # a frame; what the kernel merges
 _QUEUE = "200ms"
 _GRACE_SECONDS = 5.0
 
@@ -91,11 +95,12 @@ class Hosts:
         sent, received = _output(*self.prefixes[rank], "cat", *map(str, files)).split()
         return int(sent), int(received)
 
-    def run(self, command, timeout=None, nice=0):
+    def run(self, command, timeout=None, nice=0, core_groups=()):
         """Runs `command` on every host and gives its exit status.
 
         The status is that of the rank that failed first, 124 where the time is up, else 0. On a
-        machine that others use too, a negative `nice` gives the ranks precedence.
+        machine that others use too, a negative `nice` gives the ranks precedence. `core_groups`
+        are the folders of cgroups to run in, one for each rank, where there are any.
         """
         with ExitStack() as cleanup:
             processes = []
@@ -111,6 +116,8 @@ class Hosts:
                     start_new_session=True,
                 )
                 processes.append(process)
+                if core_groups:
+                    (core_groups[rank] / "cgroup.procs").write_text(str(process.pid))
                 if nice:
                     _set_priority(process.pid, nice)
                 readers += _forward(rank, process)
@@ -192,7 +199,11 @@ class _Network:
         if rate is not None:
             _call(
                 *("tc", "-n", namespace, "qdisc", "add", "dev", interface, "root", "tbf"),
-                *("rate", rate, "burst", str(_BURST_BYTES), "latency", _QUEUE),
+                *("rate", rate, "burst", str(2 * _segment_bytes(rate)), "latency", _QUEUE),
+            )
+            _call(
+                *("ip", "-n", namespace, "link", "set", "dev", interface),
+                *("gso_max_size", str(_segment_bytes(rate))),
             )
         _call("ip", "-n", namespace, "link", "set", interface, "up")
 
@@ -210,6 +221,18 @@ class _Network:
     def remove(self):
         for namespace in (*self.ranks, self.switch):
             _remove_namespace(namespace)
+
+
+def _segment_bytes(rate):
+    """The most that the kernel hands to a link at once; two of them pass after it was idle."""
+    segment = int(bytes_per_second(rate) * _SEGMENT_SECONDS)
+    return min(max(segment, _LEAST_SEGMENT_BYTES), _MOST_SEGMENT_BYTES)
+
+
+def bytes_per_second(rate):
+    """What `tc` means by a rate, as `100mbit`."""
+    number, unit = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate).groups()
+    return float(number) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[unit] / 8
 
 
 def _missing():
@@ -336,6 +359,7 @@ def add_arguments(parser):
     parser.add_argument("--nodes", type=int, help="default: one per rank")
     parser.add_argument("--rate", help="of the links between nodes, as tc writes it: 1gbit")
     parser.add_argument("--inner-rate", help="of the links inside a node")
+    parser.add_argument("--cores", type=float, help="of each rank; default: all ranks share all")
     parser.add_argument("--timeout", type=float, default=480.0, help="seconds")
     parser.add_argument("--nice", type=int, default=0, help="-15: precedence over other programs")
 
@@ -360,6 +384,8 @@ def exit_when_stopped():
 
 
 def main():
+    from core_groups import core_groups
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -367,9 +393,9 @@ def main():
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
     exit_when_stopped()
-    with hosts_up(cluster_of(args)) as hosts:
-        print(f"{args.ranks} ranks: {hosts.limit}", file=sys.stderr)
-        status = hosts.run(args.command, args.timeout, args.nice)
+    with core_groups(args.ranks, args.cores) as groups, hosts_up(cluster_of(args)) as hosts:
+        print(f"{args.ranks} ranks: {hosts.limit}; {groups.limit}", file=sys.stderr)
+        status = hosts.run(args.command, args.timeout, args.nice, groups.folders)
         for rank in range(args.ranks):
             sent, received = hosts.traffic(rank)
             print(f"rank {rank}: {sent:,} bytes sent, {received:,} received", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""The expert-parallel layer of c2r against those of transformers and, where installed, torchtitan.
+"""The expert-parallel layer of c2r against transformers' and, where installed, torchtitan's
+and DeepSpeed's.
 
     c2r bench parallel --save-recording w.safetensors  # under torchrun or the emulated cluster
     python benchmarks/emulated_cluster.py --rate 1gbit -- \\
@@ -6,6 +7,8 @@
 
 One experts module of Qwen2-MoE, forward and backward, on recorded routing; only who moves the
 tokens changes. `all_reduce` wants every rank to hold all tokens, and gets them for nothing.
+DeepSpeed drops nothing here: its buffers are as long as the fullest expert of any rank needs.
+With `--rows-per-second` the experts are checked once and then take the time of an emulated device.
 Baseline: transformers' `all_to_all`. Prints a table and a JSON line.
 """
 
@@ -29,6 +32,22 @@ from c2r.timing import Recording, interleave
 BASELINE = "transformers all_to_all"
 
 
+class PeerExperts(Qwen2MoeExperts):
+    """The experts that every implementation runs; real, or those of an emulated device."""
+
+    device = None
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        if self.device is None:
+            return super().forward(hidden_states, top_k_index, top_k_weights)
+        # An id of E is an expert elsewhere.
+        tokens, places = (top_k_index < self.num_experts).nonzero(as_tuple=True)
+        counts = top_k_index[tokens, places].bincount(minlength=self.num_experts)
+        rows = self.device(hidden_states[tokens], counts)
+        weighted = rows * top_k_weights[tokens, places, None]
+        return torch.zeros_like(hidden_states).index_add(0, tokens, weighted)
+
+
 def experts_module(ids, num_experts, args):
     """The experts `ids` in one module, with the same weights wherever they are."""
     config = Qwen2MoeConfig(
@@ -38,7 +57,7 @@ def experts_module(ids, num_experts, args):
         experts_implementation="grouped_mm",
     )
     config._experts_implementation = "grouped_mm"
-    module = Qwen2MoeExperts(config).to(torch.bfloat16)
+    module = PeerExperts(config).to(torch.bfloat16)
     for name, parameter in list(module.named_parameters()):
         parts = []
         for expert in ids:
@@ -70,6 +89,61 @@ class Torchtitan:
         local = torch.arange(len(counts)).repeat_interleave(counts)[:, None]
         output = self.experts(rows, local, rows.new_ones(local.shape))
         return self.dispatcher.combine(output, metadata, hidden)
+
+
+class DeepSpeed:
+    """DeepSpeed's MoE layer around an experts module, its gate told what to choose."""
+
+    def __init__(self, experts, num_experts):
+        import deepspeed
+        from deepspeed.moe.sharded_moe import MOELayer
+
+        deepspeed.init_distributed("gloo", verbose=False)
+        size = dist.get_world_size()
+        self.layer = MOELayer(
+            ToldGate(num_experts), CapacityExperts(experts), "ep", size, num_experts // size
+        )
+        self.layer._set_ep_group(dist.group.WORLD)
+
+    def __call__(self, hidden, ids, weights):
+        return self.layer(hidden, (ids, weights))
+
+
+class ToldGate(torch.nn.Module):
+    """Gives DeepSpeed's layer the routing that was recorded, with a slot for every token."""
+
+    def __init__(self, num_experts):
+        super().__init__()
+        self.num_experts = num_experts
+
+    def _set_ep_group(self, group):
+        self.group = group
+
+    def forward(self, hidden, routing, use_tutel, use_sparse=None):
+        ids, weights = routing
+        flat = ids.flatten()
+        counts = flat.bincount(minlength=self.num_experts)
+        order = flat.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        slots = torch.empty_like(flat)
+        slots[order] = torch.arange(len(flat)) - starts[flat[order]]
+        capacity = counts.max()
+        dist.all_reduce(capacity, dist.ReduceOp.MAX, self.group)
+        slots = slots.view_as(ids)
+        return 0.0, capacity, self.num_experts, ids.T, slots.T, weights.T.float(), counts
+
+
+class CapacityExperts(torch.nn.Module):
+    """An experts module on buffers `[ranks, local experts, slots, h]`."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, buffers):
+        ids = torch.arange(buffers.shape[1])[None, :, None].expand(buffers.shape[:3]).reshape(-1, 1)
+        rows = buffers.flatten(0, 2)
+        return self.experts(rows, ids, rows.new_ones(ids.shape)).view_as(buffers)
 
 
 class Layers:
@@ -127,6 +201,10 @@ class Contenders:
         call = Torchtitan(experts, self.mesh["ep"], self.recording.num_experts, top_k)
         return self._layers(call, experts, self.own)
 
+    def deepspeed(self):
+        experts = self._module(contiguous_placement(self.recording.num_experts, self.size))
+        return self._layers(DeepSpeed(experts, self.recording.num_experts), experts, self.own)
+
     def _layers(self, call, experts, tokens):
         calls = [call] * self.recording.num_layers
         return Layers(calls, [experts], self.recording.routings["top_k"], tokens, self.args)
@@ -151,6 +229,8 @@ class Contenders:
         }
         if importlib.util.find_spec("torchtitan"):
             layers["torchtitan all_to_all"] = self.torchtitan()
+        if importlib.util.find_spec("deepspeed"):
+            layers["DeepSpeed"] = self.deepspeed()
         for routing in self.recording.routings:
             name = "c2r, placed" if routing == "top_k" else f"c2r, placed, {routing}"
             layers[name] = self.placed(routing)
@@ -164,7 +244,7 @@ class Contenders:
 def errors(layers, own):
     """Largest deviation from the baseline's output and gradient, where the routing is the same."""
     wanted = layers[BASELINE].results
-    same = ("c2r", "c2r, placed", "torchtitan all_to_all")
+    same = ("c2r", "c2r, placed", "torchtitan all_to_all", "DeepSpeed")
     found = {name: layers[name].results for name in same if name in layers}
     shared = layers["transformers all_reduce"].results
     found["transformers all_reduce"] = tuple(tensor[own] for tensor in shared)

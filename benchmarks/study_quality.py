@@ -3,13 +3,16 @@
     python benchmarks/study_quality.py --out study                            # embedded model, CPU
     python benchmarks/study_quality.py --out study --scale 100m --minutes 9   # trains its own, GPU
 
-For each policy and mode (none, router, full) and three seeds: held-out loss, copies per token and
-load. The baseline, `control`, is tuned by the same steps on the same data in the same order
-without the constraint. Everything done is kept in the folder `--out`, so that the study goes on
-where it was stopped; `--minutes` stops it in time. Prints a table in Markdown and one JSON line.
+For each policy and mode (none, router, full) and three seeds: held-out loss, copies per token, load
+and predicted time. The baseline, `control`, is tuned by the same steps on the same data in the same
+order without the constraint. Everything done is kept in the folder `--out`, tuned models included,
+so that the study goes on where it was stopped; `--minutes` stops it in time. Prints a table in
+Markdown and one JSON line.
 
 Text: what every Python installation carries, as `scripts/train_tiny.py` collects it. Experts are
-placed by a profile of training text; losses are measured on files held out from all training.
+placed for the least time, rank load bounded, by a profile of training text; losses, copies and load
+are measured on files held out from all training. Times are the time model's for the ranks' shares
+that were measured, of a layer with the sizes of Qwen3-30B-A3B in training.
 """
 
 import argparse
@@ -33,11 +36,20 @@ from transformers import TrainerCallback
 from c2r.assets import tiny_folder
 from c2r.measuring import measure
 from c2r.planning import make_plan, parse_policy, with_policy
+from c2r.plans import Plan, contiguous_placement
+from c2r.prediction import Phase, Workload, find_cluster
+from c2r.prediction.shares import RankShares
+from c2r.prediction.time import layer_time
+from c2r.prediction.workload import UNKNOWN_SIZES
 from c2r.training import FinetuneSettings, finetune
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
 CONTROL = "top_k"
-CASES = ("c2r=16", "c2r=8", "c2r=3", "priced=0.08", "priced=0.2", "priced=0.7")
+CASES = ("c2r=16", "c2r=8", "c2r=3", "priced=0.03", "priced=0.1", "priced=0.3", "pruned=0.1")
+MAX_LOAD = 1.1
+PLACED_FOR = "hosts-4-10g"
+TIMED_ON = (PLACED_FOR, "h100-8")
+WORKLOAD = Workload(sizes=UNKNOWN_SIZES, tokens_per_rank=4096, phase=Phase.TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +133,25 @@ def _untuned(policy, strength):
     return Run(policy=policy, strength=strength, mode="none", seed=0, steps=0, learning_rate=0.0)
 
 
+def cluster_of(name, num_ranks):
+    """A preset with as many ranks: on nodes of one rank each, or on one node, as it has them."""
+    cluster = find_cluster(name)
+    return cluster.of_size(num_ranks, 1 if cluster.num_nodes == 1 else num_ranks)
+
+
+def milliseconds(found, cluster, dispatcher="zero_redundancy"):
+    """Predicted time of a layer whose ranks had the shares of a measurement; mean over layers."""
+    nodes = found["rank_visits"] if cluster.num_nodes > 1 else [[1.0]] * len(found["rank_visits"])
+    shares = [
+        RankShares(rows=np.array(rows), visits=np.array(visits), node_visits=np.array(node_visits))
+        for rows, visits, node_visits in zip(
+            found["rank_rows"], found["rank_visits"], nodes, strict=True
+        )
+    ]
+    times = [layer_time(layer, cluster, WORKLOAD, dispatcher).total for layer in shares]
+    return float(np.mean(times))
+
+
 class ResumableSweep:
     """Runs against one base model, on one placement, kept as lines of a file."""
 
@@ -133,7 +164,7 @@ class ResumableSweep:
         self.base = self._base()
         path = self.folder / "profile.safetensors"
         self.profile = calibrate(self.base, self.corpus, args.device, path)
-        self.placed = make_plan(self.profile, num_ranks=args.ranks, policy=CONTROL)
+        self.placed = self._placed()
         self.heldout = heldout_batches(scale)
 
     def _base(self):
@@ -144,6 +175,35 @@ class ResumableSweep:
             with self.deadline.watching():
                 train_base(folder, self.corpus, self.scale, self.args.device, [self.deadline])
         return folder
+
+    def _placed(self):
+        """Plain top-k on the placement of all runs, found once."""
+        path = self.folder / "placed.safetensors"
+        if not path.exists():
+            cluster = cluster_of(PLACED_FOR, self.args.ranks)
+            make_plan(
+                self.profile,
+                num_ranks=cluster.num_ranks,
+                num_nodes=cluster.num_nodes,
+                policy=CONTROL,
+                cluster=cluster,
+                workload=WORKLOAD,
+                max_load=MAX_LOAD,
+            ).save(path)
+        return Plan.load(path)
+
+    def in_order(self):
+        """What plain top-k sends with the experts in the order of their ids, measured once."""
+        path = self.folder / "in_order.json"
+        if not path.exists():
+            layers = tuple(
+                replace(layer, placement=contiguous_placement(layer.num_experts, self.args.ranks))
+                for layer in self.placed.layers
+            )
+            model = open_base(self.base, self.args.device)
+            found = measure(model, self.heldout, replace(self.placed, layers=layers), strict=False)
+            path.write_text(json.dumps(found.to_json()))
+        return json.loads(path.read_text())
 
     def done(self):
         """The results so far, by run."""
@@ -174,7 +234,10 @@ class ResumableSweep:
         folder = self.folder / "tuning" / hashlib.sha256(repr(run).encode()).hexdigest()[:16]
         with self.deadline.watching():
             finetune(model, self._examples(run), plan, self._settings(run), folder, [self.deadline])
-        shutil.rmtree(folder)
+        kept = self.folder / "models" / f"{run.mode}-{run.case.replace(' ', '-')}-{run.seed}"
+        kept.parent.mkdir(exist_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.rename(kept)
 
     def _examples(self, run):
         return self.corpus.examples(run.steps * self.scale.batch_size, 1000 + run.seed)
@@ -195,8 +258,13 @@ class ResumableSweep:
         )
 
 
-def summarise(entries):
-    """Rows of means over seeds, each against the control of the same tuning and seed."""
+def summarise(entries, in_order, num_ranks):
+    """Rows of means over seeds, each against the control of the same tuning and seed.
+
+    Times are ratios to k-fold dispatch of the untuned model's plain top-k, experts in order.
+    """
+    clusters = {name: cluster_of(name, num_ranks) for name in TIMED_ON}
+    k_fold = {name: milliseconds(in_order, each, "k_fold") for name, each in clusters.items()}
     groups = defaultdict(list)
     for run, entry in entries.items():
         groups[run.setting, run.case].append((run, entry))
@@ -218,6 +286,14 @@ def summarise(entries):
             row[name] = float(np.mean([entry[name] for entry, _ in pairs]))
         contiguous = float(np.mean([control["copies_contiguous"] for _, control in pairs]))
         row["of_contiguous"] = row["copies"] / contiguous
+        row["busiest"] = float(
+            np.mean(
+                [[max(layer) * len(layer) for layer in entry["rank_visits"]] for entry, _ in pairs]
+            )
+        )
+        for name, cluster in clusters.items():
+            times = [milliseconds(entry, cluster) for entry, _ in pairs]
+            row[f"time_{name}"] = float(np.mean(times)) / k_fold[name]
         row["over_control"] = float(np.mean(ratios))
         if row["mode"] == "none":
             row["interval"] = pairs[0][0]["loss_increase_interval"]  # over windows of text
@@ -247,16 +323,21 @@ def table(rows):
     lines = [
         (
             "| tuning | steps | rate | seeds | routing | loss | over its control, % (95 %) | "
-            "copies | of contiguous | load |"
+            "copies | of contiguous | busiest | load | "
+            + " | ".join(f"time, {name}" for name in TIMED_ON)
+            + " |"
         ),
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---" * (11 + len(TIMED_ON)) + "|",
     ]
     for row in rows:
         over = "-" if row["case"] == "control" else _percent(row["over_control"], row["interval"])
         lines.append(
             f"| {row['mode']} | {row['steps']} | {row['learning_rate']:g} | {row['seeds']} | "
             f"{row['case']} | {row['loss']:.4f} | {over} | {row['copies']:.3f} | "
-            f"{row['of_contiguous']:.2f} | {row['rank_load_max_over_mean']:.2f} |"
+            f"{row['of_contiguous']:.2f} | {row['busiest']:.2f} | "
+            f"{row['rank_load_max_over_mean']:.2f} | "
+            + " | ".join(f"{row[f'time_{name}']:.3f}" for name in TIMED_ON)
+            + " |"
         )
     return "\n".join(lines)
 
@@ -291,7 +372,7 @@ def run_all(args, scale):
                 study.run(run)
     except OutOfTimeError:
         print("out of time; run the same command to go on", file=sys.stderr)
-    return study and study.done()
+    return study and (study.done(), study.in_order())
 
 
 def main():
@@ -302,7 +383,7 @@ def main():
     results = run_all(args, scale)
     if results is None:
         return
-    rows = summarise(results)
+    rows = summarise(*results, args.ranks)
     print(table(rows))
     settings = {"scale": args.scale, "ranks": args.ranks, **asdict(scale)}
     finish("study_quality", "control", rows, settings, command=" ".join(sys.argv))

@@ -1,116 +1,128 @@
 """Layer times on emulated hosts with emulated devices, against the time model's prediction.
 
-    python benchmarks/time_model.py RECORDING RESULT.json [RESULT.json ...]
+    python benchmarks/time_model.py RECORDING=RESULT.json [RECORDING=RESULT.json ...]
 
-RECORDING is what `c2r bench parallel --save-recording` kept, each RESULT what
-`benchmarks/expert_parallel.py --emulate` wrote with that recording. The rate of the links is that
-of the command; what the machine adds (latency, copies of rows, which real processors do) is taken
-from two cases of each result, `k_fold` and `all_gather`, and every other case is predicted.
-Baseline: the measured time.
+RECORDING is what `c2r bench parallel --save-recording` kept, RESULT what
+`benchmarks/expert_parallel.py --device emulated` wrote with it. Links and devices are as the result
+states them. What real processors add is two figures of the machine: the time of an exchange of
+nothing, and the rate of copies. They are fitted on k-fold dispatch, whole and in four chunks, of
+all results together; every other case is predicted. Baseline: the measured time.
 """
 
 import argparse
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from harness import finish, print_table
 
 from c2r.plans import contiguous_placement
-from c2r.prediction import Cluster, ModelSizes, Phase, Workload
-from c2r.prediction.shares import RankShares
-from c2r.prediction.time import layer_time
-from c2r.timing import Recording
+from c2r.prediction import Cluster
+from c2r.timing import Case, DeviceRate, Recording, TimedLayer, predict_case, shares_of
 
-FITTED = ("k_fold", "all_gather")
-UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-OVERHEAD = 1 - 66 / 1514  # of an Ethernet frame: headers of TCP, IP and Ethernet
+FITTED = ("k_fold", "k_fold, 4 chunks")
 
 
-def gigabytes_of(command):
-    """GB/s of payload on the links that the command limited."""
-    number, unit = re.search(r"--rate (\d+)([kmg]bit)", command).groups()
-    return float(number) * UNITS[unit] / 8e9 * OVERHEAD
+class Result:
+    """A result and the routing that it replayed."""
 
+    def __init__(self, recording, path):
+        self.document = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = self.document["settings"]
+        self.recording = Recording.load(recording).of_layers(settings["num_layers"])
+        self.cluster = Cluster(**settings["cluster"])
+        self.shape = _shape(settings)
+        self.cases = [(Case(**times["case"]), times) for times in self.document["cases"]]
+        self._shares = {}
 
-def cluster_of(result):
-    """Every rank a host; products at the emulated rate of rows, nothing else yet."""
-    settings, size = result["settings"], result["topology"]["num_ranks"]
-    flops_per_row = 2 * 3 * settings["hidden_size"] * settings["intermediate_size"]
-    return Cluster(
-        name="emulated",
-        source=result["command"],
-        num_ranks=size,
-        num_nodes=size,
-        inner_gigabytes=1e6,
-        inner_microseconds=0.0,
-        outer_gigabytes=gigabytes_of(result["command"]),
-        outer_microseconds=0.0,
-        teraflops=settings["emulated_rows_per_second"] * flops_per_row / 1e12,
-        memory_gigabytes_per_second=1e9,
-        memory_gigabytes=1.0,
-        launch_microseconds=0.0,
-    )
-
-
-def predict(recording, case, settings, cluster):
-    """Milliseconds of exchange, of compute, and rows handled on the busiest rank; layers' means."""
-    sizes = ModelSizes(
-        hidden_size=settings["hidden_size"],
-        expert_size=settings["intermediate_size"],
-        shared_expert_size=0,
-        num_layers=1,
-        num_moe_layers=1,
-        dense_parameters=0,
-    )
-    tokens, size = settings["tokens_per_rank"], cluster.num_ranks
-    workload = Workload(sizes=sizes, tokens_per_rank=tokens, phase=Phase.TRAINING)
-    routing = recording.routings[case["routing"]]
-    found = []
-    for layer, ids in enumerate(routing.expert_ids[:, : tokens * size]):
-        placement = contiguous_placement(recording.num_experts, size)
-        if case["is_placed"]:
-            placement = recording.placement[layer]
-        shares = RankShares.of(placement[ids], ids, np.ones(len(ids)), cluster.topology)
-        took = layer_time(shares, cluster, workload, case["dispatcher"], case["num_chunks"])
-        handled = tokens * size * (shares.visits.max() + shares.rows.max())
-        found.append((took.exchange, took.compute, handled))
-    return np.mean(found, axis=0)
-
-
-def compare(recording, result):
-    """A row for each case that is not fitted."""
-    settings, cluster = result["settings"], cluster_of(result)
-    cases = [
-        (
-            times["case"],
-            1e3 * times["seconds"]["median"],
-            *predict(recording, times["case"], settings, cluster),
+    def layers(self, case, exchange_microseconds, copy_gigabytes):
+        """The predicted times of the layers of a case."""
+        cluster = replace(
+            self.cluster,
+            inner_microseconds=exchange_microseconds,
+            outer_microseconds=exchange_microseconds,
+            memory_gigabytes_per_second=copy_gigabytes,
         )
-        for times in result["cases"]
-    ]
-    # What is over the two parts is a constant of the exchange and a cost of each row handled.
+        return [predict_case(case, each, cluster, self.shape) for each in self.shares(case)]
+
+    def shares(self, case):
+        """What comes to each rank, by layer."""
+        key = case.routing, case.is_placed
+        if key not in self._shares:
+            recording, size = self.recording, self.cluster.num_ranks
+            tokens = self.shape.num_tokens * size
+            in_order = contiguous_placement(recording.num_experts, size)
+            self._shares[key] = [
+                shares_of(ids[:tokens], placed if case.is_placed else in_order, recording.topology)
+                for ids, placed in zip(
+                    recording.routings[case.routing].expert_ids, recording.placement, strict=True
+                )
+            ]
+        return self._shares[key]
+
+    def total(self, case, *constants):
+        """Milliseconds of a case, mean over layers."""
+        return float(np.mean([layer.total for layer in self.layers(case, *constants)]))
+
+
+def _shape(settings):
+    import torch
+
+    return TimedLayer(
+        num_tokens=settings["tokens_per_rank"],
+        hidden_size=settings["hidden_size"],
+        intermediate_size=settings["intermediate_size"],
+        dtype=getattr(torch, settings["dtype"]),
+        device=DeviceRate(**settings["device"]),
+    )
+
+
+def fit(results):
+    """Microseconds of an exchange and GB/s of copies that suit the fitted cases best."""
     fitted = [
-        (measured - exchange - compute, handled)
-        for case, measured, exchange, compute, handled in cases
-        if case["name"] in FITTED
+        (result, case, 1e3 * times["seconds"]["median"])
+        for result in results
+        for case, times in result.cases
+        if case.name in FITTED
     ]
-    (over_first, rows_first), (over_second, rows_second) = fitted
-    per_row = (over_first + over_second) / (rows_first + rows_second)
+
+    def shares(exchange, seconds):
+        """Predicted over measured times, of an exchange and the copy of a gigabyte."""
+        return np.array(
+            [result.total(case, exchange, 1 / seconds) / ms for result, case, ms in fitted]
+        )
+
+    point = np.array([500.0, 0.5])
+    for _ in range(5):  # the time is nearly linear in both
+        steps = np.diag(0.01 * point)
+        here = shares(*point)
+        slopes = np.stack([(shares(*(point + step)) - here) / step.sum() for step in steps], axis=1)
+        point = _least_squares(slopes, 1 - here + slopes @ point)
+    return float(point[0]), 1 / float(point[1])
+
+
+def _least_squares(slopes, rest):
+    """Positive factors that bring `slopes` `[n, 2]` near to `rest`."""
+    found, *_ = np.linalg.lstsq(slopes, rest)
+    return np.maximum(found, 1e-3)
+
+
+def compare(result, constants):
+    """A row for each case."""
     rows = []
-    for case, measured, exchange, compute, handled in cases:
-        longer, shorter = max(exchange, compute), min(exchange, compute)
-        predicted = longer + shorter / case["num_chunks"] + per_row * handled
+    for case, times in result.cases:
+        measured, predicted = 1e3 * times["seconds"]["median"], result.total(case, *constants)
         rows.append(
             {
-                "ranks": cluster.num_ranks,
-                "GB/s": round(cluster.outer_gigabytes, 4),
-                "case": case["name"],
-                "fitted": case["name"] in FITTED,
+                "ranks": result.cluster.num_ranks,
+                "nodes": result.cluster.num_nodes,
+                "links": result.document["network"].partition(", ")[2],
+                "case": case.name,
+                "fitted": case.name in FITTED,
                 "measured_ms": measured,
-                "predicted_ms": float(predicted),
-                "error": float(predicted / measured - 1),
+                "predicted_ms": predicted,
+                "error": predicted / measured - 1,
             }
         )
     return rows
@@ -120,19 +132,21 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("results", nargs="+", help="RECORDING=RESULT.json")
     args = parser.parse_args()
-    recording = Recording.load(args.recording)
-    rows = [
-        row
-        for path in args.results
-        for row in compare(recording, json.loads(path.read_text(encoding="utf-8")))
-    ]
+    results = [Result(*pair.split("=", 1)) for pair in args.results]
+    constants = fit(results)
+    rows = [row for result in results for row in compare(result, constants)]
     print_table(rows)
-    errors = [abs(row["error"]) for row in rows if not row["fitted"]]
-    figures = {"error_median": float(np.median(errors)), "error_worst": float(max(errors))}
-    settings = {"results": [path.name for path in args.results], "recording": args.recording}
+    errors = np.array([abs(row["error"]) for row in rows if not row["fitted"]])
+    figures = {
+        "exchange_microseconds": constants[0],
+        "copy_gigabytes_per_second": constants[1],
+        "error_median": float(np.median(errors)),
+        "error_worst": float(errors.max()),
+    }
+    print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    settings = {"results": [Path(pair.split("=", 1)[1]).name for pair in args.results]}
     finish("time_model", "measured time of the layer", rows, settings, **figures)
 
 

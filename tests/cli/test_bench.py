@@ -39,3 +39,34 @@ def test_only_types_that_the_products_take(capsys, launched):
 def test_counts_must_be_positive(capsys, launched):
     assert "--rounds" in refusal(capsys, "--rounds", "0")
     assert "--tokens" in refusal(capsys, "--tokens", "0")
+
+
+def refusal_of_cluster(capsys, *arguments):
+    capsys.readouterr()
+    assert run_command(["bench", "cluster", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_cluster_needs_ranks_and_sizes(capsys, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "torchrun --nproc-per-node 8" in refusal_of_cluster(capsys)
+    assert "float8" in refusal_of_cluster(capsys, "--dtype", "float8")
+    assert "4096 alone tells no rate" in refusal_of_cluster(capsys, "--size", "4096")
+    assert "--ranks" in refusal_of_cluster(capsys, "--ranks", "1")
+
+
+def test_ranks_are_those_of_torchrun(capsys, launched):
+    assert "torchrun started 4" in refusal_of_cluster(capsys, "--ranks", "2")
+
+
+def test_a_device_is_real_or_has_a_rate(capsys, launched):
+    assert "choose real or emulated" in refusal(capsys, "--device", "fast")
+    assert "--cluster or --rows-per-second" in refusal(capsys, "--device", "emulated")
+    assert "add --device emulated" in refusal(capsys, "--rows-per-second", "1000")
+    assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
+
+
+def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
+    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from c2r.errors import InputError, PlanError
@@ -48,3 +50,39 @@ def test_nodes_must_divide_the_ranks(tmp_path):
 def test_an_unknown_name_lists_the_presets():
     with pytest.raises(InputError, match="h100-8x2"):
         find_cluster("h100")
+
+
+LINKS = [[0, 10, 20], [10, 0, 5.5], [20, 5.5, 0]]
+
+
+def test_a_rate_for_each_link_is_kept(tmp_path):
+    cluster = replace(find_cluster("h100-8").of_size(3, 1), link_gigabytes=as_rates(LINKS))
+    cluster.save(tmp_path / "mine.yaml")
+    assert "- [10, 0, 5.5]" in (tmp_path / "mine.yaml").read_text()
+    assert read_cluster(tmp_path / "mine.yaml") == cluster
+    assert cluster.of_size(6, 1).link_gigabytes == ()
+
+
+def as_rates(links):
+    return tuple(tuple(map(float, row)) for row in links)
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ([[0, 1], [1, 0]], ["line 13", "rows of [2, 2] rates", "give 3 rows of 3"]),
+        (7, ["line 13", "give 3 rows of 3"]),
+        ([[0, 1, 1], [1, 0, -1], [1, 1, 0]], ["line 13", "from rank 1 to 2 is -1"]),
+        ([[0, 1, 1], [1, 0, 1], [1e30, 1, 0]], ["from rank 2 to 0 is 1e+30", "typical is"]),
+        ([[0, "fast", 1], [1, 0, 1], [1, 1, 0]], ["from rank 0 to 1 is fast"]),
+    ],
+)
+def test_a_wrong_rate_of_a_link_is_named(links, words, tmp_path):
+    path = tmp_path / "mine.yaml"
+    find_cluster("h100-8").of_size(3, 1).save(path)
+    with path.open("a") as file:
+        file.write(f"link_gigabytes: {links}\n")
+    with pytest.raises(InputError) as error:
+        read_cluster(path)
+    for word in words:
+        assert word in str(error.value)

@@ -8,7 +8,15 @@ import pytest
 from c2r.errors import InputError, PlanMismatchError
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology
-from c2r.prediction import Cluster, ModelSizes, Phase, Workload, best_time, predict_time
+from c2r.prediction import (
+    DISPATCHERS,
+    Cluster,
+    ModelSizes,
+    Phase,
+    Workload,
+    best_time,
+    predict_time,
+)
 from c2r.prediction.shares import RankShares
 from c2r.prediction.time import bottleneck_weights, break_even_tokens, layer_time, rest_time
 from c2r.profiling import IdProfileBuilder
@@ -103,13 +111,29 @@ def test_decoding_reads_the_weights_of_the_experts_that_are_used():
     assert found.compute == pytest.approx(1e3 * 2 / 1e6)  # two experts of a byte on rank 0
 
 
+def test_one_chunk_is_the_sum_of_the_parts():
+    cluster = replace(ONE, launch_microseconds=1000.0, memory_gigabytes_per_second=10.0)
+    found = layer_time(shares([[0, 0], [0, 1]]), cluster, replace(MILLION, phase=Phase.TRAINING))
+    parts = found.exchange + found.compute + found.index + found.launches
+    assert found.total == pytest.approx(parts)
+
+
 def test_chunks_hide_the_shorter_part():
-    cluster = replace(ONE, launch_microseconds=1000.0, teraflops=1e-6)
+    # Exchanges of 1 ms each way, work of 6e-3 ms.
+    found = layer_time(shares([[0, 0], [0, 1]]), ONE, MILLION, num_chunks=2)
+    assert found.total == pytest.approx(found.exchange)
+    # Work of 6,000 ms: only the first exchange of half the rows and the last are waited for.
+    slow = replace(ONE, teraflops=1e-6)
+    found = layer_time(shares([[0, 0], [0, 1]]), slow, MILLION, num_chunks=2)
+    assert found.total == pytest.approx(found.compute + 2 * 0.5)
+
+
+def test_every_chunk_waits_for_its_latency():
+    cluster = replace(ONE, inner_microseconds=1000.0)
     whole, halves = (
         layer_time(shares([[0, 0], [0, 1]]), cluster, MILLION, num_chunks=n) for n in (1, 2)
     )
-    shorter = min(whole.exchange, whole.compute)
-    assert whole.total - halves.total == pytest.approx(shorter / 2 - 1.0)
+    assert halves.exchange - whole.exchange == pytest.approx(2.0)
 
 
 def profile(num_experts=16, seed=0):
@@ -174,3 +198,24 @@ def test_what_does_not_fit_is_refused():
         predict_time(seen, None, ONE, MILLION, dispatcher="post")
     with pytest.raises(InputError, match="0 tokens a rank"):
         replace(MILLION, tokens_per_rank=0)
+
+
+def test_a_rate_for_each_link_is_one_rate_where_they_are_alike():
+    visits = shares([[0, 1, 2], [0, 0, 3], [1, 1, 2], [0, 2, 2]], num_nodes=2, num_ranks=4)
+    plain = replace(ONE, num_ranks=4, num_nodes=2, outer_microseconds=7.0)
+    rates = tuple(
+        tuple(1.0 if one // 2 == other // 2 else 0.1 for other in range(4)) for one in range(4)
+    )
+    by_link = replace(plain, link_gigabytes=rates)
+    for dispatcher in DISPATCHERS:
+        found, wanted = (layer_time(visits, c, MILLION, dispatcher) for c in (by_link, plain))
+        assert found.dispatch == pytest.approx(wanted.dispatch)
+        assert found.busiest_link == wanted.busiest_link
+
+
+def test_a_slow_link_bounds_the_exchange():
+    # A million rows go from rank 1 to rank 0 at a tenth of the rate, half a million the other way.
+    cluster = replace(ONE, link_gigabytes=((0.0, 1.0), (0.1, 0.0)))
+    assert layer_time(shares([[0, 0], [0, 1]]), cluster, MILLION).dispatch == pytest.approx(10.0)
+    opposite = replace(ONE, link_gigabytes=((0.0, 0.1), (1.0, 0.0)))
+    assert layer_time(shares([[0, 0], [0, 1]]), opposite, MILLION).dispatch == pytest.approx(5.0)

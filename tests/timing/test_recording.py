@@ -10,7 +10,7 @@ from c2r.errors import ArtifactError, InputError, PlanError
 from c2r.measuring import measure
 from c2r.plans import ClusterTopology
 from c2r.prediction import rows_per_rank
-from c2r.timing import Recording, name_policies, record_routings
+from c2r.timing import Placing, Recording, name_policies, record_routings
 
 TOPOLOGY = ClusterTopology(num_ranks=4, num_nodes=2)
 POLICIES = name_policies(["budgeted=0.3", "c2r=4"])
@@ -35,7 +35,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def recording(model):
-    return record_routings(model, batches(0), lambda: batches(5000), TOPOLOGY, POLICIES)
+    placing = Placing(topology=TOPOLOGY)
+    return record_routings(model, batches(0), lambda: batches(5000), POLICIES, placing)
 
 
 def test_policies_are_named_by_their_strengths():
@@ -84,11 +85,29 @@ def test_a_recording_outlives_its_file(recording, tmp_path):
     loaded = Recording.load(tmp_path / "recording.safetensors")
     assert (loaded.num_experts, loaded.topology) == (32, TOPOLOGY)
     assert np.array_equal(loaded.placement, recording.placement)
+    assert loaded.max_load == recording.max_load
     for name, routing in recording.routings.items():
         assert loaded.routings[name].loss == routing.loss
         assert np.array_equal(loaded.routings[name].expert_ids, routing.expert_ids)
         assert np.array_equal(loaded.routings[name].weights, routing.weights)
     assert np.array_equal(Recording.decode(recording.encode()).placement, recording.placement)
+
+
+def test_layers_are_kept_evenly(recording):
+    two = recording.of_layers(2)
+    assert two.num_layers == 2 and np.array_equal(two.placement, recording.placement[[0, 2]])
+    for name, routing in two.routings.items():
+        assert np.array_equal(routing.expert_ids, recording.routings[name].expert_ids[[0, 2]])
+    with pytest.raises(InputError, match="5 layers or tokens of 4"):
+        recording.of_layers(5)
+
+
+def test_tokens_to_keep_come_from_all_of_the_text(model, recording):
+    placing = Placing(topology=TOPOLOGY)
+    few = record_routings(model, batches(0), lambda: batches(5000), {}, placing, num_tokens=64)
+    kept, every = (each.routings["top_k"] for each in (few, recording))
+    assert kept.loss == every.loss
+    assert np.array_equal(kept.expert_ids, every.expert_ids[:, np.arange(64) * 374 // 64])
 
 
 def test_another_file_is_refused(recording, tmp_path):
@@ -100,4 +119,4 @@ def test_another_file_is_refused(recording, tmp_path):
 
 def test_no_text_to_record(model):
     with pytest.raises(InputError, match="no token to record"):
-        record_routings(model, batches(0), list, TOPOLOGY, {})
+        record_routings(model, batches(0), list, {}, Placing(topology=TOPOLOGY))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from c2r.plans import ClusterTopology
-from c2r.timing import Case, SwiGLUExperts, TimedLayer, dispatcher_cases, predict_rows
+from c2r.prediction import find_cluster
+from c2r.timing import Case, SwiGLUExperts, dispatcher_cases, predict_rows
 from c2r.timing.meter import Meter
 
 ROOT = Path(__file__).parents[2]
@@ -84,10 +86,10 @@ def test_cases_by_hand():
 
 
 def test_an_expert_is_the_same_wherever_it_lives():
-    shape = TimedLayer(num_tokens=4, hidden_size=16, intermediate_size=8, dtype=torch.float32)
+    shape = (16, 8, torch.float32)
     rows = torch.randn(5, 16)
-    both = SwiGLUExperts([3, 7], shape)(rows, torch.tensor([2, 3]))
-    alone = SwiGLUExperts([7], shape)(rows[2:], torch.tensor([3]))
+    both = SwiGLUExperts([3, 7], *shape)(rows, torch.tensor([2, 3]))
+    alone = SwiGLUExperts([7], *shape)(rows[2:], torch.tensor([3]))
     assert torch.allclose(both[2:], alone, atol=1e-6)
 
 
@@ -108,6 +110,7 @@ def test_real_processes_send_what_is_predicted(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, ROOT / "benchmarks" / "expert_parallel.py", "--out", out]
     options = "--ranks 2 --tokens 96 --hidden-size 256 --intermediate-size 32 --rounds 2 --chunks 2"
+    options += " --calibration-tokens 4096 --layers 3"
     finished = subprocess.run(
         [*command, *options.split(), "--policy", "budgeted=0.3", "--timeout", "100"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -120,17 +123,22 @@ def test_real_processes_send_what_is_predicted(tmp_path):
     result = json.loads(finished.stdout.splitlines()[-1])
     assert json.loads(out.read_text()) == result
     assert set(result["losses"]) == {"top_k", "budgeted 0.3"}
-    assert result["topology"] == {"num_ranks": 2, "num_nodes": 1}
+    assert result["topology"] == {"num_ranks": 2, "num_nodes": 2}
     assert result["settings"] == {
-        "model": "tiny",
+        "routing": "tiny",
+        "calibration_tokens": 4096,
         "tokens_per_rank": 96,
         "hidden_size": 256,
         "intermediate_size": 32,
         "dtype": "bfloat16",
         "rounds": 2,
-        "emulated_rows_per_second": None,
-        "max_load": None,
+        "num_layers": 3,
+        "compute": "real",
+        "device": None,
+        "cluster": None,
+        "max_load": 1.1,
     }
+    assert result["cores"] == "cores shared by all ranks"
     cases = {case["case"]["name"]: case for case in result["cases"]}
     assert list(cases)[:4] == [
         "k_fold",
@@ -142,8 +150,44 @@ def test_real_processes_send_what_is_predicted(tmp_path):
         assert case["rows_sent"] == case["rows_predicted"]
         assert case["error"] < 0.02
         assert case["seconds"]["lower"] > 0
+        assert case["predicted"] is None
+        assert case["rows_received"] >= case["rows_sent"] / 2  # by the busier of two
         if sys.platform == "linux":
             assert 1 < case["bytes_sent"] / case["bytes_predicted"] < 1.15  # short rows
     assert cases["k_fold"]["ratio"] == {"median": 1, "lower": 1, "upper": 1}
     rows = [case["rows_sent"] for case in cases.values()]
     assert rows[0] > rows[2] >= rows[3] > rows[4]
+
+
+@pytest.mark.distributed
+def test_a_trace_on_emulated_devices_is_predicted(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = rng.permuted(np.tile(np.arange(8), (600, 3, 1)), axis=2)[:, :, :2]
+    np.savez(tmp_path / "routing.npz", experts=ids.astype(np.uint8), lengths=np.full(20, 30))
+    cluster = replace(find_cluster("hosts-4-10g"), launch_microseconds=100.0)
+    cluster.save(tmp_path / "cluster.yaml")
+    out = tmp_path / "result.json"
+    command = [sys.executable, ROOT / "benchmarks" / "expert_parallel.py", "--out", out]
+    options = "--ranks 2 --tokens 64 --hidden-size 64 --intermediate-size 32 --rounds 1 --layers 2"
+    options += " --device emulated --rows-per-second 5000"
+    files = ["--trace", tmp_path / "routing.npz", "--cluster", tmp_path / "cluster.yaml"]
+    finished = subprocess.run(
+        [*command, *options.split(), *files, "--timeout", "100"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "compute emulated, 5,000 rows a second and 100 us a start" in finished.stdout
+    result = json.loads(out.read_text())
+    settings = result["settings"]
+    assert (settings["compute"], settings["routing"]) == ("emulated", "routing.npz")
+    assert settings["device"] == {"rows_per_second": 5000.0, "launch_seconds": 1e-4}
+    assert result["losses"] == {"top_k": None}
+    for case in result["cases"]:
+        assert case["rows_sent"] == case["rows_predicted"] and case["error"] < 0.02
+        # Two tokens' worth of rows a token, by the busier of two ranks, forward and twice back.
+        compute = 3 * 64 * 2 * case["rank_load_max_over_mean"] / 5000
+        assert case["predicted"]["compute"] == pytest.approx(compute)
+        assert case["compute_alone"]["median"] >= compute

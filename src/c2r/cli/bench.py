@@ -1,11 +1,13 @@
 """`c2r bench`: how long things take, here."""
 
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.cli import bench_cluster
 from c2r.cli.console import JsonOption, example, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.cli.processes import (
@@ -18,11 +20,18 @@ from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import ClusterTopology
-    from c2r.timing import CaseTimes, Recording, TimingReport
+    from c2r.prediction import Cluster
+    from c2r.timing import CaseTimes, DeviceRate, Placing, Recording, TimingReport
 
 app = typer.Typer(help="Measure on this machine or cluster.", no_args_is_help=True)
 
+app.command(
+    "cluster", epilog=example("torchrun --nproc-per-node 8 -m c2r bench cluster --out mine.yaml")
+)(bench_cluster.cluster)
+
 _SEQ_LEN = 512
+_TOKENS_READ = 1 << 20
+_LOSS_TOKENS = 16384  # fewer would not tell 0.1 % of loss
 
 
 @app.command(
@@ -34,6 +43,10 @@ def parallel(
         str, typer.Argument(help="Model whose routing is recorded; `tiny` is the embedded one.")
     ] = "tiny",
     text: TextOption = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Routing of any model as .npz, instead of model and text; no policies."),
+    ] = None,
     recording: Annotated[
         Path | None, typer.Option(help="Routing recorded earlier, instead of model and text.")
     ] = None,
@@ -45,7 +58,17 @@ def parallel(
         typer.Option(help="Policy and strengths to record, as budgeted=0.05,0.1; repeat."),
     ] = ["budgeted=0.1"],  # noqa: B006 - typer copies it
     max_load: Annotated[
-        float | None, typer.Option(help="Bound on the busiest rank's load in the placement.")
+        float | None,
+        typer.Option(
+            help="Bound on the busiest rank's load in the placement.",
+            show_default="1.1, or the next that can be kept",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to place by; none of them is timed.")
+    ] = 65536,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="MoE layers to time.", show_default="all")
     ] = None,
     chunks: Annotated[
         list[int] | None, typer.Option(min=1, help="Also overlap, in so many parts; repeat.")
@@ -54,13 +77,26 @@ def parallel(
     hidden_size: Annotated[int, typer.Option(help="Of the layer that is timed.")] = 1024,
     intermediate_size: Annotated[int, typer.Option(help="Of its experts.")] = 512,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    emulate: Annotated[
+    device: Annotated[
+        str,
+        typer.Option(
+            help="real, or emulated: experts take the time of their rows and no processor."
+        ),
+    ] = "real",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="What this runs on, or emulates: a preset of `c2r plan` or a YAML file. Experts "
+            "are placed for least time there, and times predicted.",
+            show_default="unknown: placed for few copies",
+        ),
+    ] = None,
+    rows_per_second: Annotated[
         float | None,
         typer.Option(
             min=1.0,
-            help="Emulate devices: experts take the time of their rows at so many rows a second, "
-            "and no processor.",
-            show_default="real products",
+            help="Expert rows a second of an emulated device, forward.",
+            show_default="by the products of the cluster",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
@@ -71,42 +107,65 @@ def parallel(
 
     It runs on the processes that torchrun starts, with gloo. The routing is a model's own on real
     text, then constrained: the first half of each text is profiled and planned, the second
-    recorded. Activations and expert weights are random, of any size.
+    recorded; or that of a trace, of which every other sequence is planned. Activations and expert
+    weights are random, of any size.
     """
     from c2r.artifacts import write_text
-    from c2r.timing import Recording, TimedLayer, name_policies, share_recording, time_dispatchers
+    from c2r.timing import (
+        Network,
+        Placing,
+        Recording,
+        TimedLayer,
+        name_policies,
+        read_routing,
+        record_file,
+        share_recording,
+        time_dispatchers,
+        workload_of,
+    )
 
     _check_launched()
-    policies = name_policies(policy)
+    policies = name_policies(policy if trace is None else [])
+    where = _cluster(cluster, rows_per_second, hidden_size * intermediate_size)
     shape = TimedLayer(
         num_tokens=tokens,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         dtype=_dtype(dtype),
-        rows_per_second=emulate,
+        device=_device(device, where, rows_per_second, hidden_size * intermediate_size),
     )
-    texts, own = resolve_texts(text), None
-    if is_first_process() and recording is not None:
-        own = Recording.load(recording)
-    elif is_first_process():
-        note(f"recording the routing of {model} under {len(policies) + 1} policies")
-        own = _record(model, texts, tokens * num_processes(), policies, max_load)
+    own = None
+    if is_first_process():
+        placing = Placing(
+            topology=_topology(), max_load=max_load, cluster=where, workload=workload_of(shape)
+        )
+        num_tokens = tokens * num_processes()
+        if recording is not None:
+            own = Recording.load(recording)
+        elif trace is not None:
+            own = record_file(read_routing(trace, layers), num_tokens, calibration_tokens, placing)
+        else:
+            note(f"recording the routing of {model} under {len(policies) + 1} policies")
+            texts = resolve_texts(text)
+            own = _record(model, texts, num_tokens, calibration_tokens, policies, placing)
     shared = share_recording(own)
     if save_recording is not None and is_first_process():
         shared.save(save_recording)
+    network = Network(interface=network_interface(), cluster=where)
     report = time_dispatchers(
-        shared, shape, rounds, chunks or (), _note_round(rounds), network_interface()
+        shared.of_layers(layers), shape, rounds, chunks or (), _note_round(rounds), network
     )
     if not is_first_process():
         return
     document = report.to_json()
-    document["settings"] |= {"model": model, "max_load": max_load}
+    document["settings"] |= {
+        "routing": model if trace is None else trace.name,
+        "calibration_tokens": calibration_tokens,
+        "max_load": shared.max_load,
+    }
     if out is not None:
         write_text(out, dumps(document, indent=1) + "\n")
-    if json:
-        print_json(document)
-    else:
-        _show(report)
+    print_json(document) if json else _show(report)
 
 
 def _check_launched() -> None:
@@ -118,14 +177,10 @@ def _check_launched() -> None:
 
 
 def _topology() -> "ClusterTopology":
-    """Nodes count where they hold several ranks."""
     from c2r.plans import ClusterTopology
 
     num_ranks = num_processes()
-    per_node = num_processes_per_machine()
-    return ClusterTopology(
-        num_ranks=num_ranks, num_nodes=num_ranks // per_node if per_node > 1 else 1
-    )
+    return ClusterTopology(num_ranks=num_ranks, num_nodes=num_ranks // num_processes_per_machine())
 
 
 def _dtype(name: str) -> Any:
@@ -136,12 +191,51 @@ def _dtype(name: str) -> Any:
     return getattr(torch, name)
 
 
+def _cluster(name: str | None, rows_per_second: float | None, size: int) -> "Cluster | None":
+    """The cluster named, of as many ranks and nodes as run, its devices as fast as asked."""
+    from c2r.prediction import find_cluster
+
+    if name is None:
+        return None
+    topology = _topology()
+    found = find_cluster(name).of_size(topology.num_ranks, topology.num_nodes)
+    if rows_per_second is None:
+        return found
+    return replace(found, teraflops=rows_per_second * _flops(size) / 1e12)
+
+
+def _flops(size: int) -> float:
+    """Of an expert row, forward; of an expert with 3 x `size` parameters."""
+    return 2.0 * 3 * size
+
+
+def _device(
+    name: str, cluster: "Cluster | None", rows_per_second: float | None, size: int
+) -> "DeviceRate | None":
+    """The device to emulate, whose experts have 3 x `size` parameters; None for real products."""
+    from c2r.timing import DeviceRate
+
+    if name not in ("real", "emulated"):
+        raise InputError(f"--device {name} is unknown; choose real or emulated")
+    if name == "real":
+        if rows_per_second is not None:
+            raise InputError("--rows-per-second is of an emulated device; add --device emulated")
+        return None
+    if rows_per_second is None:
+        if cluster is None:
+            raise InputError("how fast is the device? Give --cluster or --rows-per-second")
+        rows_per_second = cluster.teraflops * 1e12 / _flops(size)
+    launch = 0.0 if cluster is None else 1e-6 * cluster.launch_microseconds
+    return DeviceRate(rows_per_second=rows_per_second, launch_seconds=launch)
+
+
 def _record(
     model: str,
     texts: Any,
     num_tokens: int,
+    calibration_tokens: int,
     policies: dict[str, tuple[str, float]],
-    max_load: float | None,
+    placing: "Placing",
 ) -> "Recording":
     from c2r.text import split_texts, token_batches
     from c2r.timing import record_routings
@@ -150,15 +244,22 @@ def _record(
     calibration, evaluation = split_texts(texts)
 
     def batches(chosen: Any, count: int) -> Any:
-        return token_batches(chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=8, num_tokens=count)
+        """Windows from all parts of the texts, of so many tokens together."""
+        windows = list(
+            token_batches(
+                chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=1, num_tokens=_TOKENS_READ
+            )
+        )
+        wanted = -(-count // _SEQ_LEN)
+        return windows[:: max(len(windows) // wanted, 1)][:wanted]
 
     return record_routings(
         loaded,
-        batches(calibration, 65536),
-        lambda: batches(evaluation, num_tokens),
-        _topology(),
+        batches(calibration, calibration_tokens),
+        lambda: batches(evaluation, max(num_tokens, _LOSS_TOKENS)),
         policies,
-        max_load,
+        placing,
+        num_tokens,
     )
 
 
@@ -167,30 +268,42 @@ def _note_round(rounds: int) -> Any:
 
 
 def _show(report: "TimingReport") -> None:
-    columns = ["case", "loss", "ms", "of the first", "index", "out", "compute", "back", "load"]
-    rows = [_row(times, report.losses[times.case.routing]) for times in report.cases]
-    rate = report.settings["emulated_rows_per_second"]
-    compute = "" if rate is None else f"; compute emulated, {rate:,.0f} rows a second"
-    print_table(f"One MoE layer, forward and backward{compute}", [*columns, "MB"], rows)
+    columns = ["case", "loss", "ms", "predicted", "of the first", "index", "out", "compute", "back"]
+    rows = [_row(times, report) for times in report.cases]
+    device = report.settings["device"]
+    compute = "compute real"
+    if device is not None:
+        launch = 1e6 * device["launch_seconds"]
+        compute = f"compute emulated, {device['rows_per_second']:,.0f} rows a second"
+        compute += f" and {launch:.0f} us a start"
+    title = f"One MoE layer, forward and backward; {compute}"
+    print_table(title, [*columns, "load", "rows in", "MB"], rows)
     print(
-        "loss: nats per token of the recorded text. of the first: median ratio of a round, with\n"
-        "quartiles. index, out, compute, back: mean ms of a rank in index and copies, waiting\n"
-        "on the way to the experts, in the experts, waiting on the way back. load: expert rows\n"
-        "of the busiest rank over the mean. MB: sent by all ranks, of predicted."
+        "loss: held-out increase over the model's own routing. predicted: ms by the time model.\n"
+        "of the first: median ratio of a round, with quartiles. index, out, compute, back: mean\n"
+        "ms of a rank in index and copies, waiting on the way to the experts, in the experts,\n"
+        "waiting on the way back. load: expert rows of the busiest rank over the mean. rows in:\n"
+        "that come to the rank with most of them. MB: sent by all ranks, of predicted."
     )
 
 
-def _row(times: "CaseTimes", loss: float) -> list[object]:
-    ratio = times.ratio
+def _row(times: "CaseTimes", report: "TimingReport") -> list[object]:
+    ratio, predicted = times.ratio, times.predicted
     return [
         times.case.name,
-        loss,
+        _increase(report.losses[times.case.routing], report.losses["top_k"]),
         f"{times.seconds.median * 1000:.0f}",
+        "?" if predicted is None else f"{predicted['total'] * 1000:.0f}",
         f"{ratio.median:.2f} ({ratio.lower:.2f}-{ratio.upper:.2f})",
         *(f"{seconds * 1000:.0f}" for seconds in times.parts.values()),
         f"{times.rank_load_max_over_mean:.2f}",
+        f"{times.rows_received:.0f}",
         f"{_megabytes(times.bytes_sent)} of {_megabytes(times.bytes_predicted)}",
     ]
+
+
+def _increase(loss: float | None, own: float | None) -> str:
+    return "?" if loss is None or own is None else f"{100 * (loss / own - 1):+.2f} %"
 
 
 def _megabytes(count: float | None) -> str:

@@ -7,15 +7,23 @@ import typer
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.prediction import Cluster, Workload
+    from c2r.plans import ClusterTopology
+    from c2r.prediction import Cluster, ModelSizes, Workload
     from c2r.profiling import CollaborationProfile
 
 ClusterOption = Annotated[
     str | None,
     typer.Option(
         help="Where it will run: h100-8, h100-8x2, h100-8x4, h200-8, h200-8x2, a100-8, "
-        "gb200-nvl72, hosts-4-10g, hosts-4-100g, or a YAML file.",
+        "gb200-nvl72, hosts-4-10g, hosts-4-100g, emulated-4, or a YAML file.",
         show_default="H100s, as many as --ranks says",
+    ),
+]
+PlannedClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where times are predicted: a preset such as h100-8, or a YAML file.",
+        show_default="H100s, as many as the plan has ranks",
     ),
 ]
 TokensOption = Annotated[
@@ -44,13 +52,38 @@ def cluster_of(name: str | None, ranks: int | None, nodes: int) -> "Cluster":
     return found
 
 
+def cluster_for(name: str | None, topology: "ClusterTopology") -> "Cluster":
+    """The cluster named, which has the ranks of the plan; else as many of the default kind.
+
+    Raises `InputError` where it has other ranks or nodes.
+    """
+    from c2r.prediction.cluster import DEFAULT, PRESETS, find_cluster
+
+    if name is None:
+        return PRESETS[DEFAULT].of_size(topology.num_ranks, topology.num_nodes)
+    found = find_cluster(name)
+    if found.topology != topology:
+        raise InputError(
+            f"--cluster {name} has {found.num_ranks} ranks on {found.num_nodes} nodes, the plan is "
+            f"for {topology.num_ranks} on {topology.num_nodes}; plan for that cluster"
+        )
+    return found
+
+
 def workload_of(profile: "CollaborationProfile", tokens_per_rank: int, phase: str) -> "Workload":
+    """The tokens of a step of the model that was profiled. Errors as `workload_with`."""
+    from c2r.prediction import Workload
+
+    return workload_with(Workload.of(profile).sizes, tokens_per_rank, phase)
+
+
+def workload_with(sizes: "ModelSizes", tokens_per_rank: int, phase: str) -> "Workload":
     """The tokens of a step. Raises `InputError` for an unknown phase."""
     from c2r.prediction import Phase, Workload
 
     if phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
-    return Workload.of(profile, tokens_per_rank, Phase(phase))
+    return Workload(sizes=sizes, tokens_per_rank=tokens_per_rank, phase=Phase(phase))
 
 
 def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:

@@ -1,9 +1,17 @@
 """`c2r measure`: what a plan costs in quality and sends, measured on text."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.cli.clusters import (
+    PhaseOption,
+    PlannedClusterOption,
+    TokensOption,
+    cluster_for,
+    describe,
+    workload_with,
+)
 from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
@@ -14,6 +22,10 @@ from c2r.cli.models import (
     plan_of,
     resolve_texts,
 )
+
+if TYPE_CHECKING:
+    from c2r.plans import Plan
+    from c2r.results import Measurement
 
 
 def measure(
@@ -34,12 +46,16 @@ def measure(
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
     ] = False,
+    cluster: PlannedClusterOption = None,
+    tokens_per_rank: TokensOption = 4096,
+    phase: PhaseOption = "prefill",
     json: JsonOption = False,
 ) -> None:
-    """Measure loss, KL to the unconstrained model, copies and load under a plan.
+    """Measure loss, KL to the unconstrained model, copies and load under a plan, and tell the time.
 
-    The routing is that of the plan's policy while it runs. With neither a plan nor a folder that
-    holds one, all experts are on one rank.
+    The routing is that of the plan's policy while it runs. Milliseconds are predicted from what was
+    measured to come to each rank; beside them are those of plain top-k on the same placement. With
+    neither a plan nor a folder that holds one, all experts are on one rank.
     """
     from c2r import measuring
     from c2r.text import split_texts, token_batches
@@ -60,6 +76,7 @@ def measure(
             loaded, batches, chosen, strict=not other_weights, on_batch=advance
         )
     document = {**found.to_json(), "expected": chosen.provenance.get("expected")}
+    document["time"] = _times(loaded, found, chosen, cluster, tokens_per_rank, phase)
     if json:
         print_json(document)
     else:
@@ -74,6 +91,49 @@ def _show(document: dict[str, Any]) -> None:
         if isinstance(value, int | float) and name not in ("strength", "num_ranks")
     ]
     print_table("On held-out text, under the plan", ["figure", "measured", "expected"], rows)
+    time = document["time"]
+    if time is not None:
+        _show_time(time, document["policy"])
+
+
+def _times(
+    model: Any,
+    found: "Measurement",
+    plan: "Plan",
+    cluster: str | None,
+    tokens_per_rank: int,
+    phase: str,
+) -> dict[str, Any] | None:
+    """The step from the measured shares, under the policy and plain; None on a single rank."""
+    from c2r.adapters.huggingface import find_sites
+    from c2r.adapters.huggingface.sizes import sizes_of
+    from c2r.prediction.time import measured_time
+    from c2r.sweeps.optimizing import shares_of
+
+    if plan.topology.num_ranks == 1:
+        return None
+    where = cluster_for(cluster, plan.topology)
+    sizes = sizes_of(model, find_sites(model)[0].num_experts)
+    workload = workload_with(sizes, tokens_per_rank, phase)
+    plain = found.reference or found
+    steps = [measured_time(shares_of(each), where, workload).to_json() for each in (found, plain)]
+    return {**describe(where, workload), "policy": steps[0], "top_k": steps[1]}
+
+
+def _show_time(time: dict[str, Any], policy: str) -> None:
+    rows = [
+        [name, step["layer"], step["step"], f"{100 * step['exchange_share']:.0f} %"]
+        for name, step in (
+            (f"under the plan's policy, {policy}", time["policy"]),
+            ("plain top-k, same placement", time["top_k"]),
+        )
+    ]
+    workload = time["workload"]
+    title = (
+        f"Milliseconds, predicted from the above: {workload['tokens_per_rank']:,} tokens a rank, "
+        f"{workload['phase']}, on {time['cluster']['name']}"
+    )
+    print_table(title, ["routing", "layer", "step", "exchange of step"], rows)
 
 
 def _cell(value: float | None) -> str:

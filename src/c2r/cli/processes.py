@@ -1,6 +1,14 @@
 """What the environment tells a process of the others; without torchrun there is one, the first."""
 
 import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+
+import typer
 
 
 def process_rank() -> int:
@@ -36,3 +44,59 @@ def network_interface() -> str | None:
 def is_first_process() -> bool:
     """Whether this is the process that speaks to the user and writes what all share."""
     return process_rank() == 0
+
+
+def arguments_of(context: typer.Context) -> list[str]:
+    """The command with all its options, as a process that is to do the same is given them."""
+    words = context.command_path.split()[1:]
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is True:
+                words += option.opts[:1]
+            elif each is not None and each is not False:
+                words += [*option.opts[:1], str(each)]
+    return words
+
+
+def run_processes(arguments: list[str], number: int) -> int:
+    """Runs `c2r` with these arguments in so many processes of this machine, as torchrun does.
+
+    The first writes to our stdout and stderr; of the others only an error is shown, of the one that
+    failed first. All are ended when one fails. Gives the exit status: of the first that failed,
+    else 0.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with ExitStack() as cleanup:
+        logs = [cleanup.enter_context(tempfile.TemporaryFile()) for _ in range(number)]
+        processes: list[subprocess.Popen[bytes]] = []
+        cleanup.callback(_end, processes)
+        for rank in range(number):
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number}
+            meeting = {"LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {name: str(value) for name, value in (ranks | meeting).items()}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "c2r", *arguments],
+                    env={"OMP_NUM_THREADS": "1", **os.environ, **environment},
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=None if rank == 0 else logs[rank],
+                )
+            )
+        while any(process.poll() is None for process in processes):
+            failed = [rank for rank, process in enumerate(processes) if process.poll()]
+            if failed:
+                logs[failed[0]].seek(0)
+                sys.stderr.write(logs[failed[0]].read().decode(errors="replace"))
+                return int(processes[failed[0]].returncode)
+            time.sleep(0.05)
+        return next((process.returncode for process in processes if process.returncode), 0)
+
+
+def _end(processes: list["subprocess.Popen[bytes]"]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()

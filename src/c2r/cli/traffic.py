@@ -1,11 +1,23 @@
 """`c2r traffic`: what a plan would send, predicted from a profile."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c2r.cli.clusters import (
+    PhaseOption,
+    PlannedClusterOption,
+    TokensOption,
+    cluster_for,
+    describe,
+    workload_of,
+)
 from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table
+
+if TYPE_CHECKING:
+    from c2r.plans import Plan
+    from c2r.profiling import CollaborationProfile
 
 
 def traffic(
@@ -15,13 +27,17 @@ def traffic(
         int | None, typer.Option(help="Hidden size of the model, to add bytes per token.")
     ] = None,
     dtype_bytes: Annotated[int, typer.Option(help="Bytes per activation value.")] = 2,
+    cluster: PlannedClusterOption = None,
+    tokens_per_rank: TokensOption = 4096,
+    phase: PhaseOption = "prefill",
     json: JsonOption = False,
 ) -> None:
-    """Predict copies per token, per layer: k-fold, de-duplicated, and de-duplicated and placed.
+    """Predict copies per token and time, per layer, with experts in order and as planned.
 
     A token is copied once for each of its k experts (k-fold dispatch) or once for each distinct
-    rank that holds any of them (de-duplicated dispatch); its own rank counts. To see a constrained
-    model's traffic, profile the folder that `c2r apply` wrote.
+    rank that holds any of them (de-duplicated dispatch); its own rank counts. The routing is the
+    profile's, without the plan's policy: to see a constrained model's traffic and time, profile the
+    folder that `c2r apply` wrote.
     """
     from c2r.plans import Plan
     from c2r.prediction import bytes_per_token, predict_rank_traffic, predict_traffic
@@ -34,6 +50,7 @@ def traffic(
         "contiguous": ranks.contiguous[0].tolist(),
         "placed": ranks.placed[0].tolist(),
     }
+    document["time"] = _add_times(document, counted, placed, cluster, tokens_per_rank, phase)
     columns = {
         "copies_k_fold": "k-fold",
         "copies_contiguous": "contiguous",
@@ -44,6 +61,7 @@ def traffic(
     if document["num_nodes"] > 1:
         columns["node_copies_contiguous"] = "nodes, contiguous"
         columns["node_copies_placed"] = "nodes, placed"
+    columns |= {"milliseconds_contiguous": "ms, in order", "milliseconds_placed": "ms, placed"}
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
         for row in (*document["layers"], document["mean"]):
@@ -57,5 +75,41 @@ def traffic(
     rows.append(["mean", *(document["mean"][key] for key in columns)])
     title = f"Copies per token on {document['num_ranks']} ranks"
     print_table(title, ["layer", *columns.values()], rows)
+    print(_said(document["time"], placed))
     names, values = zip(*document["rows_to_ranks"].items(), strict=True)
     print_heat_map("Rows of a token to each rank", names, values, "rows")
+
+
+def _add_times(
+    document: dict[str, Any],
+    profile: "CollaborationProfile",
+    plan: "Plan",
+    cluster: str | None,
+    tokens_per_rank: int,
+    phase: str,
+) -> dict[str, Any]:
+    """Adds the milliseconds of every layer to its row; gives both steps as JSON data."""
+    from c2r.prediction import best_time
+
+    where = cluster_for(cluster, plan.topology)
+    workload = workload_of(profile, tokens_per_rank, phase)
+    steps = [best_time(profile, tried, where, workload, chunks=(1,)) for tried in (None, plan)]
+    for name, step in zip(("contiguous", "placed"), steps, strict=True):
+        for row, layer in zip(document["layers"], step.layers, strict=True):
+            row[f"milliseconds_{name}"] = layer.total
+        document["mean"][f"milliseconds_{name}"] = step.layer
+    before, after = (step.to_json() for step in steps)
+    return {**describe(where, workload), "contiguous": before, "planned": after}
+
+
+def _said(time: dict[str, Any], plan: "Plan") -> str:
+    """What the times are of, and the step."""
+    before, after = time["contiguous"], time["planned"]
+    policies = sorted({layer.policy for layer in plan.layers} - {"top_k"})
+    of_plan = f", not of the plan's policy ({', '.join(policies)})" if policies else ""
+    workload = time["workload"]
+    return (
+        f"ms: a layer, predicted with the fastest dispatch for {workload['tokens_per_rank']:,} "
+        f"tokens a rank ({workload['phase']}) on {time['cluster']['name']}, under the profile's "
+        f"routing{of_plan}. A step: {before['step']:.3f} to {after['step']:.3f} ms."
+    )

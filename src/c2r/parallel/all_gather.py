@@ -14,23 +14,21 @@ from c2r.parallel.pending import Pending
 class AllGatherDispatcher(Dispatcher):
     """Every token to every rank, and a row back from each, summed in rank order."""
 
-    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+    def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`."""
         size = self.comm.size
-        chosen = [self.slots.choose(ids) for ids in expert_ids]
-        counts = [
-            torch.stack([num_invalid.new_tensor(len(ids)), self.complaint(num_invalid)])
-            for ids, (_, num_invalid) in zip(expert_ids, chosen, strict=True)
-        ]
-        _, received, _ = self.exchange_counts(
-            self.comm, torch.stack(counts).expand(size, -1, -1)
-        ).wait()
+        slots, num_invalid = self.slots.choose(expert_ids)
+        complaint = self.complaint(num_invalid)
+        counts = torch.stack([complaint.new_tensor(count) for count in sizes])
+        table = torch.stack([counts, complaint.expand_as(counts)], dim=1)
+        _, received, _ = self.exchange_counts(self.comm, table.expand(size, -1, -1)).wait()
         self.check(chunk[1] for rank in received for chunk in rank)
+        parts = zip(
+            slots.view_as(expert_ids).split(list(sizes)), weights.split(list(sizes)), strict=True
+        )
         return [
-            self._route(slots.view_as(ids), chunk_weights, [rank[index][0] for rank in received])
-            for index, (ids, (slots, _), chunk_weights) in enumerate(
-                zip(expert_ids, chosen, weights, strict=True)
-            )
+            self._route(part, chunk_weights, [rank[index][0] for rank in received])
+            for index, (part, chunk_weights) in enumerate(parts)
         ]
 
     def _route(self, slots: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
@@ -55,7 +53,7 @@ class AllGatherDispatcher(Dispatcher):
             self.split_sizes([num_own * k] * size, [n * k for n in num_tokens], "choices"),
         )
         return Route(
-            departing=leg.departing,
+            departing=Pending.of(leg.departing),
             first_leg=Pending.of(leg),
             handle=Pending(lambda: self._handle(leg, k, *choices.wait())),
         )

@@ -101,7 +101,7 @@ class Route:
         handle: which experts the rows that arrive have chosen.
     """
 
-    departing: RowCopies
+    departing: Pending[RowCopies]
     first_leg: Pending[Leg]
     handle: Pending[Handle]
 
@@ -151,8 +151,10 @@ class Dispatcher(ABC):
             RoutingError: an expert id of any rank is out of range.
             CommunicationError: a rank does not answer.
         """
-        (route,) = self.route([expert_ids], [weights])
-        return self.start_dispatch(hidden, route).wait(), route.handle.wait()
+        (route,) = self.route(expert_ids, weights, [len(expert_ids)])
+        pending = self.start_sending(self.rows_to_send(hidden, route), route)
+        handle = route.handle.wait()  # index work, while the rows travel
+        return self.expert_rows(pending.wait(), handle), handle
 
     def combine(self, expert_output: Tensor, handle: Handle) -> Tensor:
         """`[tokens, h]`: the weighted sum of the outputs of each token's experts.
@@ -161,48 +163,61 @@ class Dispatcher(ABC):
             expert_output: `[rows, h]` for the rows that `dispatch` gave.
             handle: from that dispatch.
         """
-        return self.start_combine(expert_output, handle).wait()
+        rows = self.rows_to_return(expert_output, handle)
+        return self.token_rows(self.start_returning(rows, handle).wait(), handle)
 
     @abstractmethod
-    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
-        """Starts to agree with all ranks on who sends how much, for several dispatches at once.
+    def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
+        """Starts to agree with all ranks on who sends how much, for several chunks at once.
 
         All counts travel in one exchange, so that all chunks cost one wait for the device.
 
         Args:
-            expert_ids: `[tokens, k]` int64 of each chunk; -1 for none.
-            weights: `[tokens, k]` floats of each chunk.
+            expert_ids: `[tokens, k]` int64; -1 for none.
+            weights: `[tokens, k]` floats.
+            sizes: tokens of each chunk.
 
         Raises:
             RoutingError: here or on waiting: an expert id of any rank is out of range.
             CommunicationError: here or on waiting: a rank does not answer.
         """
 
-    def start_dispatch(self, hidden: Tensor, route: Route) -> Pending[ExpertRows]:
-        """Starts sending `hidden` `[tokens, h]`; legs after the first start when waited for."""
-        # Copied before the wait: where counts are still on their way (k-fold), the copy hides it.
-        rows = autograd.copy_rows(hidden, route.departing)
-        first = route.first_leg.wait()
-        pending = self.send_rows(rows[: sum(first.send)], first)
+    def rows_to_send(self, hidden: Tensor, route: Route) -> Tensor:
+        """The rows of `hidden` `[tokens, h]` that leave, as often as they are sent."""
+        return autograd.copy_rows(hidden, route.departing.wait())
 
-        def arrive() -> ExpertRows:
-            handle = route.handle.wait()  # index work, while the rows travel
+    def start_sending(self, rows: Tensor, route: Route) -> Pending[Tensor]:
+        """Starts the way to the experts; legs after the first start when waited for."""
+        first = route.first_leg.wait()
+        pending = self.send_rows(_first_rows(rows, sum(first.send)), first)
+
+        def arrive() -> Tensor:
             rows = pending.wait()
-            for leg in handle.legs[1:]:
+            for leg in route.handle.wait().legs[1:]:
                 rows = self.send_rows(autograd.copy_rows(rows, leg.departing), leg).wait()
-            expert_rows = autograd.copy_rows(rows, handle.arriving)
-            return ExpertRows(hidden=expert_rows, counts=handle.counts)
+            return rows
 
         return Pending(arrive)
 
-    def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
-        """Starts the way back of `[rows, h]`; all legs but the last are over when it returns."""
-        rows = autograd.sum_copies(expert_output, handle.arriving, handle.weights)
+    def expert_rows(self, arrived: Tensor, handle: Handle) -> ExpertRows:
+        """What arrived, copied into the order of this rank's experts."""
+        hidden = autograd.copy_rows(arrived, handle.arriving)
+        return ExpertRows(hidden=hidden, counts=handle.counts)
+
+    def rows_to_return(self, expert_output: Tensor, handle: Handle) -> Tensor:
+        """One row for each that arrived, of expert rows `[rows, h]`."""
+        return autograd.sum_copies(expert_output, handle.arriving, handle.weights)
+
+    def start_returning(self, rows: Tensor, handle: Handle) -> Pending[Tensor]:
+        """Starts the way back; all legs but the last are over when it returns."""
         first, *others = handle.legs
         for leg in reversed(others):
             rows = autograd.sum_copies(self.return_rows(rows, leg).wait(), leg.departing)
-        pending = self.return_rows(rows, first)
-        return Pending(lambda: autograd.sum_copies(pending.wait(), first.departing))
+        return self.return_rows(rows, first)
+
+    def token_rows(self, returned: Tensor, handle: Handle) -> Tensor:
+        """`[tokens, h]`, the sums of what came back."""
+        return autograd.sum_copies(returned, handle.legs[0].departing)
 
     def exchange_counts(self, comm: Comm, counts: Tensor) -> Pending[tuple[Any, Any, Tensor]]:
         """Starts sending `counts` `[ranks, ...]`, a row to each rank.
@@ -261,6 +276,17 @@ class Dispatcher(ABC):
                 f"rank {rank} chose {num_invalid} expert ids out of range in {self.layer}; ids go "
                 f"from 0 to {self.slots.num_experts - 1}, or are -1 for none"
             )
+
+
+def chunk_of_pairs(pairs: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`[pairs]` int64, the chunk of each of `pairs`, of which each chunk has `sizes`."""
+    # Filled part by part: a list of sizes would have to travel to the device.
+    return torch.cat([pairs.new_full((size,), chunk) for chunk, size in enumerate(sizes)])
+
+
+def _first_rows(rows: Tensor, count: int) -> Tensor:
+    """Without a node in the graph where it is all of them: its backward would copy every row."""
+    return rows if count == len(rows) else rows[:count]
 
 
 _FP8: Codec = Fp8Codec()

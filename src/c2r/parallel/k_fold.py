@@ -17,32 +17,39 @@ from torch import Tensor
 from c2r.ops import autograd
 from c2r.ops.copy_rows import RowCopies
 from c2r.ops.dispatch_layout import expert_major, inverse, one_row_per_pair
-from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
+from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route, chunk_of_pairs
 from c2r.parallel.pending import Pending
 
 
 class KFoldDispatcher(Dispatcher):
     """One row per (token, expert) both ways; weights are applied at the source."""
 
-    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+    def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`."""
-        departing, counts = [], []
-        for ids in expert_ids:
-            slots, num_invalid = self.slots.choose(ids)
-            order, per_slot = one_row_per_pair(slots, self.slots.num_slots)
-            num_tokens, k = ids.shape
-            # Every token has k copies, none counted: no sort and no histogram over tokens.
-            starts = torch.arange(num_tokens, device=order.device) * k
-            departing.append(RowCopies(source=order // k, members=inverse(order), starts=starts))
-            per_rank = per_slot.view(self.slots.num_ranks, -1)
-            complaint = self.complaint(num_invalid).expand(self.slots.num_ranks, 1)
-            counts.append(torch.cat([per_rank, complaint], dim=1))
-        agreed = self.exchange_counts(self.comm, torch.stack(counts, dim=1))
+        k, num_ranks = expert_ids.shape[1], self.slots.num_ranks
+        num_slots = self.slots.num_slots
+        slots, num_invalid = self.slots.choose(expert_ids)
+        # One sort for all chunks: by chunk, then by slot, pairs without an expert last.
+        chunks = chunk_of_pairs(slots, [size * k for size in sizes])
+        keys = chunks * (num_slots + 1) + slots
+        order, per_key = one_row_per_pair(keys, len(sizes) * (num_slots + 1))
+        per_slot = per_key.view(len(sizes), num_slots + 1)[:, :-1]
+        per_rank = per_slot.reshape(len(sizes), num_ranks, -1).transpose(0, 1)
+        complaint = self.complaint(num_invalid).expand(num_ranks, len(sizes), 1)
+        agreed = self.exchange_counts(self.comm, torch.cat([per_rank, complaint], dim=2))
+        parts = order.split([size * k for size in sizes])
+        chunk_weights = weights.reshape(-1).split([size * k for size in sizes])
         routes = []
-        for chunk, copies in enumerate(departing):
+        first_token = 0
+        for chunk, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+            pairs = part - first_token * k
+            first_token += size
+            # Every token has k copies, none counted: no sort and no histogram over tokens.
+            starts = torch.arange(size, device=order.device) * k
+            copies = RowCopies(source=pairs // k, members=inverse(pairs), starts=starts)
             leg = Pending(partial(self._leg, agreed, chunk, copies))
-            handle = Pending(partial(self._handle, agreed, chunk, leg, weights[chunk].reshape(-1)))
-            routes.append(Route(departing=copies, first_leg=leg, handle=handle))
+            handle = Pending(partial(self._handle, agreed, chunk, leg, chunk_weights[chunk]))
+            routes.append(Route(departing=Pending.of(copies), first_leg=leg, handle=handle))
         return routes
 
     def _leg(self, agreed: Pending[tuple[Any, Any, Tensor]], chunk: int, copies: RowCopies) -> Leg:
@@ -80,16 +87,14 @@ class KFoldDispatcher(Dispatcher):
             weights=weights,
         )
 
-    def start_combine(self, expert_output: Tensor, handle: Handle) -> Pending[Tensor]:
-        """See `Dispatcher.start_combine`."""
+    def rows_to_return(self, expert_output: Tensor, handle: Handle) -> Tensor:
+        """See `Dispatcher.rows_to_return`; the rows as they came."""
+        return autograd.sum_copies(expert_output, handle.arriving)
+
+    def token_rows(self, returned: Tensor, handle: Handle) -> Tensor:
+        """See `Dispatcher.token_rows`."""
         (leg,) = handle.legs
-        pending = self.return_rows(autograd.sum_copies(expert_output, handle.arriving), leg)
         # Pairs without an expert have a copy that never left; zeros stand in for what they sum.
         num_behind = len(leg.departing.source) - sum(leg.send)
-
-        def arrive() -> Tensor:
-            rows = pending.wait()
-            rows = F.pad(rows, (0, 0, 0, num_behind)) if num_behind else rows
-            return autograd.sum_copies(rows, leg.departing, handle.weights)
-
-        return Pending(arrive)
+        rows = F.pad(returned, (0, 0, 0, num_behind)) if num_behind else returned
+        return autograd.sum_copies(rows, leg.departing, handle.weights)

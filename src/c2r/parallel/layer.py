@@ -1,6 +1,7 @@
 """The expert-parallel layer: dispatch, experts, combine, with chunks that overlap."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,23 +43,45 @@ def parallel_moe(
         RoutingError: an expert id of any rank is out of range.
         CommunicationError: a rank does not answer.
     """
-    routes = dispatcher.route(expert_ids.tensor_split(num_chunks), weights.tensor_split(num_chunks))
-    chunks = hidden.tensor_split(num_chunks)
+    sizes = chunk_sizes(len(hidden), num_chunks)
+    routes = dispatcher.route(expert_ids, weights, sizes)
+    chunks = hidden.split(sizes)
+    # The order of these starts is the overlap, and all ranks must start in the same order. Rows
+    # leave as soon as those before them have arrived; copying and index work are done while rows
+    # travel. Backward runs the same lines from the last to the first: what is started here waits
+    # there, and what waits here is started there.
+    arriving = dispatcher.start_sending(dispatcher.rows_to_send(chunks[0], routes[0]), routes[0])
+    handles = [route.handle.wait() for route in routes]
+    departing = []
+    if num_chunks > 1:
+        departing.append(dispatcher.rows_to_send(chunks[1], routes[1]))
     outputs: list[Tensor] = []
     returning: Pending[Tensor] | None = None
-    arriving = dispatcher.start_dispatch(chunks[0], routes[0])
-    for following, route in enumerate(routes, start=1):
-        rows, handle = arriving.wait(), route.handle.wait()
+    for index, handle in enumerate(handles):
         if dispatcher.observer is not None:
             dispatcher.observer(handle)
-        # The order of these starts is the overlap: the next rows leave before the experts run, the
-        # last results return while they run. All ranks must start in the same order.
-        if following < len(routes):
-            arriving = dispatcher.start_dispatch(chunks[following], routes[following])
-        output = experts_fn(rows.hidden, rows.counts)
-        if returning is not None:
-            outputs.append(returning.wait())
-        returning = dispatcher.start_combine(output, handle)
+        arrived = arriving.wait()
+        if departing:
+            arriving = dispatcher.start_sending(departing.pop(), routes[index + 1])
+        rows = dispatcher.expert_rows(arrived, handle)
+        results = dispatcher.rows_to_return(experts_fn(rows.hidden, rows.counts), handle)
+        returned = None if returning is None else returning.wait()
+        returning = dispatcher.start_returning(results, handle)
+        if returned is not None:
+            outputs.append(dispatcher.token_rows(returned, handles[index - 1]))
+        if index + 2 < num_chunks:
+            departing.append(dispatcher.rows_to_send(chunks[index + 2], routes[index + 2]))
     assert returning is not None, "there is at least one chunk"
-    outputs.append(returning.wait())
+    outputs.append(dispatcher.token_rows(returning.wait(), handles[-1]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def chunk_sizes(num_tokens: int, num_chunks: int) -> list[int]:
+    """Tokens of each chunk; of three and more, the first and the last are half as large.
+
+    Nothing overlaps the way of the first chunk to its experts and the way of the last one back.
+    """
+    ends = 1 if num_chunks > 2 else 2
+    parts = [ends, *[2] * (num_chunks - 2), ends][:num_chunks]
+    bounds = [num_tokens * sum(parts[:end]) // sum(parts) for end in range(num_chunks + 1)]
+    return [stop - start for start, stop in pairwise(bounds)]

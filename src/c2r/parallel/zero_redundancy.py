@@ -9,41 +9,48 @@ the sender's number in it, then once per rank inside the node.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from c2r.ops.copy_rows import copies_of
 from c2r.ops.dispatch_layout import (
-    SendLayout,
     decode_pairs,
     encode_pairs,
+    expert_major,
     one_row_per_destination,
     sort_by_expert,
 )
 from c2r.parallel.comm import Comm
-from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route
+from c2r.parallel.dispatch import Dispatcher, Handle, Leg, Route, chunk_of_pairs
 from c2r.parallel.pending import Pending
 from c2r.parallel.slots import ExpertSlots
+from c2r.types import Int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Pairs:
     """Which experts the rows that are here have chosen, a pair for each (row, expert).
 
+    Rows and pairs of all chunks, chunk after chunk.
+
     Attributes:
         rows: `[pairs]` int64, ascending.
         ids: `[pairs]` int64, what the stage calls the expert.
         weights: `[pairs]` floats.
-        num_rows: rows that are here.
+        chunks: `[pairs]` int64, ascending.
+        num_rows: rows that are here, of each chunk.
+        num_pairs: pairs of each chunk.
         complaint: what is known of ids out of range, as from `Dispatcher.complaint`.
     """
 
     rows: Tensor
     ids: Tensor
     weights: Tensor
-    num_rows: int
+    chunks: Tensor
+    num_rows: Sequence[int]
+    num_pairs: Sequence[int]
     complaint: Tensor
 
 
@@ -85,135 +92,157 @@ class ZeroRedundancyDispatcher(Dispatcher):
         slots = torch.arange(self.slots.num_slots + 1, device=self.comm.device)
         return (Stage(comm=self.comm, destination=slots // most, next_id=slots % most),)
 
-    def route(self, expert_ids: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Route]:
+    def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`; only the pairs of the last leg are left to wait for."""
-        chunks = [
-            self._pairs_of(ids, chunk_weights)
-            for ids, chunk_weights in zip(expert_ids, weights, strict=True)
-        ]
-        legs: list[list[Leg]] = [[] for _ in chunks]
+        pairs = self._pairs_of(expert_ids, weights, sizes)
         *early, last = self.stages
+        all_legs = []
         for stage in early:
-            sent = self._send_chunks(stage, chunks)
+            legs, arriving = self._send_pairs(stage, pairs)
+            all_legs.append(legs)
             # What the next stage sends on is what arrives in this one, so it has to wait.
-            chunks = [arriving.wait() for _, arriving in sent]
-            for chunk_legs, (leg, _) in zip(legs, sent, strict=True):
-                chunk_legs.append(leg)
+            pairs = arriving.wait()
+        legs, arriving = self._send_pairs(last, pairs)
+        all_legs.append(legs)
+        weights_there = Pending(lambda: arriving.wait().weights.split(arriving.wait().num_pairs))
         routes = []
-        for chunk_legs, (leg, arriving) in zip(legs, self._send_chunks(last, chunks), strict=True):
-            all_legs = (*chunk_legs, leg)
+        for chunk, chunk_legs in enumerate(zip(*all_legs, strict=True)):
+            first = chunk_legs[0]
+            handle = partial(self._handle, chunk, chunk_legs, arriving, weights_there)
             routes.append(
                 Route(
-                    departing=all_legs[0].departing,
-                    first_leg=Pending.of(all_legs[0]),
-                    handle=Pending(partial(self._handle, all_legs, arriving)),
+                    departing=Pending(lambda first=first: first.wait().departing),
+                    first_leg=first,
+                    handle=Pending(handle),
                 )
             )
         return routes
 
-    def _pairs_of(self, expert_ids: Tensor, weights: Tensor) -> Pairs:
+    def _pairs_of(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> Pairs:
         """The pairs of this rank's tokens, from ids and weights `[tokens, k]`."""
         slots, num_invalid = self.slots.choose(expert_ids)
         num_tokens, k = expert_ids.shape
         tokens = torch.arange(num_tokens, device=slots.device)
+        num_pairs = [size * k for size in sizes]
         return Pairs(
             rows=tokens.repeat_interleave(k),
             ids=slots,
             weights=weights.reshape(-1),
-            num_rows=num_tokens,
+            chunks=chunk_of_pairs(slots, num_pairs),
+            num_rows=sizes,
+            num_pairs=num_pairs,
             complaint=self.complaint(num_invalid),
         )
 
-    def _send_chunks(
-        self, stage: Stage, chunks: Sequence[Pairs]
-    ) -> list[tuple[Leg, Pending[Pairs]]]:
-        """Agrees on the counts of all chunks, then starts sending the pairs of each.
+    def _send_pairs(self, stage: Stage, pairs: Pairs) -> tuple[list[Pending[Leg]], Pending[Pairs]]:
+        """Agrees on the counts, then starts sending the pairs of all chunks in one exchange.
 
-        Gives for each chunk the leg that its rows will take, and the pairs that arrive.
+        Gives the leg that the rows of each chunk will take, and the pairs that arrive.
         """
-        size = stage.comm.size
-        layouts = [
-            one_row_per_destination(pairs.rows, stage.destination[pairs.ids], size)
-            for pairs in chunks
-        ]
-        counts = [  # [ranks, 3] for each chunk
-            torch.stack([layout.num_rows, layout.num_pairs, pairs.complaint.expand(size)], dim=1)
-            for layout, pairs in zip(layouts, chunks, strict=True)
-        ]
-        sent, received, _ = self.exchange_counts(stage.comm, torch.stack(counts, dim=1)).wait()
+        size, num_chunks = stage.comm.size, len(pairs.num_rows)
+        # By rank, then by chunk: so the pairs for a rank lie together.
+        keys = stage.destination[pairs.ids] * num_chunks + pairs.chunks
+        num_keys = size * num_chunks
+        layout = one_row_per_destination(pairs.rows, keys.clamp_(max=num_keys), num_keys)
+        shape = (size, num_chunks)
+        rows_out, pairs_out = layout.num_rows.view(shape), layout.num_pairs.view(shape)
+        counts = torch.stack([rows_out, pairs_out, pairs.complaint.expand(shape)], dim=2)
+        sent, received, counts_in = self.exchange_counts(stage.comm, counts).wait()
+        num_out, num_in = np.array(sent), np.array(received)
         # A complaint reaches all ranks with the last stage only; raised earlier, by some ranks, it
         # would leave the others waiting.
         if stage is self.stages[-1]:
-            self.check(chunk[2] for rank in received for chunk in rank)
-        return [
-            self._send_pairs(
-                stage,
-                pairs,
-                layout,
-                [rank[index] for rank in sent],
-                [rank[index] for rank in received],
-            )
-            for index, (pairs, layout) in enumerate(zip(chunks, layouts, strict=True))
-        ]
-
-    def _send_pairs(
-        self,
-        stage: Stage,
-        pairs: Pairs,
-        layout: SendLayout,
-        sent: list[Any],
-        received: list[Any],
-    ) -> tuple[Leg, Pending[Pairs]]:
-        """Starts sending the pairs of one chunk; gives the leg of its rows, and what arrives.
-
-        Args:
-            stage: the exchange.
-            pairs: what the rows that are here have chosen.
-            layout: the same by destination.
-            sent: `[ranks, 3]` rows and pairs that go to each rank, and the complaint.
-            received: `[ranks, 3]` those that come from each.
-        """
-        send_rows, send_pairs, _ = zip(*sent, strict=True)
-        receive_rows, receive_pairs, complaints = zip(*received, strict=True)
-        order = layout.order[: sum(send_pairs)]  # what lies beyond stays behind
+            self.check(num_in[..., 2].flat)
+        order = layout.order[: num_out[..., 1].sum()]  # what lies beyond stays behind
         codes = encode_pairs(stage.next_id[pairs.ids[order]], layout.starts_row[: len(order)])
-        arriving = stage.comm.exchange_tagged(
-            pairs.weights[order], codes, self.split_sizes(send_pairs, receive_pairs, "pairs")
-        )
-        leg = Leg(
-            comm=stage.comm,
-            departing=copies_of(layout.source[: sum(send_rows)], pairs.num_rows),
-            send=send_rows,
-            receive=receive_rows,
-            # An int16 code and a weight for each pair, three int64 counts for each rank.
-            side_bytes_sent=len(order) * (2 + pairs.weights.itemsize) + 24 * stage.comm.size,
-        )
+        split = self.split_sizes(*_per_rank(num_out[..., 1], num_in[..., 1]), "pairs")
+        arriving = stage.comm.exchange_tagged(pairs.weights[order], codes, split)
+        source = _by_chunk(layout.source[: num_out[..., 0].sum()], rows_out)
 
         def arrive() -> Pairs:
             weights, codes = arriving.wait()
+            weights, codes = (
+                _by_chunk(weights, counts_in[..., 1]),
+                _by_chunk(codes, counts_in[..., 1]),
+            )
             rows, ids = decode_pairs(codes)
+            num_rows, num_pairs, _ = num_in.sum(0).T.tolist()
             return Pairs(
                 rows=rows,
                 ids=ids,
                 weights=weights,
-                num_rows=sum(receive_rows),
-                complaint=torch.full_like(pairs.complaint, max(complaints)),
+                chunks=chunk_of_pairs(ids, num_pairs),
+                num_rows=num_rows,
+                num_pairs=num_pairs,
+                complaint=torch.full_like(pairs.complaint, num_in[..., 2].max()),
             )
 
-        return leg, Pending(arrive)
+        return self._legs(stage, pairs, source, num_out, num_in), Pending(arrive)
 
-    def _handle(self, legs: tuple[Leg, ...], arriving_pairs: Pending[Pairs]) -> Handle:
+    def _legs(
+        self, stage: Stage, pairs: Pairs, source: Tensor, num_out: Int, num_in: Int
+    ) -> list[Pending[Leg]]:
+        """The leg of each chunk.
+
+        Args:
+            stage: the exchange.
+            pairs: what the rows that are here have chosen.
+            source: `[rows sent]` int64, the row that each is a copy of; chunk after chunk.
+            num_out: `[ranks, chunks, 3]` rows, pairs and complaint, to each rank.
+            num_in: the same, from each rank.
+        """
+        first_rows = np.cumsum([0, *pairs.num_rows])
+        parts = source.split(num_out[..., 0].sum(0).tolist())
+
+        def leg(chunk: int) -> Leg:
+            send, receive = _per_rank(num_out[:, chunk, :1], num_in[:, chunk, :1])
+            return Leg(
+                comm=stage.comm,
+                departing=copies_of(parts[chunk] - first_rows[chunk], pairs.num_rows[chunk]),
+                send=send,
+                receive=receive,
+                # An int16 code and a weight for each pair, three int64 counts for each rank.
+                side_bytes_sent=int(num_out[:, chunk, 1].sum()) * (2 + pairs.weights.itemsize)
+                + 24 * stage.comm.size,
+            )
+
+        return [Pending(partial(leg, chunk)) for chunk in range(len(parts))]
+
+    def _handle(
+        self,
+        chunk: int,
+        legs: Sequence[Pending[Leg]],
+        arriving: Pending[Pairs],
+        weights: Pending[Sequence[Tensor]],
+    ) -> Handle:
         """Waits for the pairs of the last leg, and orders the rows that arrive by expert."""
-        pairs = arriving_pairs.wait()
+        pairs = arriving.wait()
+        own = slice(*np.cumsum([0, *pairs.num_pairs])[chunk : chunk + 2])
+        first_row = sum(pairs.num_rows[:chunk])
         num_local = self.slots.num_on_rank[self.comm.rank]
-        arriving, counts = sort_by_expert(pairs.rows, pairs.ids, pairs.num_rows, num_local)
+        copies, counts = sort_by_expert(
+            pairs.rows[own] - first_row, pairs.ids[own], pairs.num_rows[chunk], num_local
+        )
         return Handle(
             num_ranks=self.comm.size,
-            legs=legs,
-            arriving=arriving,
+            legs=tuple(leg.wait() for leg in legs),
+            arriving=copies,
             counts=counts,
-            weights=pairs.weights,
+            weights=weights.wait()[chunk],
         )
+
+
+def _per_rank(send: Int, receive: Int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sums over chunks of two tables `[ranks, chunks]`, as an exchange takes them."""
+    return tuple(send.sum(1).tolist()), tuple(receive.sum(1).tolist())
+
+
+def _by_chunk(values: Tensor, counts: Tensor) -> Tensor:
+    """`values` grouped by rank, then chunk, regrouped by chunk, then rank.
+
+    `counts` `[ranks, chunks]` are those of each group.
+    """
+    return values if counts.shape[1] == 1 else values[expert_major(counts, len(values))]
 
 
 class HierarchicalDispatcher(ZeroRedundancyDispatcher):

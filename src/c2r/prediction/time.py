@@ -12,7 +12,8 @@ not sent. An exchange takes, b bytes to a row,
 
     max over ranks and both directions of (latency + rows b / bandwidth), inside and between nodes,
 
-the two at once, for their links are different ones. The parts of a layer, forward:
+the two at once, for their links are different ones; where the cluster has a rate for each pair of
+ranks, the sum over peers of rows b / bandwidth to that peer. The parts of a layer, forward:
 
     dispatch, combine   an exchange each, of the same rows in opposite directions
     compute             the largest over ranks of max(2 rows w / rate, w_read d / memory bandwidth):
@@ -21,9 +22,8 @@ the two at once, for their links are different ones. The parts of a layer, forwa
                         received, as the experts take and give them, over the memory bandwidth
 
 In training exchanges and copies come twice and products three times (backward: one for the rows,
-one for the weights). Nothing overlaps but by chunks: with n of them a layer takes
-
-    index + longer + shorter / n + n launches,    longer, shorter of exchanges and compute.
+one for the weights). With n chunks an exchange takes latency + rows b / (n bandwidth), the device
+works for launch + (compute + index) / n on each, and both at the same time: see `pipeline_time`.
 
 `k_fold` sends a row per expert: l_r in the place of v_r. `all_gather` sends every token to every
 rank, and each rank's sums back: v_r = 1. `hierarchical` sends a token once to each node that it
@@ -38,8 +38,10 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import InputError, PlanMismatchError
-from c2r.plans import Plan
+from c2r.plans import ClusterTopology, Plan
 from c2r.prediction.cluster import Cluster
+from c2r.prediction.links import seconds_by_link
+from c2r.prediction.pipeline import pipeline_time
 from c2r.prediction.shares import RankShares, layer_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
@@ -59,6 +61,8 @@ _SECONDS = 1e-6
 class LayerTime:
     """Milliseconds of one MoE layer; in training forward and backward together.
 
+    The parts are what each takes alone, all chunks together.
+
     Attributes:
         dispatch: rows on their way to the experts.
         combine: rows on their way back.
@@ -66,6 +70,7 @@ class LayerTime:
         index: copies on the busiest rank.
         launches: what is spent besides, growing with the chunks.
         num_chunks: parts in which exchanges and compute overlap.
+        passes: 2 in training: forward, and backward with twice the compute.
         busiest_rank: the rank that computes longest.
         busiest_link: what bounds the exchange: `"inside rank 3"` or `"between nodes, rank 3"`.
     """
@@ -76,6 +81,7 @@ class LayerTime:
     index: float
     launches: float
     num_chunks: int
+    passes: int
     busiest_rank: int
     busiest_link: str
 
@@ -87,8 +93,17 @@ class LayerTime:
     @property
     def total(self) -> float:
         """Milliseconds of the layer."""
-        longer, shorter = sorted((self.exchange, self.compute), reverse=True)
-        return self.index + longer + shorter / self.num_chunks + self.launches
+        parts = self.passes * self.num_chunks
+        copies = (self.index + self.launches) / parts
+        shares = (1.0,) if self.passes == 1 else (1 / 3, 2 / 3)
+        return sum(
+            pipeline_time(
+                self.num_chunks,
+                self.dispatch / parts,
+                copies + self.compute * share / self.num_chunks,
+            )
+            for share in shares
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,8 +173,8 @@ def layer_time(
 
     Raises `InputError` for an unknown dispatcher.
     """
-    seconds, link = _exchange(shares, cluster, workload, dispatcher)
-    seconds *= workload.passes
+    seconds, link = _exchange(shares, cluster, workload, dispatcher, num_chunks)
+    seconds *= workload.passes * num_chunks
     compute = _compute(shares, cluster, workload)
     busiest = int(compute.argmax())
     return LayerTime(
@@ -169,37 +184,56 @@ def layer_time(
         index=1e3 * _index(shares, cluster, workload, dispatcher),
         launches=1e3 * cluster.launch_microseconds * _SECONDS * num_chunks * workload.passes,
         num_chunks=num_chunks,
+        passes=workload.passes,
         busiest_rank=busiest,
         busiest_link=link,
     )
 
 
 def _exchange(
-    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
+    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str, num_chunks: int
 ) -> tuple[float, str]:
-    """Seconds of one exchange, and the link that takes longest."""
-    per_node = cluster.topology.ranks_per_node
+    """Seconds of the exchange of a chunk, and the link that takes longest."""
     visits, nodes = _visits(shares, dispatcher), shares.node_visits
-    by_node = visits.reshape(-1, per_node)
-    here = by_node.sum(1).repeat(per_node)
-    inside = np.maximum(visits * (per_node - 1), here - visits)
-    between = np.maximum(visits * (len(visits) - per_node), visits.sum() - here)
-    if dispatcher == "hierarchical":
-        # Two hops, one after the other: rows are forwarded when they have arrived at the node.
-        between = np.maximum(nodes * (len(nodes) - 1), nodes.sum() - nodes).repeat(per_node)
-        inside = np.maximum(visits * (len(visits) - len(nodes)), len(nodes) * (here - visits))
-    tokens, row_bytes = workload.tokens_per_rank, workload.row_bytes
+    inside, between = rows_by_rank(shares, cluster.topology, dispatcher)
+    sent = workload.tokens_per_rank / num_chunks * workload.row_bytes
+    inside_seconds = inside * sent / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
+    between_seconds = between * sent / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
+    if cluster.link_gigabytes:
+        inside_seconds, between_seconds = seconds_by_link(
+            visits, nodes, cluster, sent, dispatcher == "hierarchical"
+        )
     hops = {}
-    if per_node > 1:
-        hops["inside"] = _hop(inside * tokens * row_bytes, cluster, "inner")
+    if cluster.topology.ranks_per_node > 1:
+        hops["inside"] = _hop(inside_seconds, cluster.inner_microseconds)
     if cluster.num_nodes > 1:
-        hops["between nodes"] = _hop(between * tokens * row_bytes, cluster, "outer")
+        hops["between nodes"] = _hop(between_seconds, cluster.outer_microseconds)
     if not hops:
         return 0.0, "none"
     name, (seconds, rank) = max(hops.items(), key=lambda hop: hop[1][0])
     if dispatcher == "hierarchical":
         seconds = sum(hop[0] for hop in hops.values())
     return seconds, f"{name}, rank {rank}"
+
+
+def rows_by_rank(
+    shares: RankShares, topology: ClusterTopology, dispatcher: str
+) -> tuple[Float, Float]:
+    """Rows that each rank sends, or receives if those are more, per token of a rank.
+
+    Returns:
+        `[ranks]` to and from the others of its node, and `[ranks]` to and from other nodes.
+    """
+    per_node, num_nodes = topology.ranks_per_node, topology.num_nodes
+    visits, nodes = _visits(shares, dispatcher), shares.node_visits
+    here = visits.reshape(-1, per_node).sum(1).repeat(per_node)
+    if dispatcher == "hierarchical":
+        # Two hops, one after the other: rows are forwarded when they have arrived at the node.
+        between = np.maximum(nodes * (num_nodes - 1), nodes.sum() - nodes).repeat(per_node)
+        inside = np.maximum(visits * (len(visits) - num_nodes), num_nodes * (here - visits))
+        return inside, between
+    inside = np.maximum(visits * (per_node - 1), here - visits)
+    return inside, np.maximum(visits * (len(visits) - per_node), visits.sum() - here)
 
 
 def _visits(shares: RankShares, dispatcher: str) -> Float:
@@ -212,11 +246,9 @@ def _visits(shares: RankShares, dispatcher: str) -> Float:
     raise InputError(f"there is no dispatcher {dispatcher!r}; choose {', '.join(DISPATCHERS)}")
 
 
-def _hop(num_bytes: Float, cluster: Cluster, level: str) -> tuple[float, int]:
-    rank = int(num_bytes.argmax())
-    latency = getattr(cluster, f"{level}_microseconds") * _SECONDS
-    rate = getattr(cluster, f"{level}_gigabytes") * _BYTES_PER_SECOND
-    return latency + float(num_bytes[rank]) / rate, rank
+def _hop(seconds: Float, microseconds: float) -> tuple[float, int]:
+    rank = int(seconds.argmax())
+    return microseconds * _SECONDS + float(seconds[rank]), rank
 
 
 def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:

@@ -4,9 +4,12 @@ All cases run on the same ranks, with the same expert weights and GEMM, on recor
 are interleaved, so that a disturbance hits all of them. Only what is sent, and how, differs.
 """
 
-from c2r.timing.cases import Case, CaseTimes, TimedLayer, dispatcher_cases, predict_rows
+from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, dispatcher_cases, predict_rows
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
-from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
+from c2r.timing.cluster import ClusterReport, ClusterSettings, measure_cluster
+from c2r.timing.experts import DeviceRate, EmulatedExperts, SwiGLUExperts
+from c2r.timing.placing import Placing, place
+from c2r.timing.predicted import predict_case, shares_of, workload_of
 from c2r.timing.recording import (
     RecordedRouting,
     Recording,
@@ -16,11 +19,17 @@ from c2r.timing.recording import (
 )
 from c2r.timing.report import TimingReport, time_dispatchers
 from c2r.timing.run import interleave, time_cases
+from c2r.timing.trace_file import read_routing, record_file
 
 __all__ = [
     "Case",
     "CaseTimes",
+    "ClusterReport",
+    "ClusterSettings",
+    "DeviceRate",
     "EmulatedExperts",
+    "Network",
+    "Placing",
     "RecordedRouting",
     "Recording",
     "Spread",
@@ -31,11 +40,18 @@ __all__ = [
     "dispatcher_cases",
     "interface_bytes",
     "interleave",
+    "measure_cluster",
     "name_policies",
+    "place",
+    "predict_case",
     "predict_rows",
+    "read_routing",
+    "record_file",
     "record_routings",
     "share_recording",
+    "shares_of",
     "spread_of_ratios",
     "time_cases",
     "time_dispatchers",
+    "workload_of",
 ]

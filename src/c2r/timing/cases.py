@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from c2r.plans import ClusterTopology
-from c2r.prediction import rows_per_rank
+from c2r.prediction import Cluster, rows_per_rank
 from c2r.timing.clocks import Spread
+from c2r.timing.experts import DeviceRate
 from c2r.timing.recording import UNCONSTRAINED
 from c2r.types import Int
 
@@ -18,14 +19,29 @@ from c2r.types import Int
 class TimedLayer:
     """Size of the layer to time: tokens of each rank, and of its SwiGLU experts.
 
-    With `rows_per_second` an emulated device runs the experts: see `EmulatedExperts`.
+    Where a `device` is given, it is emulated and runs the experts: see `EmulatedExperts`.
     """
 
     num_tokens: int
     hidden_size: int
     intermediate_size: int
     dtype: torch.dtype
-    rows_per_second: float | None = None
+    device: DeviceRate | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """What joins the ranks.
+
+    Attributes:
+        interface: the network interface that they send through, to count its bytes; None counts
+            none.
+        cluster: the cluster that they are or emulate, for the time model to predict it; None
+            predicts nothing.
+    """
+
+    interface: str | None = None
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +76,13 @@ class CaseTimes:
         compute_alone: seconds of the expert compute of all ranks at once, nothing sent.
         communication_alone: seconds of all other parts, without the experts.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean.
+        rows_received: rows from other ranks that the rank with most of them got on the way out.
         rows_sent: rows to experts of other ranks, of all ranks together.
         rows_predicted: the same, from the routing alone.
         bytes_sent: counted at the interfaces of all ranks; None where nobody counts.
         bytes_predicted: of the rows predicted, both ways, forward and backward.
+        predicted: what `c2r.prediction` says the layer takes, in seconds, and its parts; None
+            where the cluster is not known.
         error: largest deviation from the output of k-fold dispatch, over its largest value.
     """
 
@@ -74,10 +93,12 @@ class CaseTimes:
     compute_alone: Spread
     communication_alone: Spread
     rank_load_max_over_mean: float
+    rows_received: float
     rows_sent: float
     rows_predicted: float
     bytes_sent: float | None
     bytes_predicted: float
+    predicted: Mapping[str, float] | None
     error: float
 
     @property
@@ -98,7 +119,7 @@ def dispatcher_cases(
 
     Args:
         routings: names of those of a recording; all but the unconstrained run placed only.
-        topology: the ranks; on several nodes there is hierarchical dispatch too.
+        topology: the ranks; on several nodes of several ranks there is hierarchical dispatch too.
         chunks: numbers of parts in which k-fold and the placed cases also overlap.
     """
     once = Case(name="zero_redundancy", dispatcher="zero_redundancy")
@@ -115,7 +136,7 @@ def dispatcher_cases(
         if routing != UNCONSTRAINED
     ]
     overlapped = [case for case in cases if case.is_placed or case.dispatcher == "k_fold"]
-    if topology.num_nodes > 1:
+    if 1 < topology.num_nodes < topology.num_ranks:
         name = "hierarchical"
         cases += [
             replace(case, name=case.name.replace(case.dispatcher, name), dispatcher=name)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from c2r.ops.gated_activation import silu_gated
 from c2r.ops.grouped_linear import grouped_linear
-from c2r.timing.cases import TimedLayer
 
 
 class SwiGLUExperts:
@@ -17,20 +17,23 @@ class SwiGLUExperts:
 
     Args:
         ids: the experts, in the order of their slots.
-        shape: of the layer.
+        hidden_size: of the layer.
+        intermediate_size: inner width of each.
+        dtype: of the weights.
     """
 
-    def __init__(self, ids: Iterable[int], shape: TimedLayer) -> None:
-        parts = [self._weights(expert, shape) for expert in ids]
-        up, down = (torch.stack(part).to(shape.dtype) for part in zip(*parts, strict=True))
+    def __init__(
+        self, ids: Iterable[int], hidden_size: int, intermediate_size: int, dtype: torch.dtype
+    ) -> None:
+        parts = [self._weights(expert, hidden_size, intermediate_size) for expert in ids]
+        up, down = (torch.stack(part).to(dtype) for part in zip(*parts, strict=True))
         self.up = up.requires_grad_()
         self.down = down.requires_grad_()
 
     @staticmethod
-    def _weights(expert: int, shape: TimedLayer) -> tuple[Tensor, Tensor]:
+    def _weights(expert: int, h: int, f: int) -> tuple[Tensor, Tensor]:
         """`[h, 2 f]` and `[f, h]`."""
         drawn = torch.Generator().manual_seed(expert)
-        h, f = shape.hidden_size, shape.intermediate_size
         up = torch.randn(h, 2 * f, generator=drawn) / h**0.5
         return up, torch.randn(f, h, generator=drawn) / f**0.5
 
@@ -44,34 +47,60 @@ class SwiGLUExperts:
         self.up.grad = self.down.grad = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceRate:
+    """How fast an emulated device is.
+
+    Attributes:
+        rows_per_second: rows that it takes through its experts, forward; backward half as many.
+        launch_seconds: what each start of the experts takes besides, however few the rows.
+    """
+
+    rows_per_second: float
+    launch_seconds: float = 0.0
+
+
 class EmulatedExperts:
     """Experts that take the time of their rows on a device of a stated rate, and no processor.
 
     Ranks that share a few cores compute at the cost of each other's exchanges; a device computes
     beside them. Backward takes twice as long as forward: products for the rows and for the weights.
-    The rows come back as they were.
+    The rows come back as they were. What a sleep takes too long, the next takes less, so that times
+    do not add up to more than those of the rows.
 
     Args:
-        rows_per_second: rows that a device takes through its experts, forward.
+        rate: of the device.
     """
 
-    def __init__(self, rows_per_second: float) -> None:
-        self._seconds_per_row = 1 / rows_per_second
+    def __init__(self, rate: DeviceRate) -> None:
+        self._rate = rate
+        self._overslept = 0.0
 
     def __call__(self, rows: Tensor, _: Tensor) -> Tensor:
         """`[rows, h]`, after their time."""
-        result: Tensor = _Taking.apply(rows, self._seconds_per_row)  # type: ignore[no-untyped-call]
+        result: Tensor = _Taking.apply(rows, self)  # type: ignore[no-untyped-call]
         return result
+
+    def take(self, num_rows: int, products: int) -> None:
+        """Returns when the device is through with so many products of every row."""
+        rate = self._rate
+        now = time.perf_counter()
+        seconds = rate.launch_seconds + products * num_rows / rate.rows_per_second
+        deadline = now + seconds - self._overslept
+        while now < deadline:
+            time.sleep(deadline - now)
+            now = time.perf_counter()
+        self._overslept = now - deadline
 
 
 class _Taking(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, seconds_per_row: float) -> Tensor:
-        ctx.seconds = len(rows) * seconds_per_row
-        time.sleep(ctx.seconds)
+    def forward(ctx: Any, rows: Tensor, experts: EmulatedExperts) -> Tensor:
+        ctx.experts, ctx.num_rows = experts, len(rows)
+        experts.take(ctx.num_rows, products=1)
         return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        time.sleep(2 * ctx.seconds)
+        ctx.experts.take(ctx.num_rows, products=2)
         return grad, None

@@ -22,8 +22,9 @@ from c2r.artifacts import (
 from c2r.errors import InputError
 from c2r.measuring import observing
 from c2r.parallel import gather_bytes
-from c2r.planning import make_plan, parse_policy
+from c2r.planning import parse_policy
 from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.timing.placing import Placing, place
 from c2r.traces import LayerTrace
 from c2r.types import Float32, Int
 
@@ -37,13 +38,13 @@ class RecordedRouting:
     """What the MoE layers of a model decided on one text under one policy.
 
     Attributes:
-        loss: nats per token of that text.
+        loss: nats per token of that text; None where nobody knows the text.
         expert_ids: `[layers, tokens, k]` int64.
         weights: `[layers, tokens, k]` float32, the factors of the experts' outputs; 1 / k where
             the model does not show them.
     """
 
-    loss: float
+    loss: float | None
     expert_ids: Int
     weights: Float32
 
@@ -55,19 +56,33 @@ class Recording:
     Attributes:
         num_experts: E of every layer.
         topology: the ranks that the placement is for.
-        placement: `[layers, E]` int64, planned from the unconstrained routing of another text.
+        placement: `[layers, E]` int64, planned from the unconstrained routing of another text. The
+            policies chose for it.
+        max_load: bound on the busiest rank's load that it keeps on that text.
         routings: by name; `"top_k"` is the model's own routing.
     """
 
     num_experts: int
     topology: ClusterTopology
     placement: Int
+    max_load: float
     routings: Mapping[str, RecordedRouting]
 
     @property
     def num_layers(self) -> int:
         """MoE layers."""
         return len(self.placement)
+
+    def of_layers(self, num_layers: int | None) -> "Recording":
+        """As many of the layers, spread evenly; all where None."""
+        kept = spread(self.num_layers, num_layers)
+        routings = {
+            name: replace(
+                routing, expert_ids=routing.expert_ids[kept], weights=routing.weights[kept]
+            )
+            for name, routing in self.routings.items()
+        }
+        return replace(self, placement=self.placement[kept], routings=routings)
 
     def encode(self) -> bytes:
         """The content of the file that holds the recording."""
@@ -92,6 +107,7 @@ class Recording:
             "num_experts": self.num_experts,
             "num_ranks": self.topology.num_ranks,
             "num_nodes": self.topology.num_nodes,
+            "max_load": self.max_load,
             "losses": {name: routing.loss for name, routing in self.routings.items()},
         }
         arrays: dict[str, npt.NDArray[Any]] = {"placement": self.placement.astype(np.int16)}
@@ -110,15 +126,28 @@ class Recording:
                     num_ranks=int(header["num_ranks"]), num_nodes=int(header["num_nodes"])
                 ),
                 placement=arrays["placement"].astype(np.int64),
+                max_load=float(header["max_load"]),
                 routings={
                     name: RecordedRouting(
-                        loss=float(loss),
+                        loss=None if loss is None else float(loss),
                         expert_ids=arrays[f"{name}.expert_ids"].astype(np.int64),
                         weights=arrays[f"{name}.weights"],
                     )
                     for name, loss in header["losses"].items()
                 },
             )
+
+
+def spread(total: int, wanted: int | None) -> Int:
+    """`wanted` of the numbers below `total`, ascending and evenly spread; all where None.
+
+    Raises `InputError` where there are fewer.
+    """
+    if wanted is None:
+        return np.arange(total)
+    if not 1 <= wanted <= total:
+        raise InputError(f"{wanted} layers or tokens of {total} are asked for; give 1 to {total}")
+    return np.arange(wanted) * total // wanted
 
 
 def share_recording(recording: Recording | None) -> Recording:
@@ -145,9 +174,9 @@ def record_routings(
     model: Any,
     calibration: Iterable[Batch],
     evaluation: Callable[[], Iterable[Batch]],
-    topology: ClusterTopology,
     policies: Mapping[str, tuple[str, float]],
-    max_load: float | None = None,
+    placing: Placing,
+    num_tokens: int | None = None,
 ) -> Recording:
     """Plans from one text, then records the routing of another, free and under each policy.
 
@@ -155,13 +184,14 @@ def record_routings(
         model: a causal language model of transformers; left as it was.
         calibration: batches to profile, as `c2r.profile` takes them.
         evaluation: gives the batches to record, anew at each call.
-        topology: ranks to place the experts on.
         policies: by name, the policy and its strength, as `name_policies` gives them.
-        max_load: bound on the busiest rank's load, as `make_plan` takes it.
+        placing: where and how the experts are placed.
+        num_tokens: tokens to keep, drawn evenly from the recorded ones, whose losses all count.
 
     Raises:
-        InputError: no text, layers of unlike shape, or a name or strength that cannot be used.
-        ModelError, PlanError, RoutingError: as `profile`, `make_plan` and `capture`.
+        InputError: too little text, layers of unlike shape, or a name or strength that cannot be
+            used.
+        ModelError, PlanError, RoutingError: as `profile`, `place` and `capture`.
     """
     found = profile(model, calibration)
     shapes = {(layer.num_experts, layer.top_k) for layer in found.layers}
@@ -170,24 +200,19 @@ def record_routings(
             f"the layers have unlike experts and k, {sorted(shapes)}; only equal ones are timed"
         )
     ((num_experts, _),) = shapes
-    plan = make_plan(
-        found,
-        num_ranks=topology.num_ranks,
-        num_nodes=topology.num_nodes,
-        top_t=num_experts - 1,
-        max_load=max_load,
-    )
-    routings = {UNCONSTRAINED: _record(model, evaluation())}
+    plan, max_load = place(found, placing)
+    routings = {UNCONSTRAINED: _record(model, evaluation(), num_tokens)}
     for name, (policy, strength) in policies.items():
         apply(model, _constrained(plan, policy, strength))
         try:
-            routings[name] = _record(model, evaluation())
+            routings[name] = _record(model, evaluation(), num_tokens)
         finally:
             remove(model)
     return Recording(
         num_experts=num_experts,
-        topology=topology,
+        topology=placing.topology,
         placement=np.stack([layer.placement for layer in plan.layers]),
+        max_load=max_load,
         routings=routings,
     )
 
@@ -203,7 +228,7 @@ def _constrained(plan: Plan, policy: str, strength: float) -> Plan:
     return replace(plan, layers=tuple(constrain(layer) for layer in plan.layers))
 
 
-def _record(model: Any, batches: Iterable[Batch]) -> RecordedRouting:
+def _record(model: Any, batches: Iterable[Batch], num_tokens: int | None) -> RecordedRouting:
     losses, ids, weights = [], [], []
     with observing(model) as observe:
         for batch in batches:
@@ -213,10 +238,12 @@ def _record(model: Any, batches: Iterable[Batch]) -> RecordedRouting:
             weights.append(torch.stack([_weights(layer) for layer in trace.layers]))
     if not losses:
         raise InputError("the text holds no token to record; give more text")
+    expert_ids, factors = (torch.cat(parts, dim=1).cpu() for parts in (ids, weights))
+    kept = spread(expert_ids.shape[1], num_tokens)
     return RecordedRouting(
         loss=torch.cat(losses).double().mean().item(),
-        expert_ids=torch.cat(ids, dim=1).cpu().numpy(),
-        weights=torch.cat(weights, dim=1).float().cpu().numpy(),
+        expert_ids=expert_ids.numpy()[:, kept],
+        weights=factors.float().numpy()[:, kept],
     )
 
 

@@ -3,16 +3,18 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from c2r.plans import ClusterTopology
-from c2r.timing.cases import CaseTimes, TimedLayer, dispatcher_cases
+from c2r.timing.cases import CaseTimes, Network, TimedLayer, dispatcher_cases
 from c2r.timing.recording import Recording
 from c2r.timing.run import time_cases
+
+_UNKNOWN = Network()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +24,7 @@ class TimingReport:
     Attributes:
         cases: what each took; the first is the baseline.
         topology: of the ranks that ran.
-        losses: nats per token of the recorded text, by the name of the routing.
+        losses: nats per token of the recorded text, by the name of the routing; None of a trace.
         settings: of the layer and the run, as JSON data.
         machine: of the first rank, as JSON data.
         versions: of the packages that were used.
@@ -30,7 +32,7 @@ class TimingReport:
 
     cases: tuple[CaseTimes, ...]
     topology: ClusterTopology
-    losses: Mapping[str, float]
+    losses: Mapping[str, float | None]
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -58,7 +60,7 @@ def time_dispatchers(
     num_rounds: int,
     chunks: Sequence[int] = (),
     on_round: Callable[[int], None] | None = None,
-    interface: str | None = None,
+    network: Network = _UNKNOWN,
 ) -> TimingReport:
     """Times every dispatcher on `recording`; the same report on all ranks but for `machine`.
 
@@ -68,14 +70,15 @@ def time_dispatchers(
         num_rounds: how often each case runs.
         chunks: as in `dispatcher_cases`.
         on_round: called with the number of each round when it is over.
-        interface: as in `time_cases`.
+        network: as in `time_cases`.
 
     Raises:
         InputError, CommunicationError: as `time_cases`.
     """
     cases = dispatcher_cases(recording.routings, recording.topology, chunks)
+    times = time_cases(recording, cases, shape, num_rounds, on_round, network)
     return TimingReport(
-        cases=tuple(time_cases(recording, cases, shape, num_rounds, on_round, interface)),
+        cases=tuple(times),
         topology=recording.topology,
         losses={name: routing.loss for name, routing in recording.routings.items()},
         settings={
@@ -84,7 +87,10 @@ def time_dispatchers(
             "intermediate_size": shape.intermediate_size,
             "dtype": str(shape.dtype).removeprefix("torch."),
             "rounds": num_rounds,
-            "emulated_rows_per_second": shape.rows_per_second,
+            "num_layers": recording.num_layers,
+            "compute": "real" if shape.device is None else "emulated",
+            "device": None if shape.device is None else asdict(shape.device),
+            "cluster": None if network.cluster is None else asdict(network.cluster),
         },
         machine={
             "processor": platform.machine(),

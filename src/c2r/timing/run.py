@@ -13,14 +13,16 @@ from torch import Tensor
 from c2r.errors import InputError
 from c2r.parallel import Comm, Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
 from c2r.plans import contiguous_placement, load_max_over_mean
-from c2r.timing.cases import Case, CaseTimes, TimedLayer, predict_rows
+from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, predict_rows
 from c2r.timing.clocks import Spread, interface_bytes, spread_of_ratios
 from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
 from c2r.timing.meter import ClockedComm, Meter
+from c2r.timing.predicted import predict_case, shares_of
 from c2r.timing.recording import Recording
 from c2r.types import Int
 
 _PASSES = 4  # rows travel to the experts and back, forward and backward
+_UNKNOWN = Network()
 _PARTS = ("index", "dispatch", "compute", "combine")
 
 ExpertsFn = Callable[[Tensor, Tensor], Tensor]
@@ -32,7 +34,7 @@ def time_cases(
     shape: TimedLayer,
     num_rounds: int,
     on_round: Callable[[int], None] | None = None,
-    interface: str | None = None,
+    network: Network = _UNKNOWN,
 ) -> list[CaseTimes]:
     """Times every case on every layer of `recording`, in interleaved rounds; the same on all ranks.
 
@@ -42,14 +44,13 @@ def time_cases(
         shape: of the layer.
         num_rounds: how often each case runs.
         on_round: called with the number of each round when it is over.
-        interface: the network interface that the ranks send through, to count its bytes; None
-            counts none.
+        network: what joins the ranks.
 
     Raises:
         InputError: the recording is for another number of ranks, or has too few tokens.
         CommunicationError: a rank does not answer.
     """
-    bench = _Bench(recording, shape, interface)
+    bench = _Bench(recording, shape, network)
     runners = [_Runner(case, bench) for case in cases]
     for runner in runners:
         runner.warm_up()
@@ -99,10 +100,10 @@ class _Inputs:
 class _Bench:
     """What the cases share on this rank: routing, inputs, expert weights and clocks."""
 
-    def __init__(self, recording: Recording, shape: TimedLayer, interface: str | None) -> None:
+    def __init__(self, recording: Recording, shape: TimedLayer, network: Network) -> None:
         self.recording = recording
         self.shape = shape
-        self.interface = interface
+        self.network = network
         self.meter = Meter()
         self.comm = ClockedComm(self.meter)
         self._experts: dict[tuple[int, ...], SwiGLUExperts] = {}
@@ -138,7 +139,10 @@ class _Bench:
         """Those of this rank."""
         ids = tuple(np.flatnonzero(placement == self.comm.rank).tolist())
         if ids not in self._experts:
-            self._experts[ids] = SwiGLUExperts(ids, self.shape)
+            shape = self.shape
+            self._experts[ids] = SwiGLUExperts(
+                ids, shape.hidden_size, shape.intermediate_size, shape.dtype
+            )
         return self._experts[ids]
 
     def inputs(self, case: Case, layer: int) -> _Inputs:
@@ -158,7 +162,7 @@ class _Bench:
 
     def bytes_sent(self) -> int | None:
         """Bytes that left through the interface of this rank's exchanges so far."""
-        counted = interface_bytes(self.interface or "")
+        counted = interface_bytes(self.network.interface or "")
         return None if counted is None else counted[0]
 
     def _by_rank(self, tokens: Any) -> Any:
@@ -181,11 +185,11 @@ class _Layer:
         )
         self.experts = bench.experts(placement)
         # The real products are run once, to check the outputs; what is timed may be emulated.
-        rate = bench.shape.rows_per_second
+        rate = bench.shape.device
         self.timed_experts: ExpertsFn = self.experts if rate is None else EmulatedExperts(rate)
         self.inputs = bench.inputs(case, index)
         self.expert_inputs: list[tuple[Tensor, Tensor]] = []
-        self.num_rows_sent = 0  # to other ranks, on the way to experts
+        self.num_rows_sent = self.num_rows_received = 0  # other ranks', on the way to experts
 
     def step(self, experts: ExpertsFn) -> Tensor:
         """Forward and backward; gives the output."""
@@ -218,8 +222,12 @@ class _Layer:
         return output
 
     def _count(self, handle: Handle) -> None:
+        rank = self.dispatcher.comm.rank
         rows = handle.num_rows_sent
-        self.num_rows_sent += sum(rows) - rows[self.dispatcher.comm.rank]
+        self.num_rows_sent += sum(rows) - rows[rank]
+        self.num_rows_received += sum(
+            sum(leg.receive) - leg.receive[leg.comm.rank] for leg in handle.legs
+        )
 
     def compute(self) -> None:
         """The experts alone, forward and backward, on what they were given."""
@@ -257,6 +265,7 @@ class _Runner:
         before = self.bench.bytes_sent()
         for layer in self.layers:
             layer.step(meter.around(layer.timed_experts))
+        self.bench.comm.barrier()  # what is still queued at a slow link has left by then
         after = self.bench.bytes_sent()
         for part in _PARTS:
             self.seconds[part] += meter.watch.seconds[part]
@@ -281,6 +290,7 @@ class _Runner:
             "seconds": self.seconds,
             "bytes_sent": self.bytes_sent,
             "rows_sent": [layer.num_rows_sent for layer in self.layers],
+            "rows_received": [layer.num_rows_received for layer in self.layers],
             "expert_rows": [
                 sum(len(rows) for rows, _ in layer.expert_inputs) for layer in self.layers
             ],
@@ -301,6 +311,30 @@ class _Runner:
             for index in range(len(self.layers))
         ]
         return float(np.mean(rows))
+
+    def predicted(self) -> dict[str, float] | None:
+        """Seconds that the time model gives, in all and by part; means over layers."""
+        bench, case = self.bench, self.case
+        if bench.network.cluster is None:
+            return None
+        layers = [
+            predict_case(
+                case,
+                shares_of(
+                    bench.expert_ids(case, index),
+                    bench.placement(case, index),
+                    bench.recording.topology,
+                ),
+                bench.network.cluster,
+                bench.shape,
+            )
+            for index in range(len(self.layers))
+        ]
+        parts = ("total", "dispatch", "combine", "compute", "index", "launches")
+        return {
+            part: 1e-3 * float(np.mean([getattr(layer, part) for layer in layers]))
+            for part in parts
+        }
 
 
 def _report(
@@ -354,9 +388,11 @@ def _case_times(
         compute_alone=Spread.of(seconds["compute"]),
         communication_alone=Spread.of(seconds["communication"]),
         rank_load_max_over_mean=float(np.mean([load_max_over_mean(rows) for rows in loads.T])),
+        rows_received=float(np.mean(np.max([rank["rows_received"] for rank in figures], axis=0))),
         rows_sent=float(np.sum([rank["rows_sent"] for rank in figures])) / len(runner.layers),
         rows_predicted=runner.rows_predicted,
         bytes_sent=None if None in counted else sum(counted) / num_steps,
         bytes_predicted=_PASSES * row_bytes * runner.rows_predicted,
+        predicted=runner.predicted(),
         error=max(rank["error"] for rank in figures),
     )

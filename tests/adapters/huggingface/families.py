@@ -4,10 +4,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+IS_OLD = Version(transformers.__version__) < Version("5.23")  # as `scripts/versions` installs
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -60,6 +64,9 @@ class Family:
     is_grouped: bool = False
 
     def config(self) -> Any:
+        # Before 5.23 jamba's router is a part of its experts, and found under another name.
+        if IS_OLD and (self.model_type not in CONFIG_MAPPING or self.model_type == "jamba"):
+            pytest.skip(f"transformers {transformers.__version__} has no such {self.model_type}")
         config_class = CONFIG_MAPPING[self.model_type]
         known = set(config_class().to_dict())
         names = {**SIZES, **_count_options(self, getattr(config_class, "attribute_map", {}))}

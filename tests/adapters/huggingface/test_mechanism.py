@@ -9,7 +9,7 @@ from accelerate import dispatch_model
 from c2r.adapters.huggingface import apply, capture, constraint_report, find_sites, remove
 from c2r.errors import ModelError
 from tests.adapters.huggingface.checks import gradients, random_plan, run, small_plan, token_ids
-from tests.adapters.huggingface.families import FAMILIES, Family
+from tests.adapters.huggingface.families import FAMILIES, IS_OLD, Family
 
 BY_NAME = {family.name: family for family in FAMILIES}
 
@@ -43,6 +43,7 @@ def test_checkpointing_gives_the_same_gradients(family: Family) -> None:
         assert report.num_tokens == 2 * counted[name].num_tokens, "recomputing counts no token"
 
 
+@pytest.mark.skipif(IS_OLD, reason="grouped experts of transformers compile from 5.23 on")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @some("qwen2_moe", "deepseek_v3 (groups)", "gpt_oss", "phimoe")
 def test_compiles_to_one_graph(family: Family) -> None:

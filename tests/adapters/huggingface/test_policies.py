@@ -11,7 +11,7 @@ from c2r.errors import ModelError, PlanError
 from c2r.plans import NO_EXPERTS, ClusterTopology, Plan
 from c2r.traces import score_mass, used_places
 from tests.adapters.huggingface.checks import _Handed, gradients, random_plan, run
-from tests.adapters.huggingface.families import FAMILIES, Family
+from tests.adapters.huggingface.families import FAMILIES, IS_OLD, Family
 
 CANNOT_DROP = ("dbrx", "jetmoe", "llama4_text", "kolibri1")
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -92,6 +92,7 @@ def test_gradients_under_each_policy(family: Family) -> None:
         remove(model)
 
 
+@pytest.mark.skipif(IS_OLD, reason="grouped experts of transformers compile from 5.23 on")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_pruned_model_compiles_to_one_graph() -> None:
     model = BY_NAME["dots1"].model("grouped_mm")

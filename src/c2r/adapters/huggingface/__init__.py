@@ -1,6 +1,9 @@
 """transformers models: found, constrained, recorded, saved; none of their files is edited."""
 
+from importlib import import_module
+
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
+from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     counting_rows,
@@ -39,6 +42,9 @@ from c2r.adapters.huggingface.taps.install import (
 )
 from c2r.adapters.huggingface.taps.profiling import profile
 from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
+
+if has_expert_parallelism():
+    import_module("c2r.adapters.huggingface.expert_parallel.implementation")
 
 __all__ = [
     "ConstraintReport",

@@ -1,99 +1,112 @@
-"""The sizes of a model's layers, read from its config; nothing is loaded."""
+"""The sizes of a model's layers, counted on a copy of the model without weights."""
 
-from collections.abc import Mapping
+import copy
+import re
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from c2r.adapters.huggingface.folders import skeleton_of
+from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.routers.skeleton import model_layers
 from c2r.errors import ModelError
 from c2r.prediction.workload import ModelSizes
 
-# The families' names for one thing, the most particular first.
-_EXPERT_SIZE = ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_dim", "intermediate_size")
-_NUM_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
-_SHARED_SIZE = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size")
-_NUM_SHARED = ("n_shared_experts", "num_shared_experts", "num_shared_expert")
-_DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+_ROUTED = re.compile(r"(.*)\.(?:experts|input_linear|output_linear)\b")
+_SHARED = re.compile(r"\.shared_(expert|experts|mlp)\.")
+_NOT_ROUTED = re.compile(r"\.shared_|attention|attn")
+_NUMBER = re.compile(r"\.\d+\b")
+_FUSED = 3  # dimensions of the weights of all experts in one
+_OTHER_SENSES = re.compile(r"visual|vision|audio")
 
 
-def sizes_of(config: Any, num_moe_layers: int | None = None) -> ModelSizes:
-    """The sizes that a transformers config, or its JSON, tells.
-
-    Args:
-        config: of the model; a text model inside a multi-modal one is found.
-        num_moe_layers: layers with routed experts where that is known; else counted from the
-            config: all but the dense first ones.
+def sizes_of(model: nn.Module, num_experts: int) -> ModelSizes:
+    """The sizes of a transformers model of `num_experts`, whole though it be packed or spread.
 
     Raises:
-        ModelError: the config lacks a size; it is named.
+        ModelError: the model is not of transformers, or has no experts that are known by name.
     """
-    values = _text_config(config)
-    hidden = _first(values, ("hidden_size", "d_model", "n_embd"), "hidden_size")
-    expert = _first(values, _EXPERT_SIZE, "moe_intermediate_size")
-    layers = _first(values, ("num_hidden_layers", "n_layers", "n_layer"), "num_hidden_layers")
-    dense_first = _known(values, _DENSE_FIRST) or 0
-    moe_layers = layers - dense_first if num_moe_layers is None else num_moe_layers
-    shared = _known(values, _SHARED_SIZE)
-    if shared is None:
-        shared = (_known(values, _NUM_SHARED) or 0) * expert
+    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if inner is None:
+        raise ModelError(f"{type(model).__name__} is no model of transformers; give its sizes")
+    with torch.device("meta"):
+        return count_sizes(type(inner)(copy.deepcopy(inner.config)), num_experts)
+
+
+def read_sizes(source: str | Path) -> ModelSizes:
+    """The sizes of a model folder or hub name, from its configuration.
+
+    Raises:
+        InputError: it cannot be read.
+        ModelError: it has no experts.
+    """
+    model = skeleton_of(source)
+    return count_sizes(model, model_layers(model).num_experts)
+
+
+def count_sizes(model: PreTrainedModel, num_experts: int) -> ModelSizes:
+    """The sizes of an unpacked model, on any device; of `num_experts` in every MoE layer.
+
+    Of embeddings only the head counts. The biases of routed experts count nowhere.
+
+    Raises:
+        ModelError: no experts are known by name.
+    """
+    text: Any = model.config.get_text_config()
+    looked_up = _looked_up(model)
+    own = {
+        name: value
+        for name, value in model.named_parameters()
+        if not _OTHER_SENSES.search(name) and value not in looked_up
+    }
+    routed = {name: value for name, value in own.items() if _is_routed(name)}
+    blocks = {_block(name) for name in routed}
+    if not blocks:
+        raise ModelError(f"{model_type(model)} has no experts that are known by name")
+    matrices: dict[str, float] = {}  # parameters of one expert, mean over layers
+    for name, value in routed.items():
+        if value.ndim > 1 and not name.endswith("bias"):
+            count = value.shape[0] if value.ndim == _FUSED else num_experts
+            matrix = _NUMBER.sub("", name.removeprefix(_block(name)))
+            share = value.numel() / count / len(blocks)
+            matrices[matrix] = matrices.get(matrix, 0.0) + share
+    each = sum(matrices.values())
+    num_matrices = round(each / min(matrices.values()))
+    width = num_matrices * int(text.hidden_size)
+    shared = sum(value.numel() for name, value in own.items() if _SHARED.search(name))
+    shared_size = shared // (len(blocks) * width)
+    rest = sum(value.numel() for name, value in own.items() if name not in routed)
     return ModelSizes(
-        hidden_size=hidden,
-        expert_size=expert,
-        shared_expert_size=shared,
-        num_layers=layers,
-        num_moe_layers=moe_layers,
-        dense_parameters=_dense_parameters(values, hidden, layers, layers - moe_layers),
+        hidden_size=int(text.hidden_size),
+        expert_size=round(each / width),
+        shared_expert_size=shared_size,
+        num_layers=int(text.num_hidden_layers),
+        num_moe_layers=len(blocks),
+        dense_parameters=rest - shared_size * len(blocks) * width,
+        num_matrices=num_matrices,
     )
 
 
-def _dense_parameters(values: Mapping[str, Any], hidden: int, layers: int, dense: int) -> int:
-    """Attention of all layers, the feed-forward of dense ones, and the head."""
-    heads = _known(values, ("num_attention_heads", "n_heads", "n_head")) or 1
-    head = _known(values, ("head_dim",)) or hidden // heads
-    groups = _known(values, ("num_key_value_heads",)) or heads
-    attention = 2 * hidden * heads * head + 2 * hidden * groups * head
-    latent = _known(values, ("kv_lora_rank",))
-    if latent:
-        attention = _latent_attention(values, hidden, heads, latent)
-    feed_forward = 3 * hidden * (_known(values, ("intermediate_size",)) or 0)
-    vocabulary = _known(values, ("vocab_size",)) or 0
-    return layers * attention + dense * feed_forward + vocabulary * hidden
+def _is_routed(name: str) -> bool:
+    return bool(_ROUTED.match(name)) and not _NOT_ROUTED.search(name)
 
 
-def _latent_attention(values: Mapping[str, Any], hidden: int, heads: int, latent: int) -> int:
-    """DeepSeek's attention: queries and keys with values through narrow layers."""
-    rotated = _known(values, ("qk_rope_head_dim",)) or 0
-    plain = _known(values, ("qk_nope_head_dim",)) or 0
-    value = _known(values, ("v_head_dim",)) or plain
-    query = _known(values, ("q_lora_rank",))
-    wide = heads * (plain + rotated)
-    queries = hidden * wide if not query else query * (hidden + wide)
-    keys = hidden * (latent + rotated) + latent * heads * (plain + value)
-    return queries + keys + heads * value * hidden
+def _block(name: str) -> str:
+    """The path of a routed weight as far as its layer's experts."""
+    found = _ROUTED.match(name)
+    assert found is not None, "the weight is of a routed expert"
+    return found.group(1)
 
 
-def _text_config(config: Any) -> Mapping[str, Any]:
-    values: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    if _known(values, _NUM_EXPERTS) is None:
-        for name in ("text_config", "llm_config", "language_config", "thinker_config"):
-            inner = values.get(name)
-            if isinstance(inner, Mapping):
-                return _text_config(inner)
-    return values
-
-
-def _known(values: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of these that is a number; where layers differ, the largest."""
-    for name in names:
-        value = values.get(name)
-        if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
-            return int(max(value))
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
-
-
-def _first(values: Mapping[str, Any], names: tuple[str, ...], what: str) -> int:
-    found = _known(values, names)
-    if found is None or found < 1:
-        kind = values.get("model_type", "this model")
-        raise ModelError(f"the config of {kind} lacks {what}; give it (model_sizes)")
-    return found
+def _looked_up(model: nn.Module) -> set[Tensor]:
+    """Weights of embeddings that nothing else has: a token meets one row of them."""
+    used: set[Tensor] = set()
+    tables: set[Tensor] = set()
+    for module in model.modules():
+        (tables if isinstance(module, nn.Embedding) else used).update(
+            module.parameters(recurse=False)
+        )
+    return tables - used

@@ -41,7 +41,10 @@ def _run_experts(module: Any, rows: Tensor, counts: Tensor) -> Tensor:
     rows = _linear(module, "down_proj", rows, counts)
     if is_none is not None:
         rows = rows.masked_fill(is_none, 0)
-    return module.post_expert_norm(rows) if module.has_post_expert_norm else rows
+    # transformers before 5.23 has no family with such a norm, nor the attribute.
+    if getattr(module, "has_post_expert_norm", False):
+        rows = module.post_expert_norm(rows)
+    return rows
 
 
 def _activate(module: Any, rows: Tensor) -> Tensor:

@@ -1,15 +1,29 @@
 """What transformers' own loader of sharded models is told, and what it leaves behind."""
 
-from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
+from importlib.util import find_spec
+from typing import Any
 
-from c2r.errors import PlanError
+from transformers import PreTrainedModel, __version__
+
+from c2r.errors import ModelError, PlanError
 
 
-def sharding_of_experts(
-    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int
-) -> DistributedConfig:
-    """Tells transformers to shard the experts over all ranks and to keep everything else whole.
+def has_expert_parallelism() -> bool:
+    """Whether this transformers can spread experts over ranks itself."""
+    return find_spec("transformers.distributed.expert_parallel") is not None
+
+
+def check_transformers() -> None:
+    """Raises `ModelError` where it cannot."""
+    if not has_expert_parallelism():
+        raise ModelError(
+            f"transformers {__version__} cannot spread experts over ranks; install 5.23 or later, "
+            "or run the model in one process"
+        )
+
+
+def sharding_of_experts(skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int) -> Any:
+    """A `DistributedConfig` that shards the experts over all ranks and keeps all else whole.
 
     It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
     tensor-parallel group with nothing but whole modules in it.
@@ -30,6 +44,8 @@ def sharding_of_experts(
                 "a number of ranks that divides them, or load the model whole and call "
                 "c2r.parallelize"
             )
+    from transformers.distributed import DistributedConfig
+
     whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
     return DistributedConfig(
         tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"

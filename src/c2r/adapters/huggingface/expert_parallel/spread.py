@@ -1,8 +1,8 @@
 """Experts of transformers models spread over ranks, through the door that transformers opens.
 
-The implementation is registered as "c2r" with transformers' own expert parallelism. Ranks of a
-plan need not hold contiguous ids: a layer's experts are the plan's, in ascending order, and the
-dispatcher knows where each went, so that routers and the names in state dicts stay as they are.
+Ranks of a plan need not hold contiguous ids: a layer's experts are the plan's, in ascending order,
+and the dispatcher knows where each went, so that routers and the names in state dicts stay as they
+are.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import (
     Homes,
@@ -24,6 +23,7 @@ from c2r.adapters.huggingface.expert_parallel.expert_weights import (
     replace_experts,
 )
 from c2r.adapters.huggingface.expert_parallel.loading import (
+    check_transformers,
     forget_distribution,
     sharding_of_experts,
 )
@@ -152,31 +152,6 @@ class LocalExperts:
         return output
 
 
-class C2RExpertParallel(EPImplementation):  # type: ignore[misc]
-    """transformers' `ep_implementation="c2r"`: contiguous ids, each token sent to a rank once."""
-
-    def __init__(self, experts: nn.Module, ep_mesh: Any, tp_mesh: Any) -> None:
-        super().__init__(experts, ep_mesh, tp_mesh)
-        self.is_shared_batch = tp_mesh.size() > 1
-        comm = ProcessGroupComm(ep_mesh.get_group())
-        homes = Homes(placement=np.arange(comm.size).repeat(self.num_local_experts))
-        name = type(experts).__name__
-        self.local = LocalExperts(experts, name, comm, homes, ParallelOptions(), 1)
-
-    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """See `EPImplementation.__call__`."""
-        if self.is_shared_batch:
-            raise ModelError(
-                f"ep_implementation='c2r' needs a batch of its own on every rank, but "
-                f"{self.tp_mesh.size()} ranks share one (tp_size); use fsdp_size and ep_size, or "
-                "c2r.load_parallel"
-            )
-        return self.local(hidden_states, top_k_index, top_k_weights)
-
-
-EPImplementationInterface.register("c2r", C2RExpertParallel)
-
-
 def parallelize(
     model: PreTrainedModel,
     plan: Plan,
@@ -296,6 +271,7 @@ def _add_rows(total: Int, handle: Handle) -> None:
 
 def _experts_of(model: PreTrainedModel) -> tuple[str, ...]:
     """Paths of the modules that transformers' plan lets us run the experts of."""
+    check_transformers()
     rules = model._expand_parallel_plan(dict(getattr(model, "ep_plan", None) or {}))
     names = tuple(name for name, style in rules.items() if style == "ep_dispatch_experts")
     if not names:

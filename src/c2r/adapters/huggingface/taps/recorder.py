@@ -134,15 +134,14 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "model_type": model_type(model),
         "model": str(name),
         "model_fingerprint": fingerprint(model, sites),
-        **_known_sizes(model, len(sites)),
+        **_known_sizes(model, sites[0].num_experts),
     }
 
 
-def _known_sizes(model: nn.Module, num_moe_layers: int) -> dict[str, Any]:
-    config: Any = getattr(model, "config", None)
+def _known_sizes(model: nn.Module, num_experts: int) -> dict[str, Any]:
     try:
-        return {"sizes": sizes_of(config, num_moe_layers).to_json()}
-    except (AttributeError, ModelError):  # a model that is not of transformers, or says too little
+        return {"sizes": sizes_of(model, num_experts).to_json()}
+    except ModelError:  # a model that is not of transformers, or says too little
         return {}
 
 
