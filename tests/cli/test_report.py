@@ -29,6 +29,8 @@ def test_report(capsys, files, tmp_path):
     assert [source["kind"] for source in found["sources"]] == ["profile", "plan", "sweep"]
     assert found["bytes"] == page.stat().st_size
     assert found["answers"][1]["number"] == "2.40"
+    assert {"question", "number", "unit", "text"} <= set(found["answers"][0])
+    assert found["verdict"]["bars"][0]["total"] > 0
     drawn = {path.name for path in figures.iterdir()}
     assert {"quality.png", "quality.svg", "collaboration.png"} <= drawn
     assert len(found["figures"]) == len(drawn)
@@ -47,6 +49,10 @@ def test_mistakes(capsys, files, tmp_path):
     assert_refused(capsys, ["cannot write figures"], "report", profile, *page, "--figures", plan)
     (tmp_path / "other.json").write_text('{"answer": 42}')
     assert_refused(capsys, ["JSON of a kind"], "report", tmp_path / "other.json", *page)
+    assert_refused(
+        capsys, ["files are for 4 ranks", "8 on 1"], "report", *files, *page, "--cluster", "h100-8"
+    )
+    assert_refused(capsys, ["--phase x"], "report", profile, *page, "--phase", "x")
     assert_refused(capsys, ["--layer 3", "0 to 2"], "inspect", profile, "--layer", 3)
 
 
@@ -55,9 +61,9 @@ def test_the_demo_ends_with_a_report(capsys, tmp_path):
     assert found["report"] == str(tmp_path / "demo" / "report.html")
     page = (tmp_path / "demo" / "report.html").read_text()
     figures = re.search(r'application/json">(.*?)</script>', page, re.S)
-    (quality,) = json.loads(figures[1])["quality"]["figures"]
-    shown = [copies for trace in quality["data"] for copies in trace["x"]]
-    assert {row["copies"] for row in found["rows"][1:]} <= set(shown)
+    (load,) = json.loads(figures[1])["load-against-copies"]["figures"]
+    shown = [copies for trace in load["data"] for copies in trace["x"]]
+    assert {row["copies"] for row in found["rows"][2:]} <= set(shown)
     assert "(the plan given)" in page
 
 

@@ -5,13 +5,23 @@ import numpy as np
 import pytest
 
 from c2r.planning import make_plan
-from c2r.prediction import predict_rank_traffic, predict_traffic
+from c2r.plans import ClusterTopology
+from c2r.prediction import predict_traffic
+from c2r.prediction.shares import all_shares
 from c2r.profiling import mean_metrics, measure_collaboration
 from c2r.reporting import build_report, read_inputs
 from c2r.reporting.sections.profile import collaboration_matrix
 from c2r.reporting.sections.quality import choose_point, name_of
 from c2r.results import SweepResult
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
+
+TOPOLOGY = ClusterTopology(num_ranks=4)
+RANK_ROWS = {
+    "computes": lambda layer: 4 * layer.rows,
+    "sends": lambda layer: [sum(layer.visits) - own for own in layer.visits],
+    "receives": lambda layer: 3 * layer.visits,
+}
+"""Of each of its tokens, where the other three ranks have as many."""
 
 
 @pytest.fixture
@@ -36,11 +46,12 @@ def charts_of(report):
 def test_a_profile_alone(report_of):
     profile = clustered_profile(model="m")
     report = report_of(profile)
-    collaboration, traffic, saving = report.answers
+    collaboration, traffic, saving, quality, load = report.answers
     mean = mean_metrics([measure_collaboration(layer) for layer in profile.layers])
     assert collaboration.number == f"{mean.effective_collaborators:.1f} of 15"
     assert traffic.number == "4" and "c2r plan" in traffic.text
     assert saving.number == "not known" and "c2r sweep" in saving.text
+    assert quality.number == "not measured" and load.number == "not known"
     slugs = [section.slug for section in report.sections]
     assert slugs == ["collaboration", "load", "provenance"]
     assert report.title == "m" and "3 MoE layers, 16 experts, k = 4" in report.summary
@@ -51,12 +62,20 @@ def test_a_profile_and_a_plan(report_of):
     plan = make_plan(profile, num_ranks=4)
     report = report_of(profile, plan)
     mean = predict_traffic(profile, plan).mean
-    _, traffic, saving = report.answers
+    _, traffic, saving, quality, load = report.answers
     assert traffic.number == f"{mean.copies_contiguous:.2f}"
     assert f"{mean.remote_copies_contiguous:.2f} of" in traffic.text
     change = 100 * (mean.copies_placed / mean.copies_contiguous - 1)
     assert saving.number.replace("\N{MINUS SIGN}", "-") == f"{change:+.0f} %"
-    assert "the output stays the same" in saving.unit
+    assert "the output stays the same" in saving.unit and saving.state == "good"
+    assert quality.number == "not measured" and "c2r measure" in quality.text
+    loads = [
+        np.mean(
+            [layer.rows.max() / layer.rows.mean() for layer in all_shares(profile, p, TOPOLOGY)]
+        )
+        for p in (None, plan)
+    ]
+    assert load.number == "{:.2f} \N{RIGHTWARDS ARROW} {:.2f}".format(*loads)
 
 
 def test_charts_hold_the_numbers_of_the_library(report_of):
@@ -67,9 +86,10 @@ def test_charts_hold_the_numbers_of_the_library(report_of):
     _, in_order, placed = charts["copies"].series
     assert in_order.y == tuple(layer.copies_contiguous for layer in layers)
     assert placed.y == tuple(layer.copies_placed for layer in layers)
-    ranks = predict_rank_traffic(profile, plan)
-    assert np.array_equal(charts["ranks-after"].matrices[0].values, ranks.placed)
-    assert np.array_equal(charts["ranks-before"].matrices[0].values, ranks.contiguous)
+    for slug, of in RANK_ROWS.items():
+        for series, tried in zip(charts[f"ranks-{slug}"].series, (None, plan), strict=True):
+            shares = all_shares(profile, tried, TOPOLOGY)
+            assert series.y == pytest.approx(np.mean([of(layer) for layer in shares], axis=0))
     loads = np.stack([layer.load for layer in profile.layers])
     assert np.array_equal(charts["expert-load"].matrices[0].values, loads)
     table = charts["copies"].to_table()
@@ -107,7 +127,7 @@ def test_the_point_of_the_plan_is_chosen(report_of):
     plan = make_plan(profile, num_ranks=4, top_t=8)
     sweep = sweep_document()
     sweep["points"][0]["plan_fingerprint"] = plan.fingerprint
-    _, traffic, saving = report_of(profile, plan, sweep).answers
+    _, traffic, saving, *_ = report_of(profile, plan, sweep).answers
     assert traffic.number == "2.40" and "held-out" in traffic.text
     assert saving.number == "\N{MINUS SIGN}29 %" and "+10.00 % loss" in saving.unit
     assert saving.text.startswith("Policy c2r 8 (the plan given): 1.70 copies of each token")
@@ -150,6 +170,34 @@ def test_strengths_spread_over_layers_have_a_line_of_their_own(report_of):
     lines = {line.name: line.labels for line in chart.series if line.labels}
     assert lines["budgeted"] == ("budgeted 0.1",)
     assert lines["budgeted, spread"] == ("budgeted 0.1 to 0.2",)
+
+
+def test_the_frontier_has_no_point_that_another_beats(report_of):
+    sweep = sweep_document()
+    sweep["points"].append(sweep["points"][0] | {"copies": 1.75, "loss_increase": 0.3})
+    chart = charts_of(report_of(sweep))["quality"]
+    series = {line.name: line for line in chart.series}
+    assert series["frontier"].labels == ("c2r 4", "budgeted 0.1", "plain top-k")
+    assert series["frontier"].x == (1.4, 1.5, 1.8)
+    load = charts_of(report_of(sweep))["load-against-copies"]
+    assert {line.name: line.y for line in load.series}["budgeted"] == (1.6,)
+
+
+def test_losses_stand_against_time_where_ranks_were_measured(report_of):
+    sweep = sweep_document()
+    even, one = [0.5] * 4, [1.0, 0.1, 0.1, 0.1]
+    for point, visits in zip(
+        (sweep["baseline"], *sweep["points"]), (even, one, even, even), strict=True
+    ):
+        point |= {"rank_rows": [[1.0] * 4], "rank_visits": [visits], "node_visits": [[1.0]]}
+    report = report_of(sweep)
+    chart = charts_of(report)["quality"]
+    assert chart.x_label.startswith("milliseconds") and report.sections[0].title.endswith("time")
+    named = [line for line in chart.series if line.labels]
+    times = {name: x for line in named for name, x in zip(line.labels, line.x, strict=True)}
+    assert times["c2r 8"] > times["c2r 4"] == times["budgeted 0.1"] > 0
+    column = chart.to_table().columns.index("step ms")
+    assert [row[column] for row in chart.to_table().rows][1] == times["c2r 8"]
 
 
 def test_benchmarks_and_trainings(report_of):

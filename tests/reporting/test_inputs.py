@@ -38,7 +38,7 @@ def test_kinds_are_told_by_content(write):
     kinds = [source.kind for source in found.sources]
     assert kinds == ["profile", "plan", "sweep", "benchmark", "training"]
     assert found.plan.fingerprint == plan.fingerprint and found.sweep.to_json() == sweep_document()
-    assert (found.model_name, found.num_ranks) == ("one", 4)
+    assert (found.model_name, found.topology.num_ranks) == ("one", 4)
     assert np.array_equal(found.profile.layers[0].load, profile.layers[0].load)
 
 

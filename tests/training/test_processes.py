@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import c2r
 from c2r.training import FinetuneSettings, finetune
+from c2r.training.folder import work_folder
 from tests.parallel.processes import run_checks
 from tests.training.material import examples, plan_of, tiny, with_replicas
 from tests.training.test_resuming import Interrupter
@@ -48,7 +49,7 @@ def check(comm, settings, folder):
     if settings.expert_parallel:
         with pytest.raises(KeyboardInterrupt):
             tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [], has_replicas)
-        assert (out / "checkpoint-2" / "process-3.safetensors").is_file()
+        assert (work_folder(out) / "checkpoint-2" / "process-3.safetensors").is_file()
     result = tune(out, settings, has_replicas=has_replicas)
     if has_replicas:
         tune(folder / "whole", settings, has_replicas=True)

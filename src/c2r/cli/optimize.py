@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import PhaseOption, TokensOption, describe
-from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
@@ -17,6 +17,8 @@ from c2r.cli.models import (
 
 if TYPE_CHECKING:
     from c2r.sweeps import Optimized
+
+_FILES = ("sweep.json", "sweep.profile.safetensors", "plan.safetensors", "report.html")
 
 
 def optimize(
@@ -52,6 +54,8 @@ def optimize(
     """
     from c2r.sweeps import optimize as search
 
+    for name in _FILES:
+        check_output(out / name, model, cluster, *(text or ()))
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     out.mkdir(parents=True, exist_ok=True)
     found = search(
@@ -71,7 +75,7 @@ def optimize(
     )
     plan = out / "plan.safetensors"
     found.plan.save(plan)
-    report = _write_report(out)
+    report = _write_report(found, out)
     if json:
         print_json(_document(found, out, report))
         return
@@ -79,7 +83,7 @@ def optimize(
     print(_verdict(found, model, plan, report))
 
 
-def _write_report(out: Path) -> Path | None:
+def _write_report(found: "Optimized", out: Path) -> Path | None:
     """The page of profile, plan and sweep; None where plotly is not installed."""
     from importlib.util import find_spec
 
@@ -90,7 +94,13 @@ def _write_report(out: Path) -> Path | None:
         return None
     inputs = [out / name for name in ("sweep.profile.safetensors", "plan.safetensors")]
     page = out / "report.html"
-    write_page(build_report(read_inputs([*inputs, out / "sweep.json"])), page)
+    made = build_report(
+        read_inputs([*inputs, out / "sweep.json"]),
+        cluster=found.cluster,
+        tokens_per_rank=found.workload.tokens_per_rank,
+        phase=found.workload.phase,
+    )
+    write_page(made, page)
     return page
 
 

@@ -1,39 +1,66 @@
-"""`c2r report`: profiles, plans, sweeps and benchmarks as one page."""
+"""`c2r report`: profiles, plans and what was measured of them as one page."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c2r.cli.console import JsonOption, check_output, note, print_json
+from c2r.errors import InputError, without_controls
+
+if TYPE_CHECKING:
+    from c2r.reporting import Report
 
 
 def report(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Profile, plan, JSON of `c2r sweep` or `c2r bench`, trainer_state.json; in any "
-            "order."
+            help="Profile, plan, JSON of `c2r sweep`, `c2r measure`, `c2r evaluate` or `c2r "
+            "bench`, trainer_state.json; in any order."
         ),
     ],
     out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
     figures: Annotated[
         Path | None, typer.Option(help="Folder for the same figures as PNG and SVG.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Where times are predicted: a preset such as h100-8x2, or a YAML file.",
+            show_default="that of the plan or the sweep, else H100s",
+        ),
+    ] = None,
+    tokens_per_rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of each rank in a step.", show_default="4096"),
+    ] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(help="training, prefill or decode.", show_default="prefill"),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what was measured of a model on one page.
+    """Show on one page whether a plan pays, and what was measured of a model.
 
-    The page is a single file that works offline. It answers how collaborative the model is, what
-    its traffic costs, and what the plan saves at what quality; then come figures, each with its
-    table.
+    The page is a single file that works offline. First comes the verdict: the time of a step before
+    and after, what it costs in quality, how even the work is, and what to do next; then figures,
+    each with its table.
     """
+    from c2r.prediction import Phase, find_cluster
     from c2r.reporting import build_report, read_inputs, write_figures, write_page
 
     check_output(out, *files)
+    if phase is not None and phase not in list(Phase):
+        raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
     inputs = read_inputs(files)
-    made = build_report(inputs)
+    made = build_report(
+        inputs,
+        cluster=None if cluster is None else find_cluster(cluster),
+        tokens_per_rank=tokens_per_rank,
+        phase=None if phase is None else Phase(phase),
+    )
     write_page(made, out)
     drawn = () if figures is None else write_figures(made, figures)
     if json:
@@ -44,11 +71,21 @@ def report(
                 "sources": [
                     {"file": str(source.path), "kind": source.kind} for source in inputs.sources
                 ],
+                "verdict": made.verdict.to_json(),
                 "answers": [asdict(answer) for answer in made.answers],
                 "figures": [str(path) for path in drawn],
             }
         )
         return
-    for answer in made.answers:
-        print(f"{answer.question}\n  {answer.number} {answer.unit}\n  {answer.text}")
+    _show(made)
     note(f"wrote {out}" + (f" and {len(drawn)} figures to {figures}" if drawn else ""))
+
+
+def _show(made: "Report") -> None:
+    verdict = made.verdict
+    lines = [f"{verdict.word.upper()}: {verdict.headline}", f"  {verdict.reason}"]
+    for answer in made.answers:
+        lines += [answer.question, f"  {answer.number} {answer.unit}", f"  {answer.text}"]
+    lines.append(f"Next: {verdict.command}")
+    for line in lines:
+        print(without_controls(line))

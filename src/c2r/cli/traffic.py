@@ -16,7 +16,7 @@ from c2r.cli.clusters import (
 from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table
 
 if TYPE_CHECKING:
-    from c2r.plans import Plan
+    from c2r.plans import ClusterTopology, Plan
     from c2r.profiling import CollaborationProfile
 
 
@@ -40,28 +40,27 @@ def traffic(
     folder that `c2r apply` wrote.
     """
     from c2r.plans import Plan
-    from c2r.prediction import bytes_per_token, predict_rank_traffic, predict_traffic
+    from c2r.prediction import bytes_per_token, predict_traffic
     from c2r.profiling import CollaborationProfile
 
     counted, placed = CollaborationProfile.load(profile), Plan.load(plan)
     document = predict_traffic(counted, placed).to_json()
-    ranks = predict_rank_traffic(counted, placed)
     document["rows_to_ranks"] = {
-        "contiguous": ranks.contiguous[0].tolist(),
-        "placed": ranks.placed[0].tolist(),
+        "contiguous": _rows_to_ranks(counted, None, placed.topology),
+        "placed": _rows_to_ranks(counted, placed, placed.topology),
     }
     document["time"] = _add_times(document, counted, placed, cluster, tokens_per_rank, phase)
     columns = {
         "copies_k_fold": "k-fold",
         "copies_contiguous": "contiguous",
         "copies_placed": "placed",
-        "remote_copies_placed": "placed, remote",
-        "rank_load_max_over_mean": "rank load max/mean",
+        "remote_copies_placed": "remote",
+        "rank_load_max_over_mean": "load",
     }
     if document["num_nodes"] > 1:
         columns["node_copies_contiguous"] = "nodes, contiguous"
         columns["node_copies_placed"] = "nodes, placed"
-    columns |= {"milliseconds_contiguous": "ms, in order", "milliseconds_placed": "ms, placed"}
+    columns |= {"milliseconds_contiguous": "ms in order", "milliseconds_placed": "ms placed"}
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
         for row in (*document["layers"], document["mean"]):
@@ -113,3 +112,13 @@ def _said(time: dict[str, Any], plan: "Plan") -> str:
         f"tokens a rank ({workload['phase']}) on {time['cluster']['name']}, under the profile's "
         f"routing{of_plan}. A step: {before['step']:.3f} to {after['step']:.3f} ms."
     )
+
+
+def _rows_to_ranks(
+    profile: "CollaborationProfile", plan: "Plan | None", topology: "ClusterTopology"
+) -> list[float]:
+    """Rows of a token to each rank, mean over layers."""
+    from c2r.prediction.shares import all_shares
+
+    layers = [layer.visits for layer in all_shares(profile, plan, topology)]
+    return [float(sum(rank) / len(layers)) for rank in zip(*layers, strict=True)]

@@ -23,12 +23,12 @@ class AllGatherDispatcher(Dispatcher):
         table = torch.stack([counts, complaint.expand_as(counts)], dim=1)
         _, received, _ = self.exchange_counts(self.comm, table.expand(size, -1, -1)).wait()
         self.check(chunk[1] for rank in received for chunk in rank)
-        parts = zip(
-            slots.view_as(expert_ids).split(list(sizes)), weights.split(list(sizes)), strict=True
+        ids_split, weights_split = (
+            torch.split(values, list(sizes)) for values in (slots.view_as(expert_ids), weights)
         )
         return [
-            self._route(part, chunk_weights, [rank[index][0] for rank in received])
-            for index, (part, chunk_weights) in enumerate(parts)
+            self._route(ids, chunk_weights, [rank[index][0] for rank in received])
+            for index, (ids, chunk_weights) in enumerate(zip(ids_split, weights_split, strict=True))
         ]
 
     def _route(self, slots: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:

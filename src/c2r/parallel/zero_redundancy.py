@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c2r.ops.copy_rows import copies_of
+from c2r.ops.copy_rows import RowCopies, copies_of
 from c2r.ops.dispatch_layout import (
     decode_pairs,
     encode_pairs,
@@ -49,8 +49,8 @@ class Pairs:
     ids: Tensor
     weights: Tensor
     chunks: Tensor
-    num_rows: Sequence[int]
-    num_pairs: Sequence[int]
+    num_rows: list[int]
+    num_pairs: list[int]
     complaint: Tensor
 
 
@@ -104,17 +104,17 @@ class ZeroRedundancyDispatcher(Dispatcher):
             pairs = arriving.wait()
         legs, arriving = self._send_pairs(last, pairs)
         all_legs.append(legs)
-        weights_there = Pending(lambda: arriving.wait().weights.split(arriving.wait().num_pairs))
+
+        def split_weights() -> Sequence[Tensor]:
+            return torch.split(arriving.wait().weights, arriving.wait().num_pairs)
+
+        weights_there = Pending(split_weights)
         routes = []
         for chunk, chunk_legs in enumerate(zip(*all_legs, strict=True)):
-            first = chunk_legs[0]
             handle = partial(self._handle, chunk, chunk_legs, arriving, weights_there)
+            departing = partial(_departing, chunk_legs[0])
             routes.append(
-                Route(
-                    departing=Pending(lambda first=first: first.wait().departing),
-                    first_leg=first,
-                    handle=Pending(handle),
-                )
+                Route(departing=Pending(departing), first_leg=chunk_legs[0], handle=Pending(handle))
             )
         return routes
 
@@ -129,7 +129,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
             ids=slots,
             weights=weights.reshape(-1),
             chunks=chunk_of_pairs(slots, num_pairs),
-            num_rows=sizes,
+            num_rows=list(sizes),
             num_pairs=num_pairs,
             complaint=self.complaint(num_invalid),
         )
@@ -161,16 +161,12 @@ class ZeroRedundancyDispatcher(Dispatcher):
 
         def arrive() -> Pairs:
             weights, codes = arriving.wait()
-            weights, codes = (
-                _by_chunk(weights, counts_in[..., 1]),
-                _by_chunk(codes, counts_in[..., 1]),
-            )
-            rows, ids = decode_pairs(codes)
+            rows, ids = decode_pairs(_by_chunk(codes, counts_in[..., 1]))
             num_rows, num_pairs, _ = num_in.sum(0).T.tolist()
             return Pairs(
                 rows=rows,
                 ids=ids,
-                weights=weights,
+                weights=_by_chunk(weights, counts_in[..., 1]),
                 chunks=chunk_of_pairs(ids, num_pairs),
                 num_rows=num_rows,
                 num_pairs=num_pairs,
@@ -192,7 +188,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
             num_in: the same, from each rank.
         """
         first_rows = np.cumsum([0, *pairs.num_rows])
-        parts = source.split(num_out[..., 0].sum(0).tolist())
+        parts = torch.split(source, num_out[..., 0].sum(0).tolist())
 
         def leg(chunk: int) -> Leg:
             send, receive = _per_rank(num_out[:, chunk, :1], num_in[:, chunk, :1])
@@ -230,6 +226,10 @@ class ZeroRedundancyDispatcher(Dispatcher):
             counts=counts,
             weights=weights.wait()[chunk],
         )
+
+
+def _departing(leg: Pending[Leg]) -> RowCopies:
+    return leg.wait().departing
 
 
 def _per_rank(send: Int, receive: Int) -> tuple[tuple[int, ...], tuple[int, ...]]:

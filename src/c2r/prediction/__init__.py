@@ -4,9 +4,8 @@ Runs no model.
 """
 
 from c2r.prediction.cluster import PRESETS, Cluster, find_cluster
-from c2r.prediction.rank_traffic import RankTraffic, predict_rank_traffic
+from c2r.prediction.rows import DISPATCHERS
 from c2r.prediction.time import (
-    DISPATCHERS,
     LayerTime,
     StepTime,
     best_time,
@@ -32,7 +31,6 @@ __all__ = [
     "LayerTraffic",
     "ModelSizes",
     "Phase",
-    "RankTraffic",
     "StepTime",
     "TrafficReport",
     "Workload",
@@ -41,7 +39,6 @@ __all__ = [
     "bytes_per_token",
     "find_cluster",
     "predict_layer",
-    "predict_rank_traffic",
     "predict_time",
     "predict_traffic",
     "rows_per_rank",

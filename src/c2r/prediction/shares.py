@@ -1,10 +1,11 @@
 """What of all tokens comes to each rank in a layer, by whom its experts are computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from c2r.plans import ClusterTopology, LayerPlan, count_visits, row_loads
+from c2r.plans import ClusterTopology, LayerPlan, Plan, count_visits, row_loads
 from c2r.plans.contiguous import contiguous_placement
 from c2r.prediction.traffic import known_sets
 from c2r.profiling import CollaborationProfile
@@ -56,3 +57,36 @@ def layer_shares(
     else:
         ranks = plan.ranks_of(sets, topology)
     return RankShares.of(ranks, sets, counts, topology)
+
+
+def all_shares(
+    profile: CollaborationProfile, plan: Plan | None, topology: ClusterTopology
+) -> tuple[RankShares, ...]:
+    """What comes to each rank in each layer; arguments as `layer_shares`."""
+    layers = range(profile.num_layers)
+    return tuple(
+        layer_shares(profile, index, None if plan is None else plan.layers[index], topology)
+        for index in layers
+    )
+
+
+def measured_shares(
+    rows: Sequence[Sequence[float]],
+    visits: Sequence[Sequence[float]],
+    node_visits: Sequence[Sequence[float]],
+) -> tuple[RankShares, ...]:
+    """What was measured to come to each rank, by layer; which experts were used is not known.
+
+    Args:
+        rows: `[layers, ranks]` expert rows per token.
+        visits: `[layers, ranks]` share of the tokens that visit each rank.
+        node_visits: `[layers, nodes]` share that visits each node.
+
+    Raises `ValueError` unless all are of as many layers.
+    """
+    return tuple(
+        RankShares(
+            rows=np.array(each), visits=np.array(visited), node_visits=np.array(visited_nodes)
+        )
+        for each, visited, visited_nodes in zip(rows, visits, node_visits, strict=True)
+    )

@@ -2,13 +2,16 @@
 
 import importlib.metadata
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from c2r.prediction import TrafficReport, predict_rank_traffic, predict_traffic
+from c2r.prediction import Cluster, Phase, TrafficReport, predict_traffic
 from c2r.profiling import CollaborationMetrics, measure_collaboration
-from c2r.reporting.charts import Report, Section
+from c2r.reporting.charts import Answer, Report, Section
 from c2r.reporting.inputs import Inputs
 from c2r.reporting.sections.answers import (
     answer_collaboration,
+    answer_load,
+    answer_quality,
     answer_saving,
     answer_traffic,
 )
@@ -20,31 +23,73 @@ from c2r.reporting.sections.profile import (
     show_provenance,
     show_traffic,
 )
-from c2r.reporting.sections.quality import show_quality
+from c2r.reporting.sections.quality import find_measured, show_quality
+from c2r.reporting.sections.tasks import show_tasks
+from c2r.reporting.sections.time import show_time
+from c2r.reporting.times import Setting, Times, find_setting, find_times
+from c2r.reporting.verdict import judge
 
 
-def build_report(inputs: Inputs) -> Report:
+def build_report(
+    inputs: Inputs,
+    *,
+    cluster: Cluster | None = None,
+    tokens_per_rank: int | None = None,
+    phase: Phase | None = None,
+) -> Report:
     """Everything that the files given can show.
 
+    Args:
+        inputs: the files.
+        cluster: where times are predicted; None for what the files say, else H100s.
+        tokens_per_rank: of a step; None for what the files say, else 4,096.
+        phase: what is done with them; None for what the files say, else prefill.
+
     Raises:
-        InputError: the profile holds pairs only at k > 2 and a plan is given.
+        InputError: the profile holds pairs only at k > 2 and a plan is given; sizes in a file are
+            damaged; layers, ranks or nodes of a measurement are not those of the plan.
+        PlanMismatchError: the files are for other ranks or nodes than the cluster.
     """
-    metrics = None
-    if inputs.profile is not None:
-        metrics = [measure_collaboration(layer) for layer in inputs.profile.layers]
-    traffic = None
-    if inputs.profile is not None and inputs.plan is not None:
-        traffic = predict_traffic(inputs.profile, inputs.plan)
+    found = _find(inputs, find_setting(inputs, cluster, tokens_per_rank, phase))
+    chosen = find_measured(inputs, found.setting)
+    times = None
+    if inputs.profile is not None and found.setting is not None:
+        measured = None if chosen is None else chosen.point
+        times = find_times(inputs.profile, inputs.plan, measured, found.setting)
+    saving = answer_saving(inputs, found.traffic, found.setting)
+    quality, load = answer_quality(inputs, chosen), answer_load(times, chosen)
+    answers = (
+        answer_collaboration(inputs, found.metrics),
+        answer_traffic(inputs, found.traffic),
+        saving,
+        quality,
+        load,
+    )
     return Report(
         title=inputs.model_name,
         summary=_summary(inputs),
-        answers=(
-            answer_collaboration(inputs, metrics),
-            answer_traffic(inputs, traffic),
-            answer_saving(inputs, traffic),
-        ),
-        sections=tuple(_sections(inputs, metrics, traffic)),
+        verdict=judge(inputs, times, (quality, load, saving)),
+        answers=answers,
+        sections=tuple(_sections(inputs, found, times, answers)),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Found:
+    """What is computed from the files once; None where they do not tell."""
+
+    setting: Setting | None
+    metrics: list[CollaborationMetrics] | None
+    traffic: TrafficReport | None
+
+
+def _find(inputs: Inputs, setting: Setting | None) -> _Found:
+    metrics = traffic = None
+    if inputs.profile is not None:
+        metrics = [measure_collaboration(layer) for layer in inputs.profile.layers]
+    if inputs.profile is not None and inputs.plan is not None:
+        traffic = predict_traffic(inputs.profile, inputs.plan)
+    return _Found(setting=setting, metrics=metrics, traffic=traffic)
 
 
 def _summary(inputs: Inputs) -> str:
@@ -66,22 +111,31 @@ def _summary(inputs: Inputs) -> str:
 
 
 def _sections(
-    inputs: Inputs,
-    metrics: list[CollaborationMetrics] | None,
-    traffic: TrafficReport | None,
+    inputs: Inputs, found: _Found, times: Times | None, answers: tuple[Answer, ...]
 ) -> Iterator[Section]:
     profile, plan = inputs.profile, inputs.plan
+    collaboration, sent = answers[:2]
+    if times is not None:
+        yield show_time(times)
     if inputs.sweep is not None:
-        yield show_quality(inputs.sweep, plan)
-    if profile is not None and plan is not None and traffic is not None:
-        yield show_traffic(traffic, predict_rank_traffic(profile, plan))
-    if profile is not None and metrics is not None:
-        yield show_collaboration(profile, metrics, plan)
-        yield show_load(profile, metrics, traffic)
+        before = None if times is None else times.before.time
+        yield show_quality(inputs.sweep, plan, found.setting, before)
+    for index, tasks in enumerate(inputs.tasks):
+        yield show_tasks(index, tasks)
+    if found.traffic is not None:
+        yield show_traffic(found.traffic, sent)
+    if profile is not None and found.metrics is not None:
+        yield show_collaboration(profile, found.metrics, plan, collaboration)
+        yield show_load(profile, found.metrics, found.traffic)
     if plan is not None:
         yield show_plan(plan)
+    yield from _recorded(inputs)
+    yield show_provenance(inputs)
+
+
+def _recorded(inputs: Inputs) -> Iterator[Section]:
+    """Benchmarks and trainings."""
     for index, document in enumerate(inputs.benchmarks):
         yield show_benchmark(index, document)
     for index, document in enumerate(inputs.trainings):
         yield show_training(index, document)
-    yield show_provenance(inputs)

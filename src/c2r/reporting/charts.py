@@ -3,14 +3,16 @@
 The table of a figure is made from the figure's own numbers, so the two cannot differ.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+MINUS = "\N{MINUS SIGN}"
 Cell = str | int | float | None
+State = Literal["good", "bad", "warning", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +27,8 @@ class Table:
 class Series:
     """Points of one name: `x` are numbers, or names where the axis has categories.
 
-    `lower` and `upper` bound each y where its spread is known; `labels` name the points. A
-    marked series is drawn as rings around the points of others.
+    `lower` and `upper` bound each y where its spread is known; `labels` name the points. `look` is
+    how a series of the style "lines" is drawn: joined, apart, or as rings around points of others.
     """
 
     name: str
@@ -35,12 +37,12 @@ class Series:
     lower: tuple[float, ...] = ()
     upper: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
-    is_marked: bool = False
+    look: Literal["line", "points", "rings"] = "line"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """Series on common axes; `style` says how they are drawn.
+    """Series on common axes; `style` says how they are drawn: bars lie, columns stand.
 
     `table` is given where it tells more than the series do. Where `linear_to` is
     given, matplotlib draws y linear up to it and logarithmic beyond; plotly has no such axis.
@@ -51,7 +53,7 @@ class Chart:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
-    style: Literal["lines", "bars"] = "lines"
+    style: Literal["lines", "bars", "columns"] = "lines"
     note: str = ""
     table: Table | None = None
     linear_to: float | None = None
@@ -110,24 +112,79 @@ class HeatMap:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A question, answered: the number, what it counts, and what to know about it.
+
+    `state` is what the number is for the reader: good, bad, to be looked at, or neither.
+    """
+
+    question: str
+    number: str
+    unit: str
+    text: str
+    state: State = "plain"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """What belongs together on the page."""
+    """What belongs together on the page; an answer stands before the figures."""
 
     slug: str
     title: str
     text: str
     charts: tuple[Chart | HeatMap, ...] = ()
     table: Table | None = None
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A question of the first screen: the number, what it counts, and what to know about it."""
+class Bar:
+    """A step of the model.
 
-    question: str
-    number: str
-    unit: str
-    text: str
+    Attributes:
+        name: what it is a step of.
+        parts: milliseconds of a step by what they are spent on, in the order of what happens.
+        layer: mean milliseconds of an MoE layer.
+    """
+
+    name: str
+    parts: Mapping[str, float]
+    layer: float
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of the step."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The first screen: whether the plan pays, and what to do next.
+
+    Attributes:
+        state: good, bad, to be looked at, or not known.
+        word: the state in one or two words.
+        headline: what the plan does to the time of a step.
+        reason: why, and what the times are of.
+        bars: a step before and after; empty where no time is known.
+        facts: quality, load and copies.
+        command: what to run next.
+    """
+
+    state: State
+    word: str
+    headline: str
+    reason: str
+    bars: tuple[Bar, ...]
+    facts: tuple[Answer, ...]
+    command: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data by the names of the attributes; of the bars milliseconds."""
+        document = asdict(self)
+        for bar, values in zip(self.bars, document["bars"], strict=True):
+            values["total"] = bar.total
+        return document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +193,7 @@ class Report:
 
     title: str
     summary: str
+    verdict: Verdict
     answers: tuple[Answer, ...]
     sections: tuple[Section, ...]
 

@@ -6,18 +6,25 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from c2r.artifacts import decode_artifact, parse_json
+from c2r.artifacts import damaged_file, decode_artifact, parse_json
 from c2r.errors import ArtifactError, InputError
-from c2r.plans import Plan
+from c2r.plans import ClusterTopology, Plan
 from c2r.profiling import CollaborationProfile
-from c2r.results import SweepResult
+from c2r.reporting.task_report import TASK_KIND, TaskReport
+from c2r.results import Measurement, SweepResult
 
 Document = dict[str, Any]
 
 LOSSES = ("loss", "eval_loss")  # as a Trainer logs them
 COPIES = "copies_per_token"  # as `c2r finetune` does
 
-_KINDS = "a profile, a plan, or the JSON of `c2r sweep`, `c2r bench` or a Trainer's state"
+_SINGLE = ("profile", "plan", "sweep")
+_ALL_KINDS = (*_SINGLE, "measurement", "tasks", "benchmark", "training")
+_OF_A_MEASUREMENT = ("policy", "strength", "plan_fingerprint", "num_tokens")
+_KINDS = (
+    "a profile, a plan, or the JSON of `c2r sweep`, `c2r measure`, `c2r evaluate`, `c2r bench` or "
+    "a Trainer's state"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -26,8 +33,9 @@ class Source:
 
     Attributes:
         path: as the user gave it.
-        kind: `profile`, `plan`, `sweep`, `benchmark` or `training`.
-        value: a `CollaborationProfile`, a `Plan`, a `SweepResult`, or JSON data.
+        kind: `profile`, `plan`, `sweep`, `measurement`, `tasks`, `benchmark` or `training`.
+        value: a `CollaborationProfile`, a `Plan`, a `SweepResult`, a `Measurement`, a
+            `TaskReport`, or JSON data.
     """
 
     path: Path
@@ -43,6 +51,11 @@ class Source:
         if self.kind == "sweep":
             request: Mapping[str, Any] = self.value.request
             return request
+        if self.kind == "tasks":
+            said: Mapping[str, Any] = self.value.provenance
+            return said
+        if self.kind == "measurement":
+            return {name: getattr(self.value, name) for name in _OF_A_MEASUREMENT}
         keys = ("settings", "topology", "machine", "versions", "command", "global_step", "epoch")
         return {key: self.value[key] for key in keys if key in self.value}
 
@@ -54,9 +67,9 @@ class Source:
             value = known.get(inner)
             known |= value if isinstance(value, Mapping) else {}
         name = known.get("model", known.get("model_type"))
-        if name is None:
+        if not isinstance(name, str):
             return None
-        return Path(name).name if Path(name).is_absolute() else str(name)
+        return Path(name).name if Path(name).is_absolute() else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -67,6 +80,8 @@ class Inputs:
     profile: CollaborationProfile | None = None
     plan: Plan | None = None
     sweep: SweepResult | None = None
+    measurements: tuple[Measurement, ...] = ()
+    tasks: tuple[TaskReport, ...] = ()
     benchmarks: tuple[Document, ...] = ()
     trainings: tuple[Document, ...] = ()
 
@@ -77,37 +92,40 @@ class Inputs:
         return next((name for name in names if name is not None), "a model without a name")
 
     @property
-    def num_ranks(self) -> int | None:
-        """Ranks of the plan, or of the sweep."""
-        if self.plan is not None:
-            return self.plan.topology.num_ranks
-        return None if self.sweep is None else self.sweep.topology.num_ranks
+    def topology(self) -> ClusterTopology | None:
+        """Ranks and nodes of the plan, or of the sweep."""
+        source = self.plan or self.sweep
+        return None if source is None else source.topology
+
+    def name_of(self, kind: str) -> str | None:
+        """Name of the first file of a kind."""
+        return next((source.path.name for source in self.sources if source.kind == kind), None)
 
 
 def read_inputs(paths: Sequence[str | Path]) -> Inputs:
     """Reads the files of one model.
 
     Args:
-        paths: at most one profile, one plan and one sweep; any number of benchmarks and trainings.
+        paths: at most one profile, one plan and one sweep; any number of the others.
 
     Raises:
         InputError: a file is missing, empty or of no known kind; two files are of one kind where a
             report shows one; files are of different models, or of different numbers of ranks.
+        ArtifactError: a file is damaged.
     """
     if not paths:
         raise InputError(f"a report is made from files; give {_KINDS}")
     sources = tuple(_read(Path(path)) for path in paths)
     for ours, theirs in combinations(sources, 2):
         _check_pair(ours, theirs)
-    single = {
-        source.kind: source.value
-        for source in sources
-        if source.kind in ("profile", "plan", "sweep")
-    }
+    values = {kind: tuple(s.value for s in sources if s.kind == kind) for kind in _ALL_KINDS}
+    single = {kind: next(iter(values[kind]), None) for kind in _SINGLE}
     return Inputs(
         sources=sources,
-        benchmarks=tuple(source.value for source in sources if source.kind == "benchmark"),
-        trainings=tuple(source.value for source in sources if source.kind == "training"),
+        measurements=values["measurement"],
+        tasks=values["tasks"],
+        benchmarks=values["benchmark"],
+        trainings=values["training"],
         **single,
     )
 
@@ -123,6 +141,13 @@ def _read(path: Path) -> Source:
     document = _parse(path, content)
     if "points" in document:
         return Source(path=path, kind="sweep", value=_sweep(path, document))
+    with damaged_file(path):
+        if document.get("kind") == TASK_KIND:
+            return Source(path=path, kind="tasks", value=TaskReport.from_json(document))
+        if {"plan_fingerprint", "loss_increase"} <= set(document):
+            measured = Measurement.from_json(document)
+            _check_shares(measured, None)
+            return Source(path=path, kind="measurement", value=measured)
     for kind, (keys, check) in _JSON_KINDS.items():
         if keys <= set(document):
             check(path, document)
@@ -159,7 +184,25 @@ def _sweep(path: Path, document: Document) -> SweepResult:
     sweep = SweepResult.from_document(document, path)
     if not sweep.points:
         raise InputError(f"{path} has no points; sweep again, with some policies")
+    with damaged_file(path):
+        for found in (sweep.baseline, *sweep.points):
+            _check_shares(found, sweep.topology)
     return sweep
+
+
+def _check_shares(found: Measurement, topology: ClusterTopology | None) -> None:
+    """Raises `ValueError` unless there is a figure for each layer and each rank, or none at all."""
+    ranks, nodes = (found.rank_rows, found.rank_visits), found.node_visits
+    if len({*map(len, ranks), len(nodes)}) != 1:
+        raise ValueError("the shares of ranks and nodes are of different layers")
+    if any(len(row) != found.num_ranks for shares in ranks for row in shares):
+        raise ValueError(f"a layer has no share for each of {found.num_ranks} ranks")
+    if topology is None:
+        return
+    if found.num_ranks != topology.num_ranks or any(
+        len(row) != topology.num_nodes for row in nodes
+    ):
+        raise ValueError(f"a point is not of {topology.num_ranks} ranks on {topology.num_nodes}")
 
 
 def _check_benchmark(path: Path, document: Document) -> None:
@@ -207,7 +250,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_pair(ours: Source, theirs: Source) -> None:
-    if ours.kind == theirs.kind and ours.kind in ("profile", "plan", "sweep"):
+    if ours.kind == theirs.kind and ours.kind in _SINGLE:
         raise InputError(
             f"{ours.path} and {theirs.path} are both a {ours.kind}; a report shows one, leave the "
             "other out"
@@ -219,12 +262,15 @@ def _check_pair(ours: Source, theirs: Source) -> None:
                 f"{ours.path} is of {_describe(ours, one)} but {theirs.path} of "
                 f"{_describe(theirs, other)}; give files of one model"
             )
-    sizes = _ranks(ours), _ranks(theirs)
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise InputError(
-            f"{ours.path} is for {sizes[0]} ranks but {theirs.path} for {sizes[1]}; give files "
-            "for the same number"
-        )
+    for count, kinds in (("ranks", ("plan", "sweep", "measurement")), ("nodes", ("plan", "sweep"))):
+        if ours.kind not in kinds or theirs.kind not in kinds:
+            continue
+        sizes = _number_of(ours, count), _number_of(theirs, count)
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"{ours.path} is for {sizes[0]} {count} but {theirs.path} for {sizes[1]}; give "
+                "files for the same number"
+            )
 
 
 def _fingerprint(source: Source) -> str | None:
@@ -247,8 +293,8 @@ def _describe(source: Source, identity: str) -> str:
     return identity if name is None else f"{name} ({identity})"
 
 
-def _ranks(source: Source) -> int | None:
-    if source.kind not in ("plan", "sweep"):
-        return None
-    num_ranks: int = source.value.topology.num_ranks
-    return num_ranks
+def _number_of(source: Source, count: str) -> int:
+    """The ranks or nodes that a plan, a sweep or a measurement is for."""
+    value = source.value if source.kind == "measurement" else source.value.topology
+    number: int = getattr(value, f"num_{count}")
+    return number

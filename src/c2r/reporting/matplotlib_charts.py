@@ -11,7 +11,9 @@ import numpy as np
 from c2r.artifacts import atomic_path
 from c2r.errors import InputError
 from c2r.reporting.charts import Chart, HeatMap, Report, Series
-from c2r.reporting.sections.quality import quality_chart
+from c2r.reporting.inputs import Inputs
+from c2r.reporting.sections.quality import TIME, quality_chart
+from c2r.reporting.times import find_setting
 from c2r.results import SweepResult
 
 _COLORS = ("#0072b2", "#d55e00", "#007a59", "#a3487c", "#8a6100", "#2f7fb0", "#55585c")
@@ -29,14 +31,26 @@ def check_matplotlib() -> None:
 
 
 def write_sweep_chart(sweep: SweepResult, path: Path) -> None:
-    """Writes the curve of a sweep as SVG where `path` ends so, else as PNG.
+    """Writes loss against time as SVG where `path` ends so, else as PNG.
+
+    Where the sweep does not tell what came to each rank, against copies.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
     """
     check_matplotlib()
-    model, num_ranks = Path(sweep.request["model"]).name, sweep.topology.num_ranks
-    chart = replace(quality_chart(sweep), title=f"{model} on {num_ranks} ranks")
+    setting = find_setting(Inputs(sources=(), sweep=sweep))
+    chart = quality_chart(sweep, setting)
+    where = f"{sweep.topology.num_ranks} ranks"
+    if setting is not None and chart.x_label == TIME:
+        where = f"{where}, {setting.name}"
+    chart = replace(chart, title=f"{Path(sweep.request['model']).name} on {where}")
+    _write(chart, path)
+
+
+def write_chart(chart: Chart, path: Path) -> None:
+    """Writes one chart as SVG where `path` ends so, else as PNG. Raises as `write_sweep_chart`."""
+    check_matplotlib()
     _write(chart, path)
 
 
@@ -84,9 +98,11 @@ def _draw_chart(chart: Chart) -> Any:
     figure = Figure(figsize=(6.4, height), layout="constrained")
     axes: Any = figure.subplots()
     looks = zip(chart.series, cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES), strict=False)
-    for series, color, marker, dash in looks:
+    for index, (series, color, marker, dash) in enumerate(looks):
         if chart.style == "bars":
             _draw_bars(axes, series, color)
+        elif chart.style == "columns":
+            _draw_columns(axes, series, color, index, len(chart.series))
         else:
             axes.errorbar(
                 series.x,
@@ -94,8 +110,8 @@ def _draw_chart(chart: Chart) -> Any:
                 yerr=_errors(series),
                 label=_plain(series.name),
                 color=color,
-                linestyle=dash,
-                **(_RING if series.is_marked else {"marker": marker, "markersize": 5}),
+                linestyle=dash if series.look == "line" else "none",
+                **(_RING if series.look == "rings" else {"marker": marker, "markersize": 5}),
             )
     if chart.linear_to is not None:
         axes.set_yscale("symlog", linthresh=chart.linear_to)
@@ -118,6 +134,13 @@ def _draw_bars(axes: Any, series: Series, color: str) -> None:
     axes.barh(
         names, series.y, xerr=_errors(series), color=color, capsize=3, label=_plain(series.name)
     )
+
+
+def _draw_columns(axes: Any, series: Series, color: str, index: int, count: int) -> None:
+    """The columns of one of `count` series, which stand side by side around each x."""
+    width = 0.8 / count
+    places = np.array(series.x) + width * (index - (count - 1) / 2)
+    axes.bar(places, series.y, width=width, color=color, label=_plain(series.name))
 
 
 def _errors(series: Series) -> list[list[float]] | None:

@@ -7,14 +7,19 @@ they are put, in HTML, in the embedded JSON and in the labels of plotly, which k
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from c2r.artifacts import write_text
 from c2r.errors import InputError
-from c2r.reporting.charts import Answer, Chart, HeatMap, Report, Section, Table
+from c2r.reporting.charts import Answer, Bar, Chart, HeatMap, Report, Section, Table, Verdict
 from c2r.reporting.plotly_charts import plot, to_json
+from c2r.reporting.times import milliseconds
+
+_ARROW = " \N{RIGHTWARDS ARROW} "
+_SIGNS = {"good": "\u2713", "bad": "\u2717", "warning": "!", "plain": ""}
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -42,7 +47,7 @@ def render_page(report: Report) -> str:
         plotly=get_plotlyjs(),
         script=_asset("page.js"),
         links="".join(_render_link(section) for section in report.sections),
-        answers="".join(_render_answer(answer) for answer in report.answers),
+        verdict=_render_verdict(report.verdict),
         sections="".join(_render_section(section) for section in report.sections),
         charts=f"{{{charts}}}",
     )
@@ -61,10 +66,59 @@ def _render_link(section: Section) -> str:
     return f'<a href="#{section.slug}">{html.escape(section.title)}</a>'
 
 
+def _render_verdict(verdict: Verdict) -> str:
+    facts = "".join(_render_answer(fact) for fact in verdict.facts)
+    return (
+        f'<div class="verdict {verdict.state}"><p class="word">{_SIGNS[verdict.state]} '
+        f"{html.escape(verdict.word)}</p><h2>{html.escape(verdict.headline)}</h2>"
+        f"<p>{_render_prose(verdict.reason)}</p>{_render_bars(verdict.bars)}"
+        f'<p class="next">Next: <code>{html.escape(verdict.command)}</code></p></div>'
+        f'<div class="answers">{facts}</div>'
+    )
+
+
+def _render_bars(bars: Sequence[Bar]) -> str:
+    """A step before and after, one bar each on a common scale, and the numbers of its parts."""
+    longest = max((bar.total for bar in bars), default=0.0)
+    if not longest:
+        return ""
+    drawn = "".join(_render_bar(bar, longest) for bar in bars)
+    values = {part: [bar.parts[part] for bar in bars] for part in bars[0].parts}
+    values["a layer"] = [bar.layer for bar in bars]
+    parts = "".join(
+        f'<li><i class="part {part}"></i>{part} '
+        f"<b>{_ARROW.join(map(milliseconds, each))}</b> ms</li>"
+        for part, each in values.items()
+    )
+    return f'<div class="bars">{drawn}</div><ul class="parts">{parts}</ul>'
+
+
+def _render_bar(bar: Bar, longest: float) -> str:
+    parts = "".join(
+        f'<span class="part {part} {_width_class(value / longest)}" style="flex-grow:{value:.6g}">'
+        f"{html.escape(part)}</span>"
+        for part, value in bar.parts.items()
+        if value > 0
+    )
+    return (
+        f'<span>{html.escape(bar.name)}</span><div class="track"><div class="bar" '
+        f'style="width:{100 * bar.total / longest:.4g}%">{parts}</div></div>'
+        f"<b>{milliseconds(bar.total)} ms</b>"
+    )
+
+
+def _width_class(share: float) -> str:
+    """Whether the name of a part has room in it: on wide screens, on all, or on none."""
+    return "wide" if share > 0.3 else "medium" if share > 0.12 else "narrow"
+
+
 def _render_answer(answer: Answer) -> str:
     question, number, unit = map(html.escape, (answer.question, answer.number, answer.unit))
+    sign = _SIGNS[answer.state]
+    word = f'<p class="word">{sign} {answer.state}</p>' if sign else '<p class="word"></p>'
     return (
-        f'<article class="answer"><h2>{question}</h2><p class="number">{number}</p>'
+        f'<article class="answer {answer.state}">{word}<h3>{question}</h3>'
+        f'<p class="number">{number}</p>'
         f'<p class="unit">{unit}</p><p>{_render_prose(answer.text)}</p></article>'
     )
 
@@ -77,11 +131,17 @@ def _render_prose(text: str) -> str:
 def _render_section(section: Section) -> str:
     table = "" if section.table is None else _render_table(section.slug, section.table, "open")
     charts = "".join(_render_chart(chart) for chart in section.charts)
+    answer = "" if section.answer is None else _render_lead(section.answer)
     return (
-        f'<section id="{section.slug}"><h2>{html.escape(section.title)}</h2>'
+        f'<section id="{section.slug}"><h2>{html.escape(section.title)}</h2>{answer}'
         f'<p class="text">{_render_prose(section.text)}</p>'
         f'<div class="charts">{charts}</div>{table}</section>'
     )
+
+
+def _render_lead(answer: Answer) -> str:
+    number, unit = html.escape(answer.number), html.escape(answer.unit)
+    return f'<p class="text"><b>{number}</b> {unit}. {_render_prose(answer.text)}</p>'
 
 
 def _render_chart(chart: Chart | HeatMap) -> str:

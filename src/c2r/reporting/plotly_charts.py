@@ -50,6 +50,13 @@ def _plot_chart(chart: Chart) -> Figure:
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
             "height": 140 + max(map(_height_of_bars, chart.series)),
         }
+    elif chart.style == "columns":
+        traces = [_columns(series) for series in chart.series]
+        layout = {
+            "xaxis": {"title": {"text": axes["x"]}, **_steps(chart)},
+            "yaxis": {"title": {"text": axes["y"]}, "rangemode": "tozero"},
+            "height": 280,
+        }
     else:
         traces = list(_lines(chart))
         layout = {
@@ -77,13 +84,29 @@ def _lines(chart: Chart) -> Iterator[dict[str, Any]]:
             "name": _label(series.name),
             "x": series.x,
             "y": series.y,
-            "mode": "lines+markers" if len(series.x) <= _MOST_MARKERS else "lines",
-            "marker": _RING if series.is_marked else {"symbol": symbol, "size": 9},
+            "mode": _mode(series),
+            "marker": _RING if series.look == "rings" else {"symbol": symbol, "size": 9},
             "line": {"dash": dash},
             "error_y": _error_bars(series),
             "customdata": [_label(label) for label in series.labels],
             "hovertemplate": f"{where}: %{{y:.6~g}}<extra>%{{fullData.name}}</extra>",
         }
+
+
+def _mode(series: Series) -> str:
+    if series.look != "line":
+        return "markers"
+    return "lines+markers" if len(series.x) <= _MOST_MARKERS else "lines"
+
+
+def _columns(series: Series) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "name": _label(series.name),
+        "x": series.x,
+        "y": series.y,
+        "hovertemplate": "%{x}: %{y:.6~g}<extra>%{fullData.name}</extra>",
+    }
 
 
 def _bars(series: Series) -> dict[str, Any]:

@@ -5,22 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from c2r.adapters.huggingface import is_parallel
 from c2r.errors import InputError
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
 from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
-from c2r.prediction.shares import RankShares
-from c2r.prediction.time import measured_time
+from c2r.prediction.shares import RankShares, measured_shares
+from c2r.prediction.time import WORTH_IT, measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
 from c2r.text import Text
-
-_WORTH_IT = 0.01
-"""Share of a step that a plan must save: predictions are not better than that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -53,7 +48,7 @@ class Optimized:
     @property
     def is_worth_it(self) -> bool:
         """See the class."""
-        return self.after.total <= (1 - _WORTH_IT) * self.before.total
+        return self.after.total <= (1 - WORTH_IT) * self.before.total
 
 
 def optimize(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -171,10 +166,6 @@ def choose(
     )
 
 
-def shares_of(found: Measurement) -> list[RankShares]:
+def shares_of(found: Measurement) -> tuple[RankShares, ...]:
     """What came to each rank in each layer while it was measured."""
-    layers = zip(found.rank_rows, found.rank_visits, found.node_visits, strict=True)
-    return [
-        RankShares(rows=np.array(rows), visits=np.array(visits), node_visits=np.array(nodes))
-        for rows, visits, nodes in layers
-    ]
+    return measured_shares(found.rank_rows, found.rank_visits, found.node_visits)

@@ -42,6 +42,7 @@ from c2r.adapters.huggingface.taps.install import (
 )
 from c2r.adapters.huggingface.taps.profiling import profile
 from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
+from c2r.adapters.huggingface.taps.replay import Replay, ReplayedLayer, replay
 
 if has_expert_parallelism():
     import_module("c2r.adapters.huggingface.expert_parallel.implementation")
@@ -51,6 +52,8 @@ __all__ = [
     "ParallelOptions",
     "PreparedPlan",
     "Recorder",
+    "Replay",
+    "ReplayedLayer",
     "RouterSite",
     "RouterSpec",
     "SelectionRule",
@@ -81,6 +84,7 @@ __all__ = [
     "refresh_replicas",
     "register_router",
     "remove",
+    "replay",
     "save_pretrained",
     "traces",
 ]

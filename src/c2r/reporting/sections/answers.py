@@ -1,18 +1,27 @@
-"""The three questions of the first screen, answered in numbers of the files given."""
+"""The questions that a report answers first, in numbers of the files given."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from c2r.plans import Plan
 from c2r.prediction import TrafficReport
 from c2r.profiling import CollaborationMetrics, mean_metrics
-from c2r.reporting.charts import Answer
+from c2r.reporting.charts import MINUS, Answer, State
 from c2r.reporting.inputs import Inputs
-from c2r.reporting.sections.quality import choose_point, name_of
+from c2r.reporting.sections.quality import ALLOWED_INCREASE, ChosenPoint, choose_point, name_of
+from c2r.reporting.task_report import ALL, TaskReport
+from c2r.reporting.times import Setting, Times, mean_load
 
 _COLLABORATION = "How collaborative is this model?"
 _TRAFFIC = "What does its traffic cost today?"
 _SAVING = "What would the plan save, at what quality?"
+_QUALITY = "What does the plan cost in quality?"
+_LOAD = "How even is the work?"
 
+NOT_MEASURED = "not measured"
+"""Of a quality that no file tells."""
 _UNKNOWN = "not known"
+_SLACK = 0.05  # of load: less is no news
 
 
 def answer_collaboration(inputs: Inputs, metrics: Sequence[CollaborationMetrics] | None) -> Answer:
@@ -62,10 +71,10 @@ def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     return Answer(question=_TRAFFIC, number=number, unit=unit, text=text)
 
 
-def answer_saving(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
+def answer_saving(inputs: Inputs, traffic: TrafficReport | None, setting: Setting | None) -> Answer:
     """Copies saved over plain routing in order; at the loss measured, where a sweep is given."""
     if inputs.sweep is not None:
-        return _answer_from_sweep(inputs)
+        return _answer_from_sweep(inputs, setting)
     if traffic is None:
         return Answer(
             question=_SAVING,
@@ -82,13 +91,117 @@ def answer_saving(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
         f"{mean.copies_contiguous:.2f}. The busiest rank does {mean.rank_load_max_over_mean:.2f} "
         f"times the mean work ({mean.rank_load_max_over_mean_contiguous:.2f} before). What the "
         "routing policy costs and saves beyond is not known: add the JSON of `c2r sweep`.",
+        state=_better_if_fewer(mean.copies_placed, mean.copies_contiguous),
     )
 
 
-def _answer_from_sweep(inputs: Inputs) -> Answer:
+def answer_quality(inputs: Inputs, chosen: ChosenPoint | None) -> Answer:
+    """Loss and right answers as measured of the plan, with their intervals, or that none were."""
+    tasks = next((report for report in inputs.tasks if _is_of_plan(report, inputs)), None)
+    if chosen is not None and chosen.point.policy != "top_k":
+        loss = _quality_of_loss(chosen)
+        if tasks is None:
+            return loss
+        answers = _quality_of_tasks(tasks)
+        worst = "bad" if "bad" in (loss.state, answers.state) else loss.state
+        text = f"{loss.text} Tasks: {answers.number} {answers.unit}; {answers.text}"
+        return replace(loss, text=text, state=worst)
+    if chosen is not None or (inputs.plan is not None and not is_constrained(inputs.plan)):
+        return Answer(
+            question=_QUALITY,
+            number="0 %",
+            unit="loss: the output stays the same",
+            text="The plan places experts and leaves routing as it is.",
+            state="good",
+        )
+    if tasks is not None:
+        return _quality_of_tasks(tasks)
+    todo = "Add a plan: `c2r plan`."
+    if inputs.plan is not None:
+        todo = (
+            "Run `c2r measure MODEL --plan PLAN --json > measured.json`, or `c2r sweep` for many "
+            "strengths, and add the file."
+        )
+    return Answer(question=_QUALITY, number=NOT_MEASURED, unit="", text=todo)
+
+
+def is_constrained(plan: Plan) -> bool:
+    """Whether the plan changes which experts tokens go to."""
+    return any(layer.policy != "top_k" for layer in plan.layers)
+
+
+def _is_of_plan(report: TaskReport, inputs: Inputs) -> bool:
+    fingerprint = report.provenance.get("plan_fingerprint")
+    return inputs.plan is None or fingerprint == inputs.plan.fingerprint
+
+
+def _quality_of_loss(chosen: ChosenPoint) -> Answer:
+    point = chosen.point
+    low, high = point.loss_increase_interval
+    state: State = "good"
+    if point.loss_increase > ALLOWED_INCREASE:
+        state = "bad" if low > ALLOWED_INCREASE else "warning"
+    return Answer(
+        question=_QUALITY,
+        number=_percent(point.loss_increase),
+        unit=f"loss on held-out text (95 %: {_percent(low)} to {_percent(high)})",
+        text=f"{name_of(point)} ({chosen.reason}), {point.num_tokens:,} tokens, without "
+        f"fine-tuning. c2r allows {100 * ALLOWED_INCREASE:g} % unless told otherwise.",
+        state=state,
+    )
+
+
+def _quality_of_tasks(tasks: TaskReport) -> Answer:
+    line, items = tasks.lines[-1], sum(line.num_items for line in tasks.lines if line.name != ALL)
+    if not tasks.is_compared:
+        mean = sum(line.accuracy for line in tasks.lines) / len(tasks.lines)
+        return Answer(
+            question=_QUALITY,
+            number=f"{100 * mean:.1f} %",
+            unit=f"right on {items:,} items of tasks",
+            text="Compared with nothing: leave out --no-compare of `c2r evaluate`.",
+        )
+    low, high = (_points(end) for end in line.interval)
+    state: State = "good" if not line.is_shown or line.difference > 0 else "bad"
+    verdict = "no difference shown"
+    if line.is_shown:
+        verdict = "better" if line.difference > 0 else "worse"
+    return Answer(
+        question=_QUALITY,
+        number=f"{_points(line.difference)} points",
+        unit=f"of right answers to {items:,} items (95 %: {low} to {high})",
+        text=f"{verdict}.",
+        state=state,
+    )
+
+
+def answer_load(times: Times | None, chosen: ChosenPoint | None) -> Answer:
+    """Work of the busiest rank before and after."""
+    if times is not None:
+        before, after = (mean_load(side.shares) for side in (times.before, times.after))
+        state: State = "plain"
+        if abs(after - before) > _SLACK:
+            state = "good" if after < before else "bad"
+        number = f"{before:.2f} \N{RIGHTWARDS ARROW} {after:.2f}"
+    elif chosen is not None:
+        number, state = f"{chosen.point.rank_load_max_over_mean:.2f}", "plain"
+    else:
+        return Answer(
+            question=_LOAD, number=_UNKNOWN, unit="", text="Add a profile and a plan, or a sweep."
+        )
+    return Answer(
+        question=_LOAD,
+        number=number,
+        unit="expert rows of the busiest rank over the mean",
+        text="1 is even. All other ranks wait for the busiest.",
+        state=state,
+    )
+
+
+def _answer_from_sweep(inputs: Inputs, setting: Setting | None) -> Answer:
     sweep = inputs.sweep
     assert sweep is not None, "asked only where a sweep is given"
-    chosen = choose_point(sweep, inputs.plan)
+    chosen = choose_point(sweep, inputs.plan, setting)
     point, baseline = chosen.point, sweep.baseline
     before = baseline.copies_contiguous
     return Answer(
@@ -99,12 +212,13 @@ def _answer_from_sweep(inputs: Inputs) -> Answer:
         f"token instead of {before:.2f}, loss {point.loss:.4f} instead of "
         f"{baseline.loss:.4f}. Placement alone gives {baseline.copies:.2f} at the same output. "
         f"The busiest rank does {point.rank_load_max_over_mean:.2f} times the mean work.",
+        state=_better_if_fewer(point.copies, before),
     )
 
 
 def _visits(inputs: Inputs) -> str:
-    ranks = inputs.num_ranks
-    where = "W" if ranks is None else f"On {ranks} ranks, w"
+    topology = inputs.topology
+    where = "W" if topology is None else f"On {topology.num_ranks} ranks, w"
     return (
         f"{where}ith the experts in order of their ids, a token goes once to each rank that holds "
         "one of its experts"
@@ -118,4 +232,16 @@ def _top_k(inputs: Inputs) -> int | None:
 
 
 def _change(after: float, before: float) -> str:
-    return f"{100 * (after / before - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * (after / before - 1):+.0f} %".replace("-", MINUS)
+
+
+def _better_if_fewer(after: float, before: float) -> State:
+    return "good" if after < before else "bad" if after > before else "plain"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.2f} %".replace("-", MINUS)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", MINUS)

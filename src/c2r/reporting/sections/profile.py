@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from c2r.plans import Plan
-from c2r.prediction import RankTraffic, TrafficReport
+from c2r.prediction import TrafficReport
 from c2r.profiling import CollaborationMetrics, CollaborationProfile, LayerProfile
-from c2r.reporting.charts import Chart, HeatMap, Matrix, Section, Series, Table, table_of
+from c2r.reporting.charts import Answer, Chart, HeatMap, Matrix, Section, Series, Table, table_of
 from c2r.reporting.inputs import Inputs
 from c2r.types import Int
 
@@ -17,7 +17,10 @@ MAX_CELLS = 64  # rows and columns of a collaboration matrix; more experts are s
 
 
 def show_collaboration(
-    profile: CollaborationProfile, metrics: Sequence[CollaborationMetrics], plan: Plan | None
+    profile: CollaborationProfile,
+    metrics: Sequence[CollaborationMetrics],
+    plan: Plan | None,
+    answer: Answer,
 ) -> Section:
     """Effective collaborators by layer, and who is chosen with whom."""
     table = table_of([{"layer": i, **asdict(layer)} for i, layer in enumerate(metrics)])
@@ -60,6 +63,7 @@ def show_collaboration(
         "exp(entropy) of an expert's partners: 1 is one fixed partner. Fewer is better for "
         "placement, since partners can share a rank.",
         charts=(by_layer, together),
+        answer=answer,
     )
 
 
@@ -126,8 +130,8 @@ def show_load(
     )
 
 
-def show_traffic(traffic: TrafficReport, ranks: RankTraffic) -> Section:
-    """Copies per token by layer and dispatch, and rows between ranks."""
+def show_traffic(traffic: TrafficReport, answer: Answer) -> Section:
+    """Copies per token by layer and dispatch."""
     layers = traffic.layers
     copies = Chart(
         slug="copies",
@@ -141,30 +145,13 @@ def show_traffic(traffic: TrafficReport, ranks: RankTraffic) -> Section:
         ),
         table=table_of(traffic.to_json()["layers"]),
     )
-    names = tuple(map(str, range(traffic.topology.num_ranks)))
-    ceiling = float(max(ranks.contiguous.max(), ranks.placed.max()))
-    matrices = tuple(
-        HeatMap(
-            slug=f"ranks-{slug}",
-            title=title,
-            x_label="to rank",
-            y_label="from rank",
-            unit="rows per token",
-            matrices=(Matrix(name=slug, values=values, row_names=names, column_names=names),),
-            ceiling=ceiling,
-        )
-        for slug, title, values in (
-            ("before", "Rank to rank before: experts in order", ranks.contiguous),
-            ("after", "Rank to rank after: placed", ranks.placed),
-        )
-    )
     return Section(
         slug="traffic",
         title="What is sent",
         text="Predicted from the routing that was counted: rows that one token sends in one layer, "
-        "its own rank counted. A token may live on any rank, so the rows of a rank matrix are "
-        "alike; columns show which ranks receive most.",
-        charts=(copies, *matrices),
+        "its own rank counted.",
+        charts=(copies,),
+        answer=answer,
     )
 
 

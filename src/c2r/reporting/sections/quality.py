@@ -1,37 +1,66 @@
-"""The measured curve of quality against traffic, and the point of it that a report speaks of."""
+"""What was measured: loss against time and copies, and the point that a report speaks of."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from c2r.plans import Plan
+from c2r.prediction import StepTime
 from c2r.reporting.charts import Chart, Section, Series, table_of
+from c2r.reporting.inputs import Inputs
+from c2r.reporting.times import Setting
 from c2r.results import Measurement, Strength, SweepPoint, SweepResult
 
-_ALLOWED_INCREASE = 0.003  # of the loss, where no plan says which point was chosen
+ALLOWED_INCREASE = 0.003
+"""Of the loss, where no plan says which point was chosen; what `c2r optimize` allows by itself."""
 _LINEAR_TO = 0.25  # per cent of loss, about what the intervals of a sweep are wide
+
+TIME = "milliseconds a step, predicted"
+_COPIES = "copies per token"
+
+Cost = Callable[[Measurement], float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChosenPoint:
-    """A point of a sweep, and why this one."""
+    """What a report takes to be measured of the plan, and why this."""
 
     point: Measurement
     reason: str
 
 
-def choose_point(sweep: SweepResult, plan: Plan | None) -> ChosenPoint:
+def find_measured(inputs: Inputs, setting: Setting | None) -> ChosenPoint | None:
+    """What was measured of the plan given, or without one the point of the sweep to choose."""
+    measured = inputs.measurements
+    if inputs.sweep is not None:
+        chosen = choose_point(inputs.sweep, inputs.plan, setting)
+        if inputs.plan is None or chosen.point.plan_fingerprint == inputs.plan.fingerprint:
+            return chosen
+    if inputs.plan is not None:
+        measured = tuple(m for m in measured if m.plan_fingerprint == inputs.plan.fingerprint)
+    if not measured:
+        return None
+    reason = "the plan given" if inputs.plan is not None else "the plan that was measured"
+    return ChosenPoint(point=measured[0], reason=reason)
+
+
+def choose_point(
+    sweep: SweepResult, plan: Plan | None, setting: Setting | None = None
+) -> ChosenPoint:
     """The point that `plan` is, or without one the cheapest at nearly the same quality."""
     if plan is not None:
         for point in (*sweep.points, sweep.baseline):
             if point.plan_fingerprint == plan.fingerprint:
                 return ChosenPoint(point=point, reason="the plan given")
-    near = [point for point in sweep.points if point.loss_increase <= _ALLOWED_INCREASE]
+    near = [point for point in sweep.points if point.loss_increase <= ALLOWED_INCREASE]
     missing = "no plan is given" if plan is None else "the plan given was not measured"
+    cost, unit = _cost(sweep, setting)
     if near:
+        what = "the least time" if unit == TIME else "the fewest copies"
         return ChosenPoint(
-            point=min(near, key=lambda point: point.copies),
-            reason=f"{missing}; this is the measured point with the fewest copies within "
-            f"+{100 * _ALLOWED_INCREASE:g} % loss",
+            point=min(near, key=cost),
+            reason=f"{missing}; this is the measured point with {what} within "
+            f"+{100 * ALLOWED_INCREASE:g} % loss",
         )
     return ChosenPoint(
         point=min(sweep.points, key=lambda point: point.loss_increase),
@@ -39,71 +68,165 @@ def choose_point(sweep: SweepResult, plan: Plan | None) -> ChosenPoint:
     )
 
 
-def show_quality(sweep: SweepResult, plan: Plan | None) -> Section:
-    """Loss against copies of every policy that was measured, the chosen point marked."""
-    chosen = choose_point(sweep, plan)
-    curve = quality_chart(sweep)
-    mark = _curve(f"chosen: {name_of(chosen.point)}", [chosen.point])
-    curve = replace(
-        curve,
-        series=(*curve.series, replace(mark, lower=(), upper=(), is_marked=True)),
-        note=f"Chosen: {name_of(chosen.point)}; {chosen.reason}.",
-    )
+def show_quality(
+    sweep: SweepResult, plan: Plan | None, setting: Setting | None, before: StepTime | None
+) -> Section:
+    """Loss against time, and load against copies, of every policy; the chosen point marked."""
+    chosen = choose_point(sweep, plan, setting)
+    loss = quality_chart(sweep, setting, chosen=chosen, before=before)
+    where = f"Predicted for {setting.name}. " if setting and loss.x_label == TIME else ""
     return Section(
         slug="quality",
-        title="Quality against traffic",
-        text="Each point is a routing policy at one strength, on held-out text without "
-        "fine-tuning. Left is less traffic, down is better quality.",
-        charts=(curve,),
+        title="Quality against time" if where else "Quality against traffic",
+        text=f"{where}Each point is a routing policy at one strength, measured on held-out text "
+        "without fine-tuning, with the 95 % interval of its loss. Left is cheaper, down is better. "
+        "No point is better than the frontier in both.",
+        charts=(loss, _load_chart(sweep, chosen)),
     )
 
 
-def quality_chart(sweep: SweepResult) -> Chart:
-    """A line for each policy, with 95 % intervals of the loss; plain top-k in two placements."""
+def quality_chart(
+    sweep: SweepResult,
+    setting: Setting | None,
+    *,
+    chosen: ChosenPoint | None = None,
+    before: StepTime | None = None,
+) -> Chart:
+    """Loss of each policy against the time of a step, or against copies where time is not known.
+
+    Args:
+        sweep: the points.
+        setting: where times are predicted; None where that is not known.
+        chosen: a point to mark.
+        before: a step of plain top-k with the experts in order.
+    """
     baseline = sweep.baseline
+    cost, unit = _cost(sweep, setting)
+    points = (baseline, *sweep.points)
+    series = [
+        *(_points(name, found, cost) for name, found in by_policy(sweep)),
+        _points("plain top-k, placed", [baseline], cost),
+    ]
+    in_order = baseline.copies_contiguous
+    if unit == TIME:
+        in_order = before.total if before is not None else math.nan
+    if math.isfinite(in_order):
+        series.append(Series(name="plain top-k, in order", x=(in_order,), y=(0.0,), look="points"))
+    series.append(_frontier(points, cost))
+    note = ""
+    if chosen is not None:
+        series.append(_mark(chosen, (cost(chosen.point),), (100 * chosen.point.loss_increase,)))
+        note = f"Chosen: {name_of(chosen.point)}; {chosen.reason}."
+    rows = [
+        {
+            **point.to_json(),
+            "strength": None if point is baseline else name_strength(point.strength),
+            **({"step_ms": cost(point)} if unit == TIME else {}),
+        }
+        for point in points
+    ]
+    first = ("policy", "strength", "loss", "loss_increase", "copies")
+    return Chart(
+        slug="quality",
+        title=f"Loss and {'time' if unit == TIME else 'copies'} of each policy",
+        x_label=unit,
+        y_label="more loss than plain top-k, %",
+        series=tuple(series),
+        table=table_of(rows, (*first, "step_ms") if unit == TIME else first),
+        linear_to=_LINEAR_TO,
+        note=note,
+    )
+
+
+def _cost(sweep: SweepResult, setting: Setting | None) -> tuple[Cost, str]:
+    """What a point costs, and the unit: time where it is known of all points, else copies."""
+    if setting is not None:
+        times = {id(point): setting.time_of(point) for point in (sweep.baseline, *sweep.points)}
+        known = {key: step.total for key, step in times.items() if step is not None}
+        if len(known) == len(times):
+            return lambda point: known[id(point)], TIME
+    return lambda point: point.copies, _COPIES
+
+
+def _load_chart(sweep: SweepResult, chosen: ChosenPoint) -> Chart:
+    """Load of the busiest rank against copies: what one gains, the other may lose."""
+    groups = [*by_policy(sweep), ("plain top-k, placed", [sweep.baseline])]
+    series = [
+        Series(
+            name=name,
+            x=tuple(point.copies for point in found),
+            y=tuple(point.rank_load_max_over_mean for point in found),
+            labels=tuple(map(name_of, found)),
+            look="points",
+        )
+        for name, found in groups
+    ]
+    point = chosen.point
+    series.append(_mark(chosen, (point.copies,), (point.rank_load_max_over_mean,)))
+    return Chart(
+        slug="load-against-copies",
+        title="Load and copies of each policy",
+        x_label=_COPIES,
+        y_label="load of the busiest rank over the mean",
+        series=tuple(series),
+    )
+
+
+def by_policy(sweep: SweepResult) -> Iterator[tuple[str, list[Measurement]]]:
+    """The points of each policy by copies; strengths spread over layers are one of their own."""
     lines: dict[str, list[Measurement]] = {}
     for point in sorted(sweep.points, key=lambda point: point.copies):
         setting = SweepPoint(policy=point.policy, strength=point.strength)
         name = f"{point.policy}, spread" if setting in sweep.spread else point.policy
         lines.setdefault(name, []).append(point)
-    plain = {
-        "plain top-k, placed": baseline.copies,
-        "plain top-k, in order": baseline.copies_contiguous,
-    }
-    rows = [{**baseline.to_json(), "strength": None}, *(point.to_json() for point in sweep.points)]
-    return Chart(
-        slug="quality",
-        title="Loss and copies of each policy",
-        x_label="copies per token",
-        y_label="more loss than plain top-k, %",
-        series=(
-            *(_curve(name, points) for name, points in lines.items()),
-            *(Series(name=name, x=(copies,), y=(0.0,)) for name, copies in plain.items()),
-        ),
-        table=table_of(rows, ("policy", "strength", "loss", "loss_increase", "copies")),
-        linear_to=_LINEAR_TO,
+    yield from lines.items()
+
+
+def _points(name: str, points: Sequence[Measurement], cost: Cost) -> Series:
+    intervals = [point.loss_increase_interval for point in points]
+    return Series(
+        name=name,
+        x=tuple(map(cost, points)),
+        y=tuple(100 * point.loss_increase for point in points),
+        lower=tuple(100 * low for low, _ in intervals),
+        upper=tuple(100 * high for _, high in intervals),
+        labels=tuple(name_of(point) for point in points),
+        look="points",
+    )
+
+
+def _frontier(points: Sequence[Measurement], cost: Cost) -> Series:
+    """The points that no other is better than in both, from the cheapest to the best."""
+    best: list[Measurement] = []
+    for point in sorted(points, key=lambda point: (cost(point), point.loss_increase)):
+        if not best or point.loss_increase < best[-1].loss_increase:
+            best.append(point)
+    return Series(
+        name="frontier",
+        x=tuple(map(cost, best)),
+        y=tuple(100 * point.loss_increase for point in best),
+        labels=tuple(map(name_of, best)),
+    )
+
+
+def _mark(chosen: ChosenPoint, x: tuple[float, ...], y: tuple[float, ...]) -> Series:
+    return Series(
+        name=f"chosen: {name_of(chosen.point)}",
+        x=x,
+        y=y,
+        labels=(name_of(chosen.point),),
+        look="rings",
     )
 
 
 def name_of(point: Measurement) -> str:
     """Policy and strength in a few letters: `c2r 8`."""
-    name = "plain top-k" if point.policy == "top_k" else point.policy
-    return f"{name} {name_strength(point.strength)}" if point.policy != "top_k" else name
+    if point.policy == "top_k":
+        return "plain top-k"
+    return f"{point.policy} {name_strength(point.strength)}"
 
 
 def name_strength(strength: Strength) -> str:
     """One number, or the range of several."""
     values = strength if isinstance(strength, tuple) else (strength,)
     return " to ".join(f"{value:g}" for value in dict.fromkeys((min(values), max(values))))
-
-
-def _curve(name: str, points: Sequence[Measurement]) -> Series:
-    intervals = [point.loss_increase_interval for point in points]
-    return Series(
-        name=name,
-        x=tuple(point.copies for point in points),
-        y=tuple(100 * point.loss_increase for point in points),
-        lower=tuple(100 * low for low, _ in intervals),
-        upper=tuple(100 * high for _, high in intervals),
-        labels=tuple(name_of(point) for point in points),
-    )

@@ -155,4 +155,10 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) =>
   setTheme(event.matches ? "dark" : "light"));
 setTheme(root.dataset.theme);
 document.querySelectorAll(".plot").forEach((place) => watcher.observe(place));
-addEventListener("beforeprint", () => Object.keys(charts).forEach(draw));
+let themeOnScreen;
+addEventListener("beforeprint", () => {
+  themeOnScreen = root.dataset.theme;
+  root.dataset.theme = "light";
+  Object.keys(charts).forEach(draw);
+});
+addEventListener("afterprint", () => setTheme(themeOnScreen));

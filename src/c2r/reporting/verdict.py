@@ -1,0 +1,178 @@
+"""Whether the plan pays: the first screen of a report."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from c2r.prediction import PRESETS, StepTime
+from c2r.prediction.time import WORTH_IT
+from c2r.profiling import CollaborationProfile
+from c2r.reporting.charts import Answer, Bar, State, Verdict
+from c2r.reporting.inputs import Inputs
+from c2r.reporting.sections.answers import NOT_MEASURED
+from c2r.reporting.times import Setting, Times, mean_load, milliseconds
+from c2r.types import Int
+
+_PARTS = ("dispatch", "combine", "compute", "copies", "rest")
+"""Of a step, as `Bar` holds them."""
+
+
+def judge(inputs: Inputs, times: Times | None, facts: Sequence[Answer]) -> Verdict:
+    """The verdict.
+
+    Args:
+        inputs: the files.
+        times: of a step before and after; None where they are not known.
+        facts: quality, load and what is sent, in this order.
+    """
+    verdict = _unknown(inputs) if times is None else _by_time(inputs, times, facts[0])
+    collapse = _collapse(inputs.profile, times)
+    if collapse:
+        verdict = replace(
+            verdict,
+            state="warning",
+            word="collapsed",
+            headline=f"The routing has collapsed: {collapse}",
+            reason="Few copies are no gain then, and no placement helps: look at the model, or "
+            f"profile it on other text. {verdict.reason}",
+            command=f"c2r inspect {_file(inputs, 'profile')}",
+        )
+    return replace(verdict, facts=tuple(facts))
+
+
+def _unknown(inputs: Inputs) -> Verdict:
+    if inputs.profile is None:
+        missing, command = "the profile of the model", "c2r profile MODEL --out profile.safetensors"
+    else:
+        missing = "a plan"
+        command = f"c2r plan {_file(inputs, 'profile')} --cluster h100-8 --out plan.safetensors"
+    return Verdict(
+        state="plain",
+        word="not known",
+        headline="Not known yet whether a plan pays",
+        reason=f"Times are predicted from a profile and a plan: add {missing}.",
+        bars=(),
+        facts=(),
+        command=command,
+    )
+
+
+def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
+    state, word, headline = _sentence(times, quality)
+    return Verdict(
+        state=state,
+        word=word,
+        headline=headline,
+        reason=f"{_because(times)} {_source(times)}",
+        bars=(_bar("before", times.before.time), _bar("after", times.after.time)),
+        facts=(),
+        command=_next_command(inputs, times, word, quality),
+    )
+
+
+def _sentence(times: Times, quality: Answer) -> tuple[State, str, str]:
+    saved, before, after = times.saved, times.before.time, times.after.time
+    change = f"{milliseconds(before.total)} to {milliseconds(after.total)} ms"
+    if saved < 0:
+        return "bad", "slower", f"Slower here: {-100 * saved:.1f} % more time a step, {change}"
+    if saved < WORTH_IT:
+        return "bad", "not worth it", f"Not worth it here: {100 * saved:.1f} % of a step, {change}"
+    headline = f"Saves {100 * saved:.0f} % of a step, {change}"
+    if quality.state == "bad":
+        return "warning", "at a price", f"{headline}, but quality falls"
+    return "good", "worth it", headline
+
+
+def _because(times: Times) -> str:
+    """What changes in a layer, and what could at most be saved."""
+    before, after = times.before.time, times.after.time
+    share = f"{100 * before.exchange_share:.1f} %"
+    exchanges, compute = (
+        f"{milliseconds(before.part(part))} to {milliseconds(after.part(part))} ms"
+        for part in ("exchange", "compute")
+    )
+    layer = f"{milliseconds(before.layer)} to {milliseconds(after.layer)} ms"
+    said = f"exchanges go from {exchanges} and the experts of the busiest rank from {compute}"
+    if times.saved >= WORTH_IT:
+        return f"A layer goes from {layer}: {said}."
+    if before.exchange_share < WORTH_IT:
+        return f"Because exchanges are {share} of a step, and no plan saves more than these."
+    return f"Because in a layer {said}. Exchanges are {share} of a step: no plan saves more."
+
+
+def _source(times: Times) -> str:
+    routing = (
+        "After: the routing as measured under the plan on held-out text."
+        if times.is_measured
+        else "After: plain top-k's routing on the plan's placement."
+    )
+    notes = f" {times.setting.note}" if times.setting.note else ""
+    return f"Predicted for {times.setting.name}. {routing}{notes}"
+
+
+def _bar(name: str, step: StepTime) -> Bar:
+    layers = len(step.layers)
+    inside = (step.part(part) * layers for part in ("dispatch", "combine", "compute", "index"))
+    launches = step.part("launches") * layers
+    values = (*inside, step.rest + launches)
+    return Bar(name=name, parts=dict(zip(_PARTS, values, strict=True)), layer=step.layer)
+
+
+def _next_command(inputs: Inputs, times: Times, word: str, quality: Answer) -> str:
+    profile, plan, where = _file(inputs, "profile"), _file(inputs, "plan"), _where(times.setting)
+    if inputs.plan is None:
+        sweep = f"--sweep {_file(inputs, 'sweep')} --max-loss-increase 0.003"
+        return f"c2r plan {profile} {where} {sweep} --out plan.safetensors"
+    if word == "slower":
+        return f"c2r plan {profile} {where} --out plan.safetensors"
+    if word == "not worth it":
+        return f"c2r estimate {profile} --plan {plan} {where}"
+    if word == "at a price":
+        return f"c2r finetune MODEL --plan {plan} --data TEXT --out tuned"
+    if quality.number == NOT_MEASURED:
+        return f"c2r measure MODEL --plan {plan} --json > measured.json"
+    return f"c2r apply MODEL --plan {plan} --out constrained"
+
+
+def _where(setting: Setting) -> str:
+    """The options that name the cluster."""
+    cluster = setting.cluster
+    preset = PRESETS.get(cluster.name)
+    if preset is None:
+        return "--cluster CLUSTER.yaml"
+    if preset.topology == cluster.topology:
+        return f"--cluster {cluster.name}"
+    return f"--ranks {cluster.num_ranks} --nodes {cluster.num_nodes}"
+
+
+def _file(inputs: Inputs, kind: str) -> str:
+    return shlex.quote(inputs.name_of(kind) or f"{kind}.safetensors")
+
+
+def _collapse(profile: CollaborationProfile | None, times: Times | None) -> str:
+    """What has collapsed, or nothing.
+
+    One rank has more than half of what it could have beyond its even share; or all tokens share
+    so few experts that half as many again as each token needs do the work.
+    """
+    if times is not None:
+        num_ranks = times.setting.cluster.num_ranks
+        load = mean_load(times.after.shares)
+        if num_ranks > 1 and load > (1 + num_ranks) / 2:
+            return f"one rank of {num_ranks} does {100 * load / num_ranks:.0f} % of the work"
+    if profile is None:
+        return ""
+    in_effect = float(np.mean([_effective_experts(layer.load) for layer in profile.layers]))
+    least, most = profile.top_k, profile.num_experts
+    if most > least and in_effect < least + (min(2 * least, most) - least) / 2:
+        return f"{in_effect:.1f} of {most} experts do all the work, in effect"
+    return ""
+
+
+def _effective_experts(load: Int) -> float:
+    """exp(entropy) of the shares of the load: E where all are chosen alike."""
+    shares = load[load > 0] / load.sum()
+    return math.exp(-float((shares * np.log(shares)).sum()))
