@@ -2,8 +2,9 @@
 
     python benchmarks/calibration_tokens.py [--max-load 1.1]
 
-The embedded model; tokens come from the first halves of the held-out texts, loads are judged on the
-second halves. Baseline: the bound. Prints the load of the busiest rank, mean and worst over layers.
+The embedded model; tokens come evenly from the first halves of the held-out texts, loads are judged
+on the second halves. Baseline: the bound. Prints the load of the busiest rank, mean and worst over
+layers.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from c2r.assets import heldout_files, tiny_folder
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology
 from c2r.prediction.shares import layer_shares
-from c2r.text import read_texts, split_texts, token_batches
+from c2r.text import read_texts, split_texts
+from c2r.timing import spread_windows
 
 
 def loads(found, plan, topology):
@@ -36,14 +38,14 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--judged", type=int, default=131072, help="tokens")
     parser.add_argument(
-        "--tokens", type=int, nargs="+", default=[1 << exponent for exponent in range(13, 19)]
+        "--tokens", type=int, nargs="+", default=[1 << exponent for exponent in range(13, 18)]
     )
     args = parser.parse_args()
     model = load_model(str(tiny_folder()), dtype=torch.float32)
     tokenizer = load_tokenizer(str(tiny_folder()))
 
     def profiled(texts, count):
-        return profile(model, token_batches(texts, tokenizer, num_tokens=count))
+        return profile(model, spread_windows(texts, tokenizer, count))
 
     seen, unseen = split_texts(read_texts(heldout_files()))
     judged = profiled(unseen, args.judged)

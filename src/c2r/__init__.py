@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from c2r.adapters.huggingface import reduce_gradients as reduce_gradients
     from c2r.adapters.huggingface import register_router as register_router
     from c2r.adapters.huggingface import remove as remove
+    from c2r.adapters.huggingface import replay as replay
     from c2r.adapters.huggingface import save_pretrained as save_pretrained
     from c2r.errors import C2RError as C2RError
     from c2r.measuring import RunResult as RunResult
@@ -79,6 +80,7 @@ _ROOMS = {
         "reduce_gradients",
         "register_router",
         "remove",
+        "replay",
         "save_pretrained",
     ),
     "errors": ("C2RError",),

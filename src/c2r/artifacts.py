@@ -5,11 +5,14 @@ kind of value it is and which version of the schema wrote it. Files are written 
 place and renamed, so an interrupted write leaves nothing behind. Pickle is never used.
 """
 
+import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,37 +40,123 @@ class Artifact:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
-    Raises `InputError` when `path` is a link or no regular file, so that none is replaced, when
-    the folder does not exist, is not writable or the disk is full; the
-    temporary file is removed on any error, an interrupt included.
+    What a killed program has left there of an earlier try is removed first. Raises `InputError`
+    when `path` is a link or no regular file, so that none is replaced, when the folder does not
+    exist, is not writable or the disk is full; the temporary file is removed on any error, an
+    interrupt included.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise InputError(
             f"{path} is a link, folder or device, which a file would take the place of; choose "
             "another"
         )
+    with _beside(path, is_folder=False) as temporary:
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; nothing was left behind"
+            ) from None
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which it becomes when the block ends without an error.
+
+    As `atomic_path`; raises `InputError` also when `folder` is there and not empty.
+    """
+    check_free(folder)
+    with _beside(folder, is_folder=True) as temporary:
+        try:
+            yield temporary
+            open_to_others(temporary)
+            temporary.replace(folder)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"cannot write {folder}: {one_line(error).rstrip('.')}; nothing was left behind"
+            ) from error
+
+
+def check_free(folder: Path) -> None:
+    """Raises `InputError` unless `folder` is missing or empty."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; choose another") from None
+    if not is_free:
+        raise InputError(f"{folder} exists and is not an empty folder; choose another")
+
+
+def open_to_others(folder: Path) -> None:
+    """Gives a folder and all in it the modes that the umask asks for, whatever wrote them."""
+    mask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+@contextmanager
+def _beside(path: Path, *, is_folder: bool) -> Iterator[Path]:
+    """A temporary file or folder beside `path`, which is gone when the block has ended."""
+    try:
+        _clear_leftovers(path)
+        temporary, handle = _make_locked(path, is_folder=is_folder)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
         ) from None
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; nothing was left behind"
-        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        os.close(handle)
+
+
+def _make_locked(path: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """A new temporary path, and the handle whose lock says that its maker is alive."""
+    prefix = f".{path.name}."
+    while True:
+        if is_folder:
+            name = tempfile.mkdtemp(dir=path.parent, prefix=prefix)
+            handle = os.open(name, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
+        with suppress(OSError):  # some disks know no locks; nobody clears there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():  # another may have cleared it before it was locked
+            return Path(name), handle
+        os.close(handle)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Removes temporary files beside `path` whose makers were killed."""
+    made = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")
+    for found in path.parent.iterdir():
+        if made.fullmatch(found.name) is None or found.is_symlink():
+            continue
+        with suppress(OSError):
+            handle = os.open(found, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(found)
+            finally:
+                os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -41,6 +41,17 @@ def test_counts_must_be_positive(capsys, launched):
     assert "--tokens" in refusal(capsys, "--tokens", "0")
 
 
+def test_a_device_is_real_or_has_a_rate(capsys, launched):
+    assert "choose real or emulated" in refusal(capsys, "--device", "fast")
+    assert "--cluster or --rows-per-second" in refusal(capsys, "--device", "emulated")
+    assert "add --device emulated" in refusal(capsys, "--rows-per-second", "1000")
+    assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
+
+
+def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
+    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))
+
+
 def refusal_of_cluster(capsys, *arguments):
     capsys.readouterr()
     assert run_command(["bench", "cluster", *arguments]) == 2
@@ -59,14 +70,3 @@ def test_a_cluster_needs_ranks_and_sizes(capsys, monkeypatch):
 
 def test_ranks_are_those_of_torchrun(capsys, launched):
     assert "torchrun started 4" in refusal_of_cluster(capsys, "--ranks", "2")
-
-
-def test_a_device_is_real_or_has_a_rate(capsys, launched):
-    assert "choose real or emulated" in refusal(capsys, "--device", "fast")
-    assert "--cluster or --rows-per-second" in refusal(capsys, "--device", "emulated")
-    assert "add --device emulated" in refusal(capsys, "--rows-per-second", "1000")
-    assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
-
-
-def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
-    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))

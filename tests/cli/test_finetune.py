@@ -86,7 +86,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, folder, tmp_path, monkeypatch):
         patch.setattr(Progress, "on_step_end", interrupt)
         status, out, err = call(capsys, folder, tmp_path / "out")
     assert (status, out) == (130, "")
-    assert f"stopped after a checkpoint in {tmp_path / 'out'}; the same command resumes" in err
+    assert f"the work is in {tmp_path / 'out'}.partial; the same command resumes" in err
     status, _, err = call(capsys, folder, tmp_path / "out")
     assert status == 0 and "going on from step 1" in err
 

@@ -1,12 +1,14 @@
 """A small expert layer with the tokens of several ranks, and what one process makes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from c2r.ops.grouped_linear import grouped_linear
 from c2r.parallel import make_dispatcher, parallel_moe
+from c2r.plans import ClusterTopology, LayerPlan
+from c2r.plans.holders import NO_EXPERTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,16 @@ class Layer:
     hidden: list[torch.Tensor]
     ids: list[torch.Tensor]
     weights: list[torch.Tensor]
+    replicas: np.ndarray = field(default_factory=lambda: NO_EXPERTS)
+
+    @property
+    def plan(self):
+        return LayerPlan(
+            num_experts=len(self.placement),
+            top_k=self.ids[0].shape[1],
+            placement=self.placement,
+            replicas=self.replicas,
+        )
 
     @property
     def num_ranks(self):
@@ -31,8 +43,10 @@ class Layer:
     def run(self, comm, name, num_chunks=1, **options):
         """This rank's output."""
         rank = comm.rank
-        own = np.flatnonzero(self.placement == rank)
-        dispatcher = make_dispatcher(name, comm=comm, placement=self.placement, **options)
+        own = self.plan.experts_of(rank)
+        dispatcher = make_dispatcher(
+            name, comm=comm, placement=self.placement, replicas=self.replicas, **options
+        )
 
         def experts(rows, counts):
             inner = grouped_linear(rows, self.first[own], counts)
@@ -42,6 +56,16 @@ class Layer:
             *(self.hidden[rank], self.ids[rank], self.weights[rank], experts, dispatcher),
             num_chunks,
         )
+
+    def with_replicas(self, replicas):
+        """The same with further experts of each rank."""
+        return replace(self, replicas=np.asarray(replicas))
+
+    def rows_predicted(self, rank, num_nodes=1):
+        """Rows that this rank sends to each, once per rank, as its plan predicts."""
+        topology = ClusterTopology(num_ranks=self.num_ranks, num_nodes=num_nodes)
+        visits = self.plan.ranks_of(self.ids[rank].numpy(), topology)
+        return tuple(int((visits == other).any(1).sum()) for other in range(self.num_ranks))
 
     def alone(self, rank):
         """The rank's output as one process computes it."""

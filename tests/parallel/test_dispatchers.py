@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from c2r.errors import InputError, PlanError, RoutingError
 from c2r.parallel import DISPATCHERS, make_dispatcher, simulate
+from c2r.plans.holders import NO_EXPERTS
 from tests.parallel.layers import make_layer
 
 PLACEMENT = [2, 0, 3, 1, 1, 0, 2, 3, 3, 0]  # 3, 2, 2 and 3 experts: 4 ranks do not divide 10
+REPLICAS = [[0, 3], [0, 9], [5, 7], [4, 0]]  # beside them; expert 0 is on every rank
 
 
 def run(layer, name, num_chunks=1, **options):
@@ -40,6 +42,15 @@ def check(layer, name, num_chunks=1):
 @pytest.mark.parametrize("name", DISPATCHERS)
 def test_agrees_with_one_process(name, num_chunks):
     check(make_layer(PLACEMENT, [7, 5, 0, 9], top_k=3), name, num_chunks)
+
+
+@pytest.mark.parametrize("num_chunks", [1, 3])
+@pytest.mark.parametrize("name", DISPATCHERS)
+def test_replicas_agree_with_one_process(name, num_chunks):
+    layer = make_layer(PLACEMENT, [7, 5, 0, 9], top_k=3).with_replicas(REPLICAS)
+    layer.ids[0][1] = -1
+    layer.ids[1][:, 0] = -1
+    check(layer, name, num_chunks)
 
 
 @pytest.mark.parametrize("name", DISPATCHERS)
@@ -84,9 +95,19 @@ def test_any_placement_and_any_tokens(name, placement, num_tokens, num_chunks, s
     check(make_layer(placement, num_tokens, top_k=top_k, seed=seed), name, num_chunks)
 
 
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_replicas_send_the_rows_that_the_plan_predicts(num_nodes):
+    plain = make_layer(PLACEMENT, [70, 50, 0, 90], top_k=4)
+    layer = plain.with_replicas(REPLICAS)
+    sent = [handle.num_rows_sent for handle in handles(layer, "zero_redundancy", num_nodes)]
+    assert sent == [layer.rows_predicted(rank, num_nodes) for rank in range(4)]
+    assert sum(map(sum, sent)) < sum(sum(plain.rows_predicted(rank)) for rank in range(4))
+
+
+@pytest.mark.parametrize("replicas", [NO_EXPERTS, [[3], [1], [0], [0]]])
 @pytest.mark.parametrize("name", DISPATCHERS)
-def test_gradients_by_finite_differences(name):
-    layer = make_layer([1, 0, 3, 2, 1], [2, 1, 0, 2], sizes=(3, 2))
+def test_gradients_by_finite_differences(name, replicas):
+    layer = make_layer([1, 0, 3, 2, 1], [2, 1, 0, 2], sizes=(3, 2)).with_replicas(replicas)
 
     def outputs(*leaves):
         return tuple(output for output in run(layer, name) if len(output))
@@ -122,9 +143,11 @@ def two_level(layer, rank):
     return total.bfloat16()
 
 
+@pytest.mark.parametrize("replicas", [NO_EXPERTS, REPLICAS])
 @pytest.mark.parametrize("name", DISPATCHERS)
-def test_twice_the_same_bitwise(name):
+def test_twice_the_same_bitwise(name, replicas):
     layer = make_layer(PLACEMENT, [9, 5, 0, 7], top_k=4, dtype=torch.float32)
+    layer = layer.with_replicas(replicas)
     for first, second in zip(run(layer, name), run(layer, name), strict=True):
         assert torch.equal(first, second)
 
@@ -151,9 +174,15 @@ def test_gradients_pass_a_narrow_type():
         assert (grad - exact).norm() <= 0.1 * exact.norm()
 
 
-def handles(layer, name, **options):
+def handles(layer, name, num_nodes=1):
     def dispatch(comm):
-        dispatcher = make_dispatcher(name, comm=comm, placement=layer.placement, **options)
+        dispatcher = make_dispatcher(
+            name,
+            comm=comm,
+            placement=layer.placement,
+            replicas=layer.replicas,
+            num_nodes=num_nodes,
+        )
         rank = comm.rank
         return dispatcher.dispatch(layer.hidden[rank], layer.ids[rank], layer.weights[rank])[1]
 
@@ -218,3 +247,9 @@ def test_what_cannot_be_made():
         make(placement=[0, 2])
     with pytest.raises(PlanError, match="2 ranks cannot be split evenly over 3 nodes"):
         make("hierarchical", num_nodes=3)
+    with pytest.raises(PlanError, match=r"shape \(1, 1\) are not those of 2 ranks"):
+        make(replicas=[[1]])
+    with pytest.raises(PlanError, match="replicas name experts 0 to 2 of only 2"):
+        make(replicas=[[2], [0]])
+    with pytest.raises(PlanError, match="rank 1 has an expert twice"):
+        make(replicas=[[1], [1]])

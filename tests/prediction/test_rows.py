@@ -7,8 +7,9 @@ import torch
 from c2r.parallel import make_dispatcher, simulate
 from c2r.plans import ClusterTopology
 from c2r.prediction import DISPATCHERS, Cluster, ModelSizes, Workload
+from c2r.prediction.rows import rows_by_rank
 from c2r.prediction.shares import RankShares
-from c2r.prediction.time import layer_time, rows_by_rank
+from c2r.prediction.time import layer_time
 
 NUM_EXPERTS, TOP_K, TOKENS, HIDDEN = 24, 4, 90, 5
 TOPOLOGIES = (

@@ -5,11 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from c2r.errors import InputError, PlanMismatchError
+import c2r
+from c2r.errors import InputError, ModelError, PlanMismatchError
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
-from c2r.serving.binding import VARIABLE, layer_number, layers_by_number, plan_of
+from c2r.serving.binding import (
+    VARIABLE,
+    check_bound,
+    check_family,
+    layer_number,
+    layers_by_number,
+    plan_of,
+)
+from tests.serving import families
 
 
 def plan(*names, policy="top_k"):
@@ -97,3 +107,20 @@ def test_layers_are_found_by_their_number():
 def test_a_plan_that_does_not_tell_its_layers_apart_is_refused(names):
     with pytest.raises(PlanMismatchError, match="which layers its 2 routers"):
         layers_by_number(plan(*names))
+
+
+def test_every_layer_of_the_plan_must_be_bound():
+    check_bound(PLAN, {1, 2}, "vLLM", range(4))
+    check_bound(PLAN, {2}, "vLLM", range(2, 4))  # another process has the rest
+    with pytest.raises(ModelError, match=r"routes 1 of the 2 layers .* first is layer 1\b"):
+        check_bound(PLAN, {2}, "vLLM", range(4))
+
+
+def test_a_plan_for_another_family_is_refused():
+    model = families.make("mixtral")
+    ids = {"input_ids": torch.arange(3, 67)[None]}
+    made = c2r.make_plan(c2r.profile(model, [ids]), num_ranks=4)
+    check_family(made, ("mixtral", "mixtral"))
+    check_family(PLAN, ("mixtral", "mixtral"))  # not of a model: nothing is known
+    with pytest.raises(PlanMismatchError, match="which qwen3_moe is not"):
+        check_family(made, ("qwen3_moe", "qwen3_moe"))

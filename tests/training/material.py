@@ -1,5 +1,6 @@
 """The embedded model, a plan for it, and examples of real text."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,17 @@ NUM_RANKS = 4
 
 def tiny(**options):
     return load_model(tiny_folder(), dtype=torch.float32, **options)
+
+
+def with_replicas(plan, num_replicas=2):
+    """The same plan, with replicas of the first experts of the next rank on each rank."""
+    ranks = range(1, plan.topology.num_ranks + 1)
+
+    def layer(before):
+        firsts = [np.flatnonzero(before.placement == rank % len(ranks)) for rank in ranks]
+        return replace(before, replicas=np.stack([ids[:num_replicas] for ids in firsts]))
+
+    return replace(plan, layers=tuple(map(layer, plan.layers)))
 
 
 def plan_of(model, policy="priced", strength=0.1, partners=0, num_ranks=NUM_RANKS):

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 import c2r
 from c2r.training import FinetuneSettings, finetune
+from c2r.training.folder import work_folder
 from tests.parallel.processes import run_checks
-from tests.training.material import examples, plan_of, tiny
+from tests.training.material import examples, plan_of, tiny, with_replicas
 from tests.training.test_resuming import Interrupter
 
 SETTINGS = FinetuneSettings(
@@ -26,23 +27,32 @@ SETTINGS = FinetuneSettings(
 CASES = {
     "ddp": SETTINGS,
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
+    "replicas": replace(SETTINGS, expert_parallel=True),
 }
 
 
-def tune(out, settings, callbacks=()):
+def tune(out, settings, callbacks=(), has_replicas=False):
     model = tiny()
-    return finetune(model, examples(), plan_of(model), settings, out, callbacks)
+    plan = plan_of(model)
+    plan = with_replicas(plan) if has_replicas else plan
+    return finetune(model, examples(), plan, settings, out, callbacks)
 
 
 def check(comm, settings, folder):
-    """Tunes on all ranks; with spread experts interrupted on one of them, and goes on."""
+    """Tunes on all ranks; with spread experts interrupted on one of them, and goes on.
+
+    With replicas also without an interruption, for the same weights.
+    """
+    has_replicas = folder.name == "replicas"
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
     out = folder / "out"
     if settings.expert_parallel:
         with pytest.raises(KeyboardInterrupt):
-            tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [])
-        assert (out / "checkpoint-2" / "process-3.safetensors").is_file()
-    result = tune(out, settings)
+            tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [], has_replicas)
+        assert (work_folder(out) / "checkpoint-2" / "process-3.safetensors").is_file()
+    result = tune(out, settings, has_replicas=has_replicas)
+    if has_replicas:
+        tune(folder / "whole", settings, has_replicas=True)
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))
 
@@ -69,3 +79,7 @@ def test_four_processes_train_as_one_does(tmp_path):
             moved = (one[key] - start[key]).norm() if key in start else torch.tensor(1.0)
             assert (value - one[key]).norm() <= 0.05 * moved, (name, key)
         assert c2r.from_pretrained(tmp_path / name / "out")
+    whole, resumed = (
+        load_file(tmp_path / "replicas" / n / "model.safetensors") for n in ("whole", "out")
+    )
+    assert all(torch.equal(whole[key], value) for key, value in resumed.items())

@@ -19,6 +19,7 @@ import c2r
 from c2r.errors import InputError, TrainingError
 from c2r.training import FinetuneSettings, finetune
 from c2r.training.checkpoint import Part, checkpoints, newest_checkpoint
+from c2r.training.folder import clear_finished, work_folder
 from tests.training.killed import tune
 from tests.training.material import examples, plan_of, tiny
 
@@ -71,7 +72,7 @@ def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(tmp_path, mode):
     settings = replace(SETTINGS, save_every=None, mode=mode)
     with pytest.raises(KeyboardInterrupt):
         run(out, settings, [Interrupter(2)])
-    assert [path.name for path in checkpoints(out)] == ["checkpoint-3"]
+    assert [path.name for path in checkpoints(work_folder(out))] == ["checkpoint-3"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run(out, settings)
     run(tmp_path / "whole", settings)
@@ -93,8 +94,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(TrainingError, match=r"not finite at step 3; .*checkpoint-2; lower"):
         run(out, callbacks=[Failing(2)])
-    assert newest_checkpoint(out).name == "checkpoint-2"
-    shared = Part.read(out / "checkpoint-2" / "shared.safetensors")
+    assert newest_checkpoint(work_folder(out)).name == "checkpoint-2"
+    shared = Part.read(work_folder(out) / "checkpoint-2" / "shared.safetensors")
     assert all(tensor.isfinite().all() for tensor in shared.tensors.values())
     run(out)
     run(tmp_path / "whole")
@@ -120,7 +121,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(Part, "write", limited)
     with pytest.raises(InputError, match=r"after step 3 .*No space left.*checkpoint-2; make room"):
         run(out)
-    names = sorted(path.name for path in out.iterdir())
+    names = sorted(path.name for path in work_folder(out).iterdir())
     assert names == ["checkpoint-1", "checkpoint-2", "finetune.json"]
     monkeypatch.undo()
     run(out)
@@ -132,9 +133,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(out, callbacks=[Interrupter(2)])
-    damaged = out / "checkpoint-3" / "shared.safetensors"
+    damaged = work_folder(out) / "checkpoint-3" / "shared.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    assert newest_checkpoint(out).name == "checkpoint-2"
+    assert newest_checkpoint(work_folder(out)).name == "checkpoint-2"
     run(out)
     run(tmp_path / "whole")
     assert_same_model(out, tmp_path / "whole")
@@ -169,5 +170,30 @@ def test_no_pickle_is_written(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(out, callbacks=[Interrupter(1)])
-    suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
+    suffixes = {path.suffix for path in work_folder(out).rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_beside_the_rename_the_folder_is_whole_or_not_there(tmp_path, monkeypatch, moment):
+    out, replace_path = tmp_path / "out", Path.replace
+
+    def killed(path, target):
+        if target != out or moment == "after":
+            replace_path(path, target)
+        if target == out:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        run(out)
+    clear_finished(out)
+    assert out.exists() == (moment == "after") == (not work_folder(out).exists())
+    if moment == "before":
+        run(out)
+    else:
+        with pytest.raises(InputError, match="holds a model already"):
+            run(out)
+    run(tmp_path / "whole")
+    assert_same_model(out, tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]

@@ -1,6 +1,6 @@
 """The command line: each command parses, calls the library, prints.
 
-A user's mistake ends in one line on stderr and exit status 2; Ctrl-C in status 130.
+A user's mistake ends in one line on stderr and exit status 2; Ctrl-C in status 130, SIGTERM in 143.
 """
 
 import sys
@@ -32,8 +32,11 @@ from c2r.cli import (
     traffic,
 )
 from c2r.cli.console import example, note
-from c2r.errors import C2RError
+from c2r.cli.processes import tell_torchrun
+from c2r.errors import C2RError, CommunicationError
+from c2r.interrupts import interrupts
 
+_INTERRUPTED = 130
 _MOST_CHARACTERS = 2000  # of an error: it may name a file's longest word
 
 
@@ -102,15 +105,30 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Runs one command and gives its exit status; without arguments, shows the help."""
-    try:
-        status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)
-    except C2RError as error:
-        note(f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}")
-        return 2
-    except typer.TyperException as error:
-        note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        note("c2r: interrupted")
-        return 130
-    return status if isinstance(status, int) else 0
+    with interrupts() as interrupt:
+        try:
+            status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)
+            if status != _INTERRUPTED:  # what typer makes of an interrupt
+                return status if isinstance(status, int) else 0
+        except BaseException as error:  # noqa: BLE001 - libraries make an interrupt their own error
+            if interrupt.number is None or isinstance(error, CommunicationError):
+                return _told(error)
+        note(f"c2r: {interrupt.what}")
+        return interrupt.status
+
+
+def _told(error: BaseException) -> int:
+    """Tells a user's mistake in one line and gives the exit status; raises what is none."""
+    match error:
+        case C2RError():
+            line = f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
+            note(line)
+            tell_torchrun(line)
+        case typer.TyperException():
+            note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")
+        case KeyboardInterrupt() | typer.Abort():
+            note("c2r: interrupted")
+            return _INTERRUPTED
+        case _:
+            raise error
+    return 2

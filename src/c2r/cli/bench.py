@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli import bench_cluster
-from c2r.cli.console import JsonOption, example, note, print_json, print_table
+from c2r.cli.console import JsonOption, check_output, example, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.cli.processes import (
     is_first_process,
@@ -16,6 +16,7 @@ from c2r.cli.processes import (
     num_processes,
     num_processes_per_machine,
 )
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ app.command(
     "cluster", epilog=example("torchrun --nproc-per-node 8 -m c2r bench cluster --out mine.yaml")
 )(bench_cluster.cluster)
 
-_SEQ_LEN = 512
-_TOKENS_READ = 1 << 20
 _LOSS_TOKENS = 16384  # fewer would not tell 0.1 % of loss
 
 
@@ -100,6 +99,7 @@ def parallel(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     out: Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -110,7 +110,6 @@ def parallel(
     recorded; or that of a trace, of which every other sequence is planned. Activations and expert
     weights are random, of any size.
     """
-    from c2r.artifacts import write_text
     from c2r.timing import (
         Network,
         Placing,
@@ -125,6 +124,8 @@ def parallel(
     )
 
     _check_launched()
+    check_output(out, model, recording, trace, *(text or ()))
+    check_output(save_recording, out, model, recording, trace, *(text or ()))
     policies = name_policies(policy if trace is None else [])
     where = _cluster(cluster, rows_per_second, hidden_size * intermediate_size)
     shape = TimedLayer(
@@ -135,34 +136,45 @@ def parallel(
         device=_device(device, where, rows_per_second, hidden_size * intermediate_size),
     )
     own = None
-    if is_first_process():
-        placing = Placing(
-            topology=_topology(), max_load=max_load, cluster=where, workload=workload_of(shape)
+    with together(timeout, "gloo") as ranks:
+        ranks.agree({"the layer": repr(shape), "the policies": list(policies), "rounds": rounds})
+        if is_first_process():
+            placing = Placing(
+                topology=_topology(), max_load=max_load, cluster=where, workload=workload_of(shape)
+            )
+            num_tokens = tokens * num_processes()
+            if recording is not None:
+                own = Recording.load(recording)
+            elif trace is not None:
+                own = record_file(
+                    read_routing(trace, layers), num_tokens, calibration_tokens, placing
+                )
+            else:
+                note(f"recording the routing of {model} under {len(policies) + 1} policies")
+                own = _record(
+                    model, resolve_texts(text), num_tokens, calibration_tokens, policies, placing
+                )
+        shared = share_recording(own)
+        if save_recording is not None and is_first_process():
+            shared.save(save_recording)
+        network = Network(interface=network_interface(), cluster=where)
+        report = time_dispatchers(
+            shared.of_layers(layers), shape, rounds, chunks or (), _note_round(rounds), network
         )
-        num_tokens = tokens * num_processes()
-        if recording is not None:
-            own = Recording.load(recording)
-        elif trace is not None:
-            own = record_file(read_routing(trace, layers), num_tokens, calibration_tokens, placing)
-        else:
-            note(f"recording the routing of {model} under {len(policies) + 1} policies")
-            texts = resolve_texts(text)
-            own = _record(model, texts, num_tokens, calibration_tokens, policies, placing)
-    shared = share_recording(own)
-    if save_recording is not None and is_first_process():
-        shared.save(save_recording)
-    network = Network(interface=network_interface(), cluster=where)
-    report = time_dispatchers(
-        shared.of_layers(layers), shape, rounds, chunks or (), _note_round(rounds), network
-    )
-    if not is_first_process():
-        return
-    document = report.to_json()
-    document["settings"] |= {
+    settings = {
         "routing": model if trace is None else trace.name,
         "calibration_tokens": calibration_tokens,
         "max_load": shared.max_load,
     }
+    if is_first_process():
+        _report(report, settings, out, json)
+
+
+def _report(report: "TimingReport", settings: dict[str, Any], out: Path | None, json: bool) -> None:
+    from c2r.artifacts import write_text
+
+    document = report.to_json()
+    document["settings"] |= settings
     if out is not None:
         write_text(out, dumps(document, indent=1) + "\n")
     print_json(document) if json else _show(report)
@@ -237,26 +249,16 @@ def _record(
     policies: dict[str, tuple[str, float]],
     placing: "Placing",
 ) -> "Recording":
-    from c2r.text import split_texts, token_batches
-    from c2r.timing import record_routings
+    from c2r.text import split_texts
+    from c2r.timing import record_routings, spread_windows
 
     loaded, tokenizer = load_model_and_tokenizer(model)
     calibration, evaluation = split_texts(texts)
 
-    def batches(chosen: Any, count: int) -> Any:
-        """Windows from all parts of the texts, of so many tokens together."""
-        windows = list(
-            token_batches(
-                chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=1, num_tokens=_TOKENS_READ
-            )
-        )
-        wanted = -(-count // _SEQ_LEN)
-        return windows[:: max(len(windows) // wanted, 1)][:wanted]
-
     return record_routings(
         loaded,
-        batches(calibration, calibration_tokens),
-        lambda: batches(evaluation, max(num_tokens, _LOSS_TOKENS)),
+        spread_windows(calibration, tokenizer, calibration_tokens),
+        lambda: spread_windows(evaluation, tokenizer, max(num_tokens, _LOSS_TOKENS)),
         policies,
         placing,
         num_tokens,

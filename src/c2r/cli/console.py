@@ -42,10 +42,17 @@ def note(message: str) -> None:
     print(without_controls(message), file=sys.stderr, flush=True)
 
 
-def check_output(out: Path | None, *inputs: Path | None) -> None:
-    """Raises `InputError` if the file to write is one that the command reads."""
-    for path in inputs:
-        if out is not None and path is not None and out.resolve() == path.resolve():
+def check_output(out: Path | None, *inputs: Path | str | None) -> None:
+    """Raises `InputError` if the file to write is one that the command reads.
+
+    Of a folder that is an input, a model's perhaps, no file is written over.
+    """
+    if out is None:
+        return
+    target = out.resolve()
+    for path in (Path(name) for name in inputs if name is not None):
+        source = path.resolve()
+        if target == source or (path.is_dir() and out.exists() and source in target.parents):
             raise InputError(f"{out} is an input of this command; give another file to write")
 
 

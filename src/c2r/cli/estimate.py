@@ -1,5 +1,6 @@
 """`c2r estimate`: how long an MoE layer and a step would take on a cluster."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,18 +12,24 @@ from c2r.cli.clusters import (
     TokensOption,
     cluster_of,
     describe,
-    workload_of,
+    workload_with,
 )
-from c2r.cli.console import JsonOption, note, print_json, print_table
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.scaling import draw_scale, show_scale
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
-    from c2r.prediction import Cluster, StepTime, Workload
+    from c2r.prediction import Cluster, ModelSizes, StepTime, Workload
     from c2r.profiling import CollaborationProfile
+
+_SCALE_LAYERS = 2
 
 
 def estimate(
-    profile: Annotated[Path, typer.Argument(help="Profile of the routing that will run.")],
+    profile: Annotated[
+        Path | None, typer.Argument(help="Profile of the routing that will run.")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Plan to compare with experts in order.")
     ] = None,
@@ -31,46 +38,194 @@ def estimate(
     nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
     tokens_per_rank: TokensOption = 4096,
     phase: PhaseOption = "prefill",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model whose sizes are taken, where the profile does not tell them."),
+    ] = None,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Show 8 to 2,048 ranks of the cluster's kind.")
+    ] = False,
+    experts: Annotated[
+        int | None, typer.Option(help="With --scale, without a profile: draw this many experts.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Experts of a drawn token.")] = 8,
+    skew: Annotated[
+        float, typer.Option(help="How unlike drawn experts are: weights exp(skew * normal).")
+    ] = 0.5,
+    replicas: Annotated[int, typer.Option(min=0, help="With --scale: replicas on each rank.")] = 2,
+    constrained: Annotated[
+        Path | None,
+        typer.Option(help="With --scale and --plan: profile of the model under the plan's policy."),
+    ] = None,
+    max_ranks: Annotated[int, typer.Option(min=8, help="The most ranks of --scale.")] = 2048,
+    figure: Annotated[Path | None, typer.Option(help="PNG or SVG of --scale.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Predict the time of an MoE layer and of a step, by dispatcher, with and without a plan.
 
     Every part is that of the busiest rank or link. The figures of clusters are from data sheets
     unless `c2r bench cluster` measured them. The routing is the profile's: to predict a policy,
-    profile the model under it.
+    profile the model under it. With --scale, what exchange takes on 8 to 2,048 ranks, and what
+    dispatch, placement, replicas and a policy save there.
     """
     from c2r.plans import Plan
-    from c2r.prediction import break_even_tokens
-    from c2r.prediction.workload import UNKNOWN_SIZES
     from c2r.profiling import CollaborationProfile
 
-    counted = CollaborationProfile.load(profile)
     planned = None if plan is None else Plan.load(plan)
+    if profile is not None:
+        counted = CollaborationProfile.load(profile)
+    else:
+        counted = _drawn(experts, top_k, skew, scale)
+    workload = workload_with(_sizes(counted, model, profile is not None), tokens_per_rank, phase)
+    if scale:
+        kind = cluster_of(cluster, None if cluster else (ranks or 8), nodes)
+        under = None
+        if constrained is not None and planned is not None:
+            under = (planned, CollaborationProfile.load(constrained))
+        _scale(counted, kind, workload, _Scale(replicas, max_ranks, under, figure, json))
+        return
     if cluster is None and ranks is None and planned is not None:
         ranks, nodes = planned.topology.num_ranks, planned.topology.num_nodes
-    where = cluster_of(cluster, ranks, nodes)
-    workload = workload_of(counted, tokens_per_rank, phase)
-    before = _times(counted, None, where, workload)
-    after = {} if planned is None else _times(counted, planned, where, workload)
-    even = None
-    if planned is not None:
-        even = break_even_tokens(counted, planned, where, workload)
+    _compare(counted, planned, cluster_of(cluster, ranks, nodes), workload, json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """What --scale is asked for."""
+
+    replicas: int
+    max_ranks: int
+    constrained: "tuple[Plan, CollaborationProfile] | None"
+    figure: Path | None
+    json: bool
+
+
+def _drawn(experts: int | None, top_k: int, skew: float, scale: bool) -> "CollaborationProfile":
+    from c2r.profiling import draw_profile
+
+    if experts is None or not scale:
+        raise InputError(
+            "which routing? Give a profile, or --scale with --experts 256 --top-k 8 --skew 0.5"
+        )
+    note(f"routing is drawn: {experts} experts, k = {top_k}, skew {skew:g}, none belong together")
+    return draw_profile(experts, top_k, skew, num_layers=_SCALE_LAYERS)
+
+
+def _sizes(profile: "CollaborationProfile", model: str | None, is_profiled: bool) -> "ModelSizes":
+    """Of the model named, else of the profile's. Raises `InputError` where a profile tells none."""
+    from c2r.prediction import Workload
+    from c2r.prediction.workload import UNKNOWN_SIZES
+
+    if model is not None:
+        from c2r.adapters.huggingface.sizes import read_sizes
+        from c2r.cli.models import resolve_model
+
+        return read_sizes(resolve_model(model))
+    found = Workload.of(profile).sizes
+    if found == UNKNOWN_SIZES and is_profiled:
+        raise InputError(
+            "the profile does not tell the sizes of its model (hidden_size, expert_size, layers), "
+            "for it was imported; give the model whose config has them (--model)"
+        )
+    if found == UNKNOWN_SIZES:
+        note("sizes of layers are those of Qwen3-30B-A3B; --model takes others")
+    return found
+
+
+def _scale(
+    profile: "CollaborationProfile", cluster: "Cluster", workload: "Workload", asked: _Scale
+) -> None:
+    from c2r.planning.scaling import SIZES, estimate_scale
+    from c2r.reporting import check_matplotlib
+
+    if asked.figure is not None:
+        check_matplotlib()
+    sizes = [size for size in SIZES if size <= asked.max_ranks]
+    points = []
+    with progress_bar("estimating, numbers of ranks", len(sizes)) as advance:
+        for point in estimate_scale(
+            profile,
+            cluster,
+            workload,
+            sizes=sizes,
+            num_layers=_SCALE_LAYERS,
+            replicas=asked.replicas,
+            constrained=asked.constrained,
+        ):
+            points.append(point)
+            advance()
+    title = (
+        f"A step, predicted: {workload.tokens_per_rank:,} tokens a rank, {workload.phase}, nodes "
+        f"of {cluster.topology.ranks_per_node} as in {cluster.name}"
+    )
+    if asked.figure is not None:
+        draw_scale(points, f"Exchange on ranks as in {cluster.name}", asked.figure)
+    if asked.json:
+        document = describe(cluster, workload)
+        print_json({**document, "points": [point.to_json() for point in points]})
+    else:
+        show_scale(points, title)
+
+
+def _compare(
+    profile: "CollaborationProfile",
+    plan: "Plan | None",
+    cluster: "Cluster",
+    workload: "Workload",
+    json: bool,
+) -> None:
+    """Every dispatcher, with experts in order and as planned."""
+    from c2r.prediction import break_even_tokens
+
+    _check_memory(profile, plan, cluster, workload)
+    before = _times(profile, None, cluster, workload)
+    after = {} if plan is None else _times(profile, plan, cluster, workload)
+    even = None if plan is None else break_even_tokens(profile, plan, cluster, workload)
     if json:
         print_json(
             {
-                **describe(where, workload),
+                **describe(cluster, workload),
                 "contiguous": {name: step.to_json() for name, step in before.items()},
                 "planned": {name: step.to_json() for name, step in after.items()},
                 "break_even_tokens_per_rank": even,
             }
         )
         return
-    if workload.sizes == UNKNOWN_SIZES:
-        note("the profile does not tell the model's sizes: those of Qwen3-30B-A3B are taken")
-    _show(before, after, f"{workload.tokens_per_rank:,} tokens a rank, {phase}, on {where.name}")
-    print(f"{where.name}: {where.source}")
-    if planned is not None:
+    tokens = f"{workload.tokens_per_rank:,} tokens a rank"
+    _show(before, after, f"{tokens}, {workload.phase}, on {cluster.name}")
+    print(f"{cluster.name}: {cluster.source}")
+    if plan is not None:
         _conclude(before, after, even)
+
+
+def _check_memory(
+    profile: "CollaborationProfile",
+    plan: "Plan | None",
+    cluster: "Cluster",
+    workload: "Workload",
+) -> None:
+    """Notes weights that do not fit; raises `InputError` where it is the plan's replicas."""
+    replicas = 0
+    if plan is not None:
+        replicas = max(
+            (layer.replicas.shape[1] for layer in plan.layers if layer.replicas.size), default=0
+        )
+    own = -(-profile.num_experts // cluster.num_ranks)
+    from c2r.prediction.workload import weights_gigabytes
+
+    plain, held = (weights_gigabytes(workload, count) for count in (own, own + replicas))
+    room = cluster.memory_gigabytes
+    if replicas and held > room:
+        raise InputError(
+            f"{replicas} replicas a rank do not fit: weights take {held:.1f} GB of the "
+            f"{room:g} GB of a rank of {cluster.name}, {plain:.1f} without replicas; plan with "
+            "fewer (--replicas), or for more ranks"
+        )
+    if plain > room:
+        note(
+            f"the weights do not fit: {plain:.1f} GB a rank, and {cluster.name} has {room:g}; "
+            "take more ranks"
+        )
 
 
 def _times(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, print_table
+from c2r.cli.console import JsonOption, check_output, note, print_json, print_table
 from c2r.cli.models import DtypeOption, PlanOption, load_model_and_tokenizer, plan_of
 from c2r.errors import InputError, without_controls
 
@@ -80,9 +80,10 @@ def evaluate(
     Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
     `pip install 'c2r-moe[eval]'`, except for --compare.
     """
-    from c2r.artifacts import write_text
     from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, load_tasks
 
+    named = (model, plan, against, against_plan, tasks_dir)
+    check_output(out, *named, *(task_file or ()), *(compare or ()))
     if compare is not None:
         found = [TaskEvaluation.load(path) for path in compare]
         document: dict[str, Any] = {"results": [str(path) for path in compare]}
@@ -123,9 +124,7 @@ def evaluate(
             name: {**asdict(entry), "is_shown": entry.is_shown}
             for name, entry in comparison.items()
         }
-    if out is not None:
-        write_text(out, json_format.dumps(document))
-        note(f"wrote {out}")
+    _write(document, out)
     if json:
         print_json(document)
     else:
@@ -153,6 +152,14 @@ class _Side:
         if self.with_plain and plain.fingerprint != plan.fingerprint:
             plans.append(plain)
         return [evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
+
+
+def _write(document: dict[str, Any], out: Path | None) -> None:
+    from c2r.artifacts import write_text
+
+    if out is not None:
+        write_text(out, json_format.dumps(document))
+        note(f"wrote {out}")
 
 
 def _show(found: "list[TaskEvaluation]", comparison: "dict[str, Comparison]") -> None:

@@ -36,7 +36,7 @@ def export(
     from c2r.adapters.engines import export_plan
     from c2r.plans import Plan
 
-    check_output(out, plan)
+    check_output(out, plan, model)
     num_layers = None
     if model is not None:
         from c2r.adapters.huggingface import read_model_layers

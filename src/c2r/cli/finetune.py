@@ -11,6 +11,7 @@ import typer
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.models import DtypeOption, ModelArgument, load_model_and_tokenizer
 from c2r.cli.processes import is_first_process, num_processes, place_on_machine
+from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def finetune(
         typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the tuned model; an interrupted run resumes.")
+        Path, typer.Option(help="Folder for the tuned model; it appears when it is whole.")
     ],
     mode: Annotated[
         str | None,
@@ -110,41 +111,60 @@ def finetune(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
     dtype: DtypeOption = "float32",
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
     """Fine-tune a model under the routing of its plan; report held-out loss and traffic.
 
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
-    goes on from the last checkpoint to the same weights. On several processes: `torchrun
-    --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model is
-    loaded with `c2r.from_pretrained(OUT)`.
+    goes on from the last checkpoint in OUT.partial to the same weights. On several processes:
+    `torchrun --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model
+    is loaded with `c2r.from_pretrained(OUT)`.
     """
     arguments = dict(locals())  # options that are settings have the settings' names
-    from c2r.plans import Plan
-    from c2r.training import DataSettings, TrainingData, check_unfinished, read_windows
+    with together(timeout) as ranks:
+        document = _finetune(arguments, ranks)
+    if is_first_process():
+        _report(document, json)
 
-    settings = _settings(arguments)
+
+def _finetune(arguments: Document, ranks: Ranks) -> Document:
+    from c2r.plans import Plan
+    from c2r.training import (
+        DataSettings,
+        TrainingData,
+        check_unfinished,
+        clear_finished,
+        describe_windows,
+        read_windows,
+    )
+
+    settings, out, chosen = _settings(arguments), arguments["out"], Plan.load(arguments["plan"])
+    if is_first_process():
+        clear_finished(out)
     check_unfinished(out)
-    chosen = Plan.load(plan)
-    loaded, tokenizer = _load(model, dtype, chosen, settings)
-    windows = DataSettings(seq_len=seq_len, overlong=overlong, packing=packing, seed=seed)
+    names = ("seq_len", "overlong", "packing", "seed")
+    cutting = {name: arguments[name] for name in names}
+    facts = {"the settings": asdict(settings), "the windows": cutting}
+    ranks.agree({**facts, "the plan": chosen.fingerprint, "dtype": arguments["dtype"]})
+    loaded, tokenizer = _load(arguments, chosen, settings)
+    windows = DataSettings(**cutting)
 
     def read(paths: list[Path]) -> TrainingData:
         return read_windows(paths, tokenizer, windows)
 
-    found = read(data)
+    found = read(arguments["data"])
     _note(
-        f"{found.num_pieces} pieces in {len(found.windows)} windows of up to {seq_len} "
-        f"tokens; {found.num_overlong} longer ({overlong}), {found.num_skipped} with nothing to "
-        "learn"
+        f"{found.num_pieces} pieces in {len(found.windows)} windows of up to {windows.seq_len} "
+        f"tokens; {found.num_overlong} longer ({windows.overlong}), {found.num_skipped} with "
+        "nothing to learn"
     )
-    own = read(eval_data).windows if eval_data else None
-    training, held_out = _split(found.windows, own, eval_share)
-    document = _tune(loaded, training, held_out, chosen, settings, out)
-    if is_first_process():
-        tokenizer.save_pretrained(out)
-        _report(document, json)
+    own = read(arguments["eval_data"]).windows if arguments["eval_data"] else None
+    training, held_out = _split(found.windows, own, arguments["eval_share"])
+    digests = {"the data": describe_windows(training), "held-out data": describe_windows(held_out)}
+    ranks.agree(digests)
+    return _tune((loaded, tokenizer), training, held_out, chosen, settings, out)
 
 
 def _settings(arguments: Document) -> "FinetuneSettings":
@@ -164,22 +184,23 @@ def _note(message: str) -> None:
         note(message)
 
 
-def _load(model: str, dtype: str, plan: "Plan", settings: "FinetuneSettings") -> tuple[Any, Any]:
+def _load(arguments: Document, plan: "Plan", settings: "FinetuneSettings") -> tuple[Any, Any]:
     import torch
 
-    from c2r.adapters.huggingface import load_parallel, remove
+    from c2r.adapters.huggingface import ParallelOptions, load_parallel, remove
 
     if settings.expert_parallel and num_processes() == 1:
         raise InputError(
             "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
             f"{plan.topology.num_ranks} -m c2r finetune ...`"
         )
+    options = ParallelOptions(timeout=arguments["timeout"])
     load = (
-        (lambda source, chosen: load_parallel(source, plan, chosen))
+        (lambda source, chosen: load_parallel(source, plan, chosen, options))
         if settings.expert_parallel
         else None
     )
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype, load)
+    loaded, tokenizer = load_model_and_tokenizer(arguments["model"], arguments["dtype"], load)
     remove(loaded)  # a folder may carry a plan
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
@@ -194,7 +215,7 @@ def _split(found: "Windows", held_out: "Windows | None", share: float) -> "tuple
 
 
 def _tune(
-    model: Any,
+    loaded: tuple[Any, Any],
     training: "Windows",
     held_out: "Windows",
     plan: "Plan",
@@ -206,6 +227,7 @@ def _tune(
     from c2r.training import Progress, measure_held_out
     from c2r.training import finetune as tune
 
+    model, tokenizer = loaded
     free = unconstrained(plan)
     rows = {
         "before, plain top-k": measure_held_out(model, held_out, free),
@@ -213,9 +235,10 @@ def _tune(
     }
     with progress_bar("training", settings.steps(len(training))) as advance:
         try:
-            result = tune(model, training, plan, settings, out, [Progress(advance, _note)])
+            progress = [Progress(advance, _note)]
+            result = tune(model, training, plan, settings, out, progress, tokenizer)
         except KeyboardInterrupt:
-            _note(f"stopped after a checkpoint in {out}; the same command resumes from it")
+            _note(f"the work is in {out}.partial; the same command resumes from it")
             raise
     after = "after, plain top-k" if settings.control else "after, under the plan"
     rows[after] = measure_held_out(model, held_out, free if settings.control else plan)

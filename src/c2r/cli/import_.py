@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.adapters.formats import ImportFormat
-from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
 from c2r.cli.flags import naming_flags
 from c2r.cli.models import resolve_model
 
@@ -60,6 +60,7 @@ def import_(
     """
     from c2r.adapters.engines import import_traces
 
+    check_output(out, model, *files)
     layers = num_experts if model is None else _model_layers(model)
     with naming_flags(**_FLAGS), progress_bar("importing, files", None) as advance:
         read = import_traces(

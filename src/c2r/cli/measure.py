@@ -53,8 +53,8 @@ def measure(
 ) -> None:
     """Measure loss, KL to the unconstrained model, copies and load under a plan, and tell the time.
 
-    The routing is that of the plan's policy while it runs. Milliseconds are predicted from what was
-    measured to come to each rank; beside them are those of plain top-k on the same placement. With
+    The routing is that of the plan's policy while it runs; milliseconds are predicted from what was
+    measured to come to each rank, and beside them those of plain top-k on the same placement. With
     neither a plan nor a folder that holds one, all experts are on one rank.
     """
     from c2r import measuring

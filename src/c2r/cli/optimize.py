@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import PhaseOption, TokensOption, describe
-from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
@@ -17,6 +17,8 @@ from c2r.cli.models import (
 
 if TYPE_CHECKING:
     from c2r.sweeps import Optimized
+
+_FILES = ("sweep.json", "sweep.profile.safetensors", "plan.safetensors", "report.html")
 
 
 def optimize(
@@ -52,6 +54,8 @@ def optimize(
     """
     from c2r.sweeps import optimize as search
 
+    for name in _FILES:
+        check_output(out / name, model, cluster, *(text or ()))
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     out.mkdir(parents=True, exist_ok=True)
     found = search(

@@ -105,7 +105,7 @@ def plan(
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
-    check_output(out, profile, sweep)
+    check_output(out, profile, sweep, cluster)
     loaded = CollaborationProfile.load(profile)
     target = {"max_loss_increase": max_loss_increase, "copies": copies}
     reports: list[TrafficReport] = []

@@ -1,5 +1,6 @@
 """What the environment tells a process of the others; without torchrun there is one, the first."""
 
+import json
 import os
 import socket
 import subprocess
@@ -7,18 +8,24 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import typer
 
+from c2r.errors import InputError
+
 
 def process_rank() -> int:
-    """Which process this is."""
-    return int(os.environ.get("RANK", "0"))
+    """Which process this is. Raises `InputError` where the environment makes no sense."""
+    rank, size = _number("RANK", 0, 0), num_processes()
+    if rank >= size:
+        raise InputError(f"RANK={rank} is not below WORLD_SIZE={size}; start the ranks by torchrun")
+    return rank
 
 
 def num_processes() -> int:
-    """How many torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many torchrun started. Raises `InputError` where the environment makes no sense."""
+    return _number("WORLD_SIZE", 1, 1)
 
 
 def is_launched() -> bool:
@@ -28,12 +35,12 @@ def is_launched() -> bool:
 
 def place_on_machine() -> int:
     """Which process of its machine this is, as devices are numbered."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0, 0)
 
 
 def num_processes_per_machine() -> int:
     """How many torchrun started on each machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", num_processes()))
+    return _number("LOCAL_WORLD_SIZE", num_processes(), 1)
 
 
 def network_interface() -> str | None:
@@ -44,6 +51,25 @@ def network_interface() -> str | None:
 def is_first_process() -> bool:
     """Whether this is the process that speaks to the user and writes what all share."""
     return process_rank() == 0
+
+
+def tell_torchrun(line: str) -> None:
+    """Leaves an error where torchrun looks for it, which prints it after all else."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": line, "extraInfo": extra}}
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _number(name: str, default: int, least: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise InputError(
+            f"{name}={text} in the environment is no whole number from {least}; start the ranks "
+            "by torchrun"
+        )
+    return int(text)
 
 
 def arguments_of(context: typer.Context) -> list[str]:

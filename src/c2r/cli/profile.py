@@ -1,12 +1,13 @@
 """`c2r profile`: which experts of a model collaborate on real text."""
 
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
@@ -15,6 +16,8 @@ from c2r.cli.models import (
     resolve_texts,
 )
 from c2r.cli.processes import num_processes, process_rank
+from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile
@@ -29,6 +32,7 @@ def profile(
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 4,
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
     """Run a model on text and count which experts its tokens choose together.
@@ -37,34 +41,55 @@ def profile(
     same command goes on from there. Under torchrun each rank takes its share of the text and the
     profile is the merge.
     """
-    from c2r.text import token_batches
+    check_output(out, model, *(text or ()))
+    cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens, "seed": seed}
+    with together(timeout, "gloo") as ranks:
+        from c2r.text import token_batches
 
-    texts = resolve_texts(text)
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
-    rank, num_ranks = process_rank(), num_processes()
-    part = out if num_ranks == 1 else out.with_name(f"{out.name}.rank{rank}of{num_ranks}")
-    request = {
-        "model": model,
-        "texts": [{"name": item.name, "digest": item.digest} for item in texts],
-        "tokens": tokens,
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-        "share": f"{rank} of {num_ranks}",
-    }
-    batches = token_batches(
-        texts, tokenizer, seq_len=seq_len, batch_size=batch_size, num_tokens=tokens, seed=seed
-    )
-    total = min(tokens, sum(len(item.content.encode()) for item in texts)) // num_ranks
-    share = islice(batches, rank, None, num_ranks)
-    counted = _count(loaded, share, total, part, request, seed)
-    finished: CollaborationProfile | None = counted
-    if num_ranks > 1:
-        from c2r.parallel import save_merged
+        texts = resolve_texts(text)
+        ranks.agree({"the text": [item.digest for item in texts], **cutting, "dtype": dtype})
+        loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+        rank, num_ranks = process_rank(), num_processes()
+        part = out if num_ranks == 1 else out.with_name(f"{out.name}.rank{rank}of{num_ranks}")
+        request = {
+            "model": model,
+            "texts": [{"name": item.name, "digest": item.digest} for item in texts],
+            "tokens": tokens,
+            "seq_len": seq_len,
+            "batch_size": batch_size,
+            "share": f"{rank} of {num_ranks}",
+        }
+        share: Iterator[Any] = islice(
+            token_batches(texts, tokenizer, **cutting), rank, None, num_ranks
+        )
+        if num_ranks > 1:
+            share = _agreed(ranks, loaded, share)
+        total = min(tokens, sum(len(item.content.encode()) for item in texts)) // num_ranks
+        counted = _count(loaded, share, total, part, request, seed)
+        finished: CollaborationProfile | None = counted
+        if num_ranks > 1:
+            from c2r.parallel import save_merged
 
-        finished = save_merged(counted, out)
-        part.unlink(missing_ok=True)
+            finished = save_merged(counted, out)
+            part.unlink(missing_ok=True)
     if finished is not None:
         _report(finished, out, json)
+
+
+def _agreed(ranks: Ranks, model: Any, share: Iterator[Any]) -> Iterator[Any]:
+    """This rank's share of the text, once all have the same model and each has some text."""
+    from c2r.adapters.huggingface import describe_model
+    from c2r.parallel import gather_bytes
+
+    ranks.agree({"the model": describe_model(model)["model_fingerprint"]})
+    first = list(islice(share, 1))
+    found = gather_bytes(b"1" * len(first), ranks.comm, "the shares of the text")
+    if not all(found):
+        raise InputError(
+            f"the text gives {sum(map(len, found))} batches for {len(found)} ranks; give more "
+            "text, or shorter or fewer sequences per batch"
+        )
+    return chain(first, share)
 
 
 def _count(

@@ -14,6 +14,7 @@ from c2r.cli.models import (
     resolve_texts,
 )
 from c2r.cli.processes import is_first_process, is_launched
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -34,9 +35,7 @@ def run(
     chunks: Annotated[
         int, typer.Option(help="Parts of a batch that travel and compute at the same time.")
     ] = 1,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for a rank before giving up.")
-    ] = 60.0,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     dtype: DtypeOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -46,19 +45,21 @@ def run(
     processes as the plan has ranks. In one process the model runs whole, for comparison: the loss
     is the same.
     """
-    from c2r import measuring
-    from c2r.adapters.huggingface import ParallelOptions
-    from c2r.plans import Plan
-    from c2r.text import token_batches
+    cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
+    with together(timeout) as ranks:
+        from c2r import measuring
+        from c2r.adapters.huggingface import ParallelOptions
+        from c2r.plans import Plan
+        from c2r.text import token_batches
 
-    options = ParallelOptions(dispatcher=dispatcher, num_chunks=chunks, timeout=timeout)
-    texts = resolve_texts(text)
-    loaded, tokenizer = _load(model, dtype, Plan.load(plan), options)
-    batches = list(
-        token_batches(texts, tokenizer, seq_len=seq_len, batch_size=batch_size, num_tokens=tokens)
-    )
-    with progress_bar("running, tokens of this rank", None) as advance:
-        result = measuring.run(loaded, batches, advance)
+        options = ParallelOptions(dispatcher=dispatcher, num_chunks=chunks, timeout=timeout)
+        chosen, texts = Plan.load(plan), resolve_texts(text)
+        facts = {"the text": [item.digest for item in texts], "the plan": chosen.fingerprint}
+        ranks.agree({**facts, **cutting, "the dispatcher": [dispatcher, chunks], "dtype": dtype})
+        loaded, tokenizer = _load(model, dtype, chosen, options)
+        batches = list(token_batches(texts, tokenizer, **cutting))
+        with progress_bar("running, tokens of this rank", None) as advance:
+            result = measuring.run(loaded, batches, advance)
     if is_first_process():
         _report({"dispatcher": dispatcher, "num_chunks": chunks, **result.to_json()}, json)
 

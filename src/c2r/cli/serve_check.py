@@ -2,12 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from c2r.cli.console import JsonOption, print_json, print_table
-from c2r.cli.models import ModelArgument, TextOption, load_model_and_tokenizer, resolve_texts
+from c2r.cli.models import (
+    ModelArgument,
+    TextOption,
+    load_model_and_tokenizer,
+    resolve_model,
+    resolve_texts,
+)
 from c2r.errors import InputError
 
 _WINDOW = 256
@@ -16,9 +22,16 @@ _WINDOW = 256
 def serve_check(
     model: ModelArgument,
     python: Annotated[
-        Path, typer.Option(help="Python of the environment that holds the engine and c2r.")
-    ],
+        Path | None, typer.Option(help="Python of the environment that holds the engine and c2r.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="The engine: vllm.")] = "vllm",
+    routed: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of running the engine: a .npz of N.token_ids and N.routed_experts that "
+            "its requests returned."
+        ),
+    ] = None,
     text: TextOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to compare on.")] = 256,
     tolerance: Annotated[
@@ -26,46 +39,81 @@ def serve_check(
     ] = 1e-4,
     other_sets: Annotated[
         float,
-        typer.Option(help="Share of tokens that may choose other experts, where scores tie."),
+        typer.Option(help="Share of a layer's tokens that may choose other experts; ties may."),
     ] = 0.0,
     json: JsonOption = False,
 ) -> None:
-    """Compare a constrained model in a serving engine with transformers, in float32.
+    """Replay in transformers, in float32, the experts that a serving engine chose.
 
-    Exit status 1: a layer does not run under the plan, or the answers differ by more than allowed.
+    Tells for each layer whether it runs under the plan, and for how many tokens transformers would
+    have chosen others; ties, of equal scores, apart. Exit status 1: a layer does not run under the
+    plan, or choices or log-probabilities differ by more than allowed.
     """
-    import torch
-
     from c2r.adapters.huggingface import applied_plan
-    from c2r.serving.check import answer_of_model, answer_of_vllm, compare
-    from c2r.text import token_batches
+    from c2r.serving.check import answer_of_vllm, compare
 
     if engine != "vllm":
         raise InputError(f"--engine {engine} cannot be checked; choose vllm")
+    if (python is None) == (routed is None):
+        raise InputError("give --python of the engine's environment, or --routed FILE.npz")
     loaded, tokenizer = load_model_and_tokenizer(model, "float32")
     plan = applied_plan(loaded)
-    if plan is None:
+    if routed is not None:
+        sequences, answer = _returned(model, routed)
+    elif plan is None:
         raise InputError(f"{model} holds no plan; make a constrained folder with `c2r apply`")
-    seq_len = min(tokens, _WINDOW)
-    batches = token_batches(
-        resolve_texts(text), tokenizer, seq_len=seq_len, batch_size=1, num_tokens=tokens
-    )
-    ids = torch.cat([batch["input_ids"] for batch in batches if batch["attention_mask"].all()])
-    agreement = compare(answer_of_model(loaded, ids), answer_of_vllm(python, model, ids))
-    holds = agreement.holds(tolerance, other_sets)
-    if json:
-        document = {**asdict(agreement), "agrees": holds, "num_tokens": ids.numel()}
-        print_json({**document, "plan_fingerprint": plan.fingerprint})
     else:
-        rows = [
-            (layer.layer, "yes" if layer.under_plan else "NO", f"{layer.other_sets:.2%}")
-            for layer in agreement.layers
-        ]
-        title = f"{engine} and transformers under plan {plan.fingerprint}, {ids.numel()} tokens"
-        print_table(title, ("layer", "under the plan", "other experts chosen"), rows)
-        print(
-            f"log-probabilities differ by at most {agreement.log_prob_difference:.1e}: "
-            f"{'agrees' if holds else 'DIFFERS'}"
-        )
+        sequences = _sequences(text, tokenizer, tokens)
+        answer = answer_of_vllm(str(python), resolve_model(model), sequences)
+    agreement = compare(loaded, sequences, answer)
+    holds = agreement.holds(tolerance, other_sets)
+    num_tokens = sum(map(len, sequences))
+    fingerprint = None if plan is None else plan.fingerprint
+    if json:
+        document = {**asdict(agreement), "agrees": holds, "num_tokens": num_tokens}
+        print_json({**document, "plan_fingerprint": fingerprint})
+    else:
+        under = "no plan" if fingerprint is None else f"plan {fingerprint}"
+        _tell(agreement, f"{engine} and transformers under {under}, {num_tokens} tokens", holds)
     if not holds:
         raise typer.Exit(1)
+
+
+def _returned(model: str, routed: Path) -> Any:
+    from c2r.adapters.huggingface import read_model_layers
+    from c2r.serving.routed import read_routed
+
+    return read_routed(routed, read_model_layers(resolve_model(model)))
+
+
+def _sequences(text: Any, tokenizer: Any, num_tokens: int) -> Any:
+    from c2r.text import token_batches
+
+    batches = token_batches(
+        resolve_texts(text),
+        tokenizer,
+        seq_len=min(num_tokens, _WINDOW),
+        batch_size=1,
+        num_tokens=num_tokens,
+    )
+    return [batch["input_ids"][0] for batch in batches if batch["attention_mask"].all()]
+
+
+def _tell(agreement: Any, title: str, holds: bool) -> None:
+    shown = {True: "yes", False: "NO", None: "not known"}
+    rows = [
+        (
+            layer.layer,
+            shown[layer.under_plan],
+            f"{layer.other_sets:.2%}",
+            f"{layer.tied_sets:.2%}",
+        )
+        for layer in agreement.layers
+    ]
+    print_table(title, ("layer", "under the plan", "other experts chosen", "ties"), rows)
+    verdict = "agrees" if holds else "DIFFERS"
+    if agreement.log_prob_difference is None:
+        print(f"the engine's log-probabilities are not known: {verdict}")
+    else:
+        difference = agreement.log_prob_difference
+        print(f"with the same experts log-probabilities differ by {difference:.1e}: {verdict}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
     ModelArgument,
@@ -66,6 +66,9 @@ def sweep(
     from c2r import sweeps
     from c2r.reporting import check_matplotlib, write_sweep_chart
 
+    for path in (out, plot, None if out is None else sweeps.profile_beside(out)):
+        check_output(path, model, *(text or ()))
+    check_output(plot, out)
     if plot is not None:
         check_matplotlib()
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)

@@ -54,13 +54,13 @@ def traffic(
         "copies_k_fold": "k-fold",
         "copies_contiguous": "contiguous",
         "copies_placed": "placed",
-        "remote_copies_placed": "placed, remote",
-        "rank_load_max_over_mean": "rank load max/mean",
+        "remote_copies_placed": "remote",
+        "rank_load_max_over_mean": "load",
     }
     if document["num_nodes"] > 1:
         columns["node_copies_contiguous"] = "nodes, contiguous"
         columns["node_copies_placed"] = "nodes, placed"
-    columns |= {"milliseconds_contiguous": "ms, in order", "milliseconds_placed": "ms, placed"}
+    columns |= {"milliseconds_contiguous": "ms in order", "milliseconds_placed": "ms placed"}
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
         for row in (*document["layers"], document["mean"]):

@@ -13,9 +13,11 @@ from c2r.parallel.agreement import agree
 from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
+from c2r.parallel.faults import named_failure
 from c2r.parallel.layer import parallel_moe
 from c2r.parallel.profiles import save_merged
 from c2r.parallel.sharded import is_sharded
+from c2r.parallel.signs import Signs, world_signs
 from c2r.parallel.simulated import SimulatedComm, simulate
 from c2r.parallel.world import gather_bytes, join_world
 
@@ -27,6 +29,7 @@ __all__ = [
     "Handle",
     "Leg",
     "ProcessGroupComm",
+    "Signs",
     "SimulatedComm",
     "SplitSizes",
     "agree",
@@ -34,7 +37,9 @@ __all__ = [
     "is_sharded",
     "join_world",
     "make_dispatcher",
+    "named_failure",
     "parallel_moe",
     "save_merged",
     "simulate",
+    "world_signs",
 ]

@@ -17,28 +17,28 @@ class AllGatherDispatcher(Dispatcher):
     def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`."""
         size = self.comm.size
-        flat, num_invalid = self.slots.none_where_invalid(expert_ids)
+        slots, num_invalid = self.slots.choose(expert_ids)
         complaint = self.complaint(num_invalid)
         counts = torch.stack([complaint.new_tensor(count) for count in sizes])
         table = torch.stack([counts, complaint.expand_as(counts)], dim=1)
         _, received, _ = self.exchange_counts(self.comm, table.expand(size, -1, -1)).wait()
         self.check(chunk[1] for rank in received for chunk in rank)
-        parts = zip(
-            flat.view_as(expert_ids).split(list(sizes)), weights.split(list(sizes)), strict=True
+        ids_split, weights_split = (
+            torch.split(values, list(sizes)) for values in (slots.view_as(expert_ids), weights)
         )
         return [
             self._route(ids, chunk_weights, [rank[index][0] for rank in received])
-            for index, (ids, chunk_weights) in enumerate(parts)
+            for index, (ids, chunk_weights) in enumerate(zip(ids_split, weights_split, strict=True))
         ]
 
-    def _route(self, expert_ids: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
-        """Starts sending ids and weights `[tokens, k]` of one chunk to every rank.
+    def _route(self, slots: Tensor, weights: Tensor, num_tokens: list[int]) -> Route:
+        """Starts sending slots and weights `[tokens, k]` of one chunk to every rank.
 
         `num_tokens` `[ranks]` are the tokens of each rank, so that what arrives needs no row
         numbers: every row comes with exactly k pairs.
         """
-        (num_own, k), size = expert_ids.shape, self.comm.size
-        tokens = torch.arange(num_own, device=expert_ids.device)
+        (num_own, k), size = slots.shape, self.comm.size
+        tokens = torch.arange(num_own, device=slots.device)
         leg = Leg(
             comm=self.comm,
             departing=copies_of(tokens.repeat(size), num_own),
@@ -49,7 +49,7 @@ class AllGatherDispatcher(Dispatcher):
         )
         choices = self.comm.exchange_tagged(
             weights.repeat(size, 1).flatten(),
-            self.slots.slot_of[expert_ids].repeat(size, 1).to(torch.int16).flatten(),
+            slots.repeat(size, 1).to(torch.int16).flatten(),
             self.split_sizes([num_own * k] * size, [n * k for n in num_tokens], "choices"),
         )
         return Route(

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from c2r.errors import CommunicationError
-from c2r.parallel.faults import first_line, grace_seconds, missing_ranks
+from c2r.parallel.faults import failure_of, grace_seconds, missing_ranks, no_answer
 from c2r.parallel.pending import Pending
+from c2r.parallel.signs import DEFAULT_TIMEOUT, world_signs
 from c2r.parallel.wire import RAW, Codec, TaggedCodec
 
 
@@ -86,6 +87,10 @@ class Comm(Protocol):
         """Waits until all ranks are here. Raises `CommunicationError` as `exchange`."""
         ...
 
+    def meet(self, what: str) -> None:
+        """As `barrier`, for as long as the others give signs of life; errors name `what`."""
+        ...
+
     def subset(self, members: Sequence[int]) -> "Comm":
         """The group of some of the ranks, this one among them; every rank must ask for its own."""
         ...
@@ -100,12 +105,15 @@ class ProcessGroupComm:
     Args:
         group: the group; the default one where absent.
         timeout: seconds after which an exchange that is not answered is an error, those in which
-            the ranks find out who is missing included.
+            the ranks find out who is missing included; that of `join_world`, or 60.
+
+    Where the ranks were joined by `join_world`, their signs of life tell who is missing.
     """
 
-    def __init__(self, group: Any = None, timeout: float = 60.0) -> None:
+    def __init__(self, group: Any = None, timeout: float | None = None) -> None:
+        self.signs = world_signs()
         self.group: Any = group if group is not None else dist.group.WORLD
-        self.timeout = timeout
+        self.timeout = timeout or (self.signs.timeout if self.signs else DEFAULT_TIMEOUT)
         self.rank = dist.get_rank(self.group)
         self.size = dist.get_world_size(self.group)
         self.members = tuple(range(self.size))
@@ -142,12 +150,21 @@ class ProcessGroupComm:
         """See `Comm.barrier`."""
         self._complete(dist.barrier, what="the barrier")
 
+    def meet(self, what: str) -> None:
+        """See `Comm.meet`."""
+        if self.signs is not None and self.group is dist.group.WORLD:
+            self.signs.meet(what)
+        else:
+            self._complete(dist.barrier, what=what)
+
     def subset(self, members: Sequence[int]) -> "ProcessGroupComm":
         """See `Comm.subset`; asked again for the same ranks, the same group."""
         key = tuple(members)
         if key not in self._subsets:
             ranks = [dist.get_global_rank(self.group, rank) for rank in members]
-            group = dist.new_group(ranks, use_local_synchronization=True)
+            seconds = timedelta(seconds=self.timeout)
+            with self._naming_who_is_missing("the start of a group"):
+                group = dist.new_group(ranks, timeout=seconds, use_local_synchronization=True)
             self._subsets[key] = ProcessGroupComm(group, self.timeout)
             self._subsets[key].members = key
         return self._subsets[key]
@@ -181,13 +198,11 @@ class ProcessGroupComm:
             raise self._failure(what, error) from None
 
     def _failure(self, what: str, error: RuntimeError) -> CommunicationError:
+        if self.signs is not None:
+            members = dist.get_process_group_ranks(self.group)
+            return failure_of(self.signs, what, members, self.timeout, error)
         missing = missing_ranks(self.group, what, self.timeout)
-        reason = first_line(error)
-        who = f"rank {', '.join(map(str, missing))}" if missing else "a rank"
-        return CommunicationError(
-            f"{who} did not answer rank {self.rank} in {what} (timeout "
-            f"{self.timeout:g} s; {reason}); look at the output of {who}"
-        )
+        return no_answer(missing, self.rank, what, self.timeout, error)
 
 
 class _Exchange:

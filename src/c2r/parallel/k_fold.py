@@ -27,18 +27,19 @@ class KFoldDispatcher(Dispatcher):
     def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`."""
         k, num_ranks = expert_ids.shape[1], self.slots.num_ranks
-        num_slots = num_ranks * self.slots.max_per_rank
-        flat, num_invalid = self.slots.none_where_invalid(expert_ids)
+        num_slots = self.slots.num_slots
+        slots, num_invalid = self.slots.choose(expert_ids)
         # One sort for all chunks: by chunk, then by slot, pairs without an expert last.
-        chunks = chunk_of_pairs(flat, [size * k for size in sizes])
-        keys = chunks * (num_slots + 1) + self.slots.slot_of[flat]
+        num_pairs = [size * k for size in sizes]
+        chunks = chunk_of_pairs(slots, num_pairs)
+        keys = chunks * (num_slots + 1) + slots
         order, per_key = one_row_per_pair(keys, len(sizes) * (num_slots + 1))
         per_slot = per_key.view(len(sizes), num_slots + 1)[:, :-1]
         per_rank = per_slot.reshape(len(sizes), num_ranks, -1).transpose(0, 1)
         complaint = self.complaint(num_invalid).expand(num_ranks, len(sizes), 1)
         agreed = self.exchange_counts(self.comm, torch.cat([per_rank, complaint], dim=2))
-        parts = order.split([size * k for size in sizes])
-        chunk_weights = weights.reshape(-1).split([size * k for size in sizes])
+        parts = torch.split(order, num_pairs)
+        chunk_weights = torch.split(weights.reshape(-1), num_pairs)
         routes = []
         first_token = 0
         for chunk, (part, size) in enumerate(zip(parts, sizes, strict=True)):

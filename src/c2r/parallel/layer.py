@@ -45,7 +45,7 @@ def parallel_moe(
     """
     sizes = chunk_sizes(len(hidden), num_chunks)
     routes = dispatcher.route(expert_ids, weights, sizes)
-    chunks = hidden.split(sizes)
+    chunks = torch.split(hidden, sizes)
     # The order of these starts is the overlap, and all ranks must start in the same order. Rows
     # leave as soon as those before them have arrived; copying and index work are done while rows
     # travel. Backward runs the same lines from the last to the first: what is started here waits

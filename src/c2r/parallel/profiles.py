@@ -18,7 +18,8 @@ def save_merged(own: CollaborationProfile, path: str | Path) -> CollaborationPro
         InputError: the profiles are of different models, or the file cannot be written.
     """
     world = join_world(backend="gloo")
-    parts = gather_bytes(encode_artifact(own.to_artifact()), world)
+    encoded = encode_artifact(own.to_artifact())
+    parts = gather_bytes(encoded, world, "the gathering of profiles")
     merged = None
     if world.rank == 0:
         first, *others = (
@@ -28,5 +29,5 @@ def save_merged(own: CollaborationProfile, path: str | Path) -> CollaborationPro
         for other in others:
             merged = merged.merge(other)
         merged.save(path)
-    world.barrier()
+    world.meet("the writing of the profile")
     return merged

@@ -76,6 +76,10 @@ class SimulatedComm:
         """See `Comm.barrier`."""
         self._trade([None] * self.size)
 
+    def meet(self, what: str) -> None:
+        """See `Comm.meet`."""
+        self.barrier()
+
     def subset(self, members: Sequence[int]) -> "SimulatedComm":
         """See `Comm.subset`."""
         return SimulatedComm(self._world_rank, tuple(members), self._meetings)

@@ -1,6 +1,5 @@
 """All processes that torchrun started, as one group."""
 
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -11,52 +10,52 @@ from torch.distributed.rendezvous import rendezvous
 
 from c2r.errors import CommunicationError
 from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
-from c2r.parallel.faults import first_line
+from c2r.parallel.faults import first_line, grace_seconds, named_failure
+from c2r.parallel.signs import DEFAULT_TIMEOUT, Signs, begin_signs, world_signs
 
-_LONG_SECONDS = 1800.0  # One process may profile or write a model while the others wait.
 
-
-def join_world(timeout: float = _LONG_SECONDS, backend: str | None = None) -> ProcessGroupComm:
+def join_world(timeout: float | None = None, backend: str | None = None) -> ProcessGroupComm:
     """All processes that torchrun started; the first call joins them, later ones find them joined.
 
     Args:
-        timeout: seconds after which a process that does not come, or does not answer the group
-            that this gives, is an error. torch's own use of the processes has half an hour.
+        timeout: seconds after which a process that does not come, gives no sign of life or does not
+            answer is an error; that of the first call where absent, or 60.
         backend: of torch's, for the first call; torch's choice for the machine where absent.
 
     Raises:
         CommunicationError: not all processes come in time.
     """
     if not dist.is_initialized():
-        store, rank, size = _meet(timeout)
-        store.set_timeout(timedelta(seconds=_LONG_SECONDS))
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=_LONG_SECONDS),
-        )
+        store, rank, size = _meet(timeout or DEFAULT_TIMEOUT)
+        signs = begin_signs(store, rank, size, timeout or DEFAULT_TIMEOUT)
+        signs.meet("the start")
+        _make_group(store, signs, backend)
+    elif world_signs() is None:  # another has made the group
+        store = dist.distributed_c10d._get_default_store()
+        begin_signs(store, dist.get_rank(), dist.get_world_size(), timeout or DEFAULT_TIMEOUT)
     return ProcessGroupComm(timeout=timeout)
 
 
 def _meet(timeout: float) -> tuple[Any, int, int]:
-    """A store that all processes reached, this one's rank in it and their number."""
-    deadline = time.monotonic() + timeout
-    absent = "a process"
+    """A store that this process reached, its rank there and the number of all."""
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-        store.set(f"c2r/came/{rank}", "")
-        for other in range(size):
-            absent = f"rank {other} of {size}"
-            left = max(deadline - time.monotonic(), 0.001)
-            store.wait([f"c2r/came/{other}"], timedelta(seconds=left))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise CommunicationError(
-            f"{absent} did not come (timeout {timeout:g} s; {first_line(error)}); look at the "
-            "output of every process"
+            f"a process did not come: the place to meet cannot be reached (timeout {timeout:g} s; "
+            f"{first_line(error)}); look at the output of every process"
         ) from None
     return store, rank, size
+
+
+def _make_group(store: Any, signs: Signs, backend: str | None) -> None:
+    seconds = timedelta(seconds=signs.timeout - grace_seconds(signs.timeout))
+    options = {"store": store, "rank": signs.rank, "world_size": signs.size, "timeout": seconds}
+    try:
+        store.set_timeout(seconds)
+        dist.init_process_group(backend, **options)
+    except RuntimeError as error:
+        raise named_failure("the start of the group", error) or error from None
 
 
 def gather_bytes(
@@ -74,6 +73,7 @@ def gather_bytes(
     """
     if comm is None:
         comm = join_world(backend="gloo")
+    comm.meet(what)
     each = (1,) * comm.size
     lengths = torch.full((comm.size,), len(data), device=comm.device)
     counts = comm.exchange(lengths, SplitSizes(send=each, receive=each, what=what)).wait().tolist()

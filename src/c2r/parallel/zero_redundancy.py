@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c2r.ops.copy_rows import copies_of
+from c2r.ops.copy_rows import RowCopies, copies_of
 from c2r.ops.dispatch_layout import (
     decode_pairs,
     encode_pairs,
@@ -49,8 +49,8 @@ class Pairs:
     ids: Tensor
     weights: Tensor
     chunks: Tensor
-    num_rows: Sequence[int]
-    num_pairs: Sequence[int]
+    num_rows: list[int]
+    num_pairs: list[int]
     complaint: Tensor
 
 
@@ -58,7 +58,7 @@ class Pairs:
 class Stage:
     """One exchange of every dispatch: a `Leg` is what one dispatch sends in it.
 
-    Ids become smaller on the way: experts of the model before the first stage, slots of a node
+    Ids become smaller on the way: slots of all ranks before the first stage, slots of a node
     before the second, experts of the rank in the end. So each stage is two tables.
 
     Attributes:
@@ -88,8 +88,9 @@ class ZeroRedundancyDispatcher(Dispatcher):
 
     def make_stages(self) -> tuple[Stage, ...]:
         """The exchanges, in the order of the way out."""
-        local = self.slots.slot_of % self.slots.max_per_rank
-        return (Stage(comm=self.comm, destination=self.slots.rank_of, next_id=local),)
+        most = self.slots.max_per_rank
+        slots = torch.arange(self.slots.num_slots + 1, device=self.comm.device)
+        return (Stage(comm=self.comm, destination=slots // most, next_id=slots % most),)
 
     def route(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> list[Route]:
         """See `Dispatcher.route`; only the pairs of the last leg are left to wait for."""
@@ -103,32 +104,32 @@ class ZeroRedundancyDispatcher(Dispatcher):
             pairs = arriving.wait()
         legs, arriving = self._send_pairs(last, pairs)
         all_legs.append(legs)
-        weights_there = Pending(lambda: arriving.wait().weights.split(arriving.wait().num_pairs))
+
+        def split_weights() -> Sequence[Tensor]:
+            return torch.split(arriving.wait().weights, arriving.wait().num_pairs)
+
+        weights_there = Pending(split_weights)
         routes = []
         for chunk, chunk_legs in enumerate(zip(*all_legs, strict=True)):
-            first = chunk_legs[0]
             handle = partial(self._handle, chunk, chunk_legs, arriving, weights_there)
+            departing = partial(_departing, chunk_legs[0])
             routes.append(
-                Route(
-                    departing=Pending(lambda first=first: first.wait().departing),
-                    first_leg=first,
-                    handle=Pending(handle),
-                )
+                Route(departing=Pending(departing), first_leg=chunk_legs[0], handle=Pending(handle))
             )
         return routes
 
     def _pairs_of(self, expert_ids: Tensor, weights: Tensor, sizes: Sequence[int]) -> Pairs:
         """The pairs of this rank's tokens, from ids and weights `[tokens, k]`."""
-        flat, num_invalid = self.slots.none_where_invalid(expert_ids)
+        slots, num_invalid = self.slots.choose(expert_ids)
         num_tokens, k = expert_ids.shape
-        tokens = torch.arange(num_tokens, device=flat.device)
+        tokens = torch.arange(num_tokens, device=slots.device)
         num_pairs = [size * k for size in sizes]
         return Pairs(
             rows=tokens.repeat_interleave(k),
-            ids=flat,
+            ids=slots,
             weights=weights.reshape(-1),
-            chunks=chunk_of_pairs(flat, num_pairs),
-            num_rows=sizes,
+            chunks=chunk_of_pairs(slots, num_pairs),
+            num_rows=list(sizes),
             num_pairs=num_pairs,
             complaint=self.complaint(num_invalid),
         )
@@ -160,16 +161,12 @@ class ZeroRedundancyDispatcher(Dispatcher):
 
         def arrive() -> Pairs:
             weights, codes = arriving.wait()
-            weights, codes = (
-                _by_chunk(weights, counts_in[..., 1]),
-                _by_chunk(codes, counts_in[..., 1]),
-            )
-            rows, ids = decode_pairs(codes)
+            rows, ids = decode_pairs(_by_chunk(codes, counts_in[..., 1]))
             num_rows, num_pairs, _ = num_in.sum(0).T.tolist()
             return Pairs(
                 rows=rows,
                 ids=ids,
-                weights=weights,
+                weights=_by_chunk(weights, counts_in[..., 1]),
                 chunks=chunk_of_pairs(ids, num_pairs),
                 num_rows=num_rows,
                 num_pairs=num_pairs,
@@ -191,7 +188,7 @@ class ZeroRedundancyDispatcher(Dispatcher):
             num_in: the same, from each rank.
         """
         first_rows = np.cumsum([0, *pairs.num_rows])
-        parts = source.split(num_out[..., 0].sum(0).tolist())
+        parts = torch.split(source, num_out[..., 0].sum(0).tolist())
 
         def leg(chunk: int) -> Leg:
             send, receive = _per_rank(num_out[:, chunk, :1], num_in[:, chunk, :1])
@@ -229,6 +226,10 @@ class ZeroRedundancyDispatcher(Dispatcher):
             counts=counts,
             weights=weights.wait()[chunk],
         )
+
+
+def _departing(leg: Pending[Leg]) -> RowCopies:
+    return leg.wait().departing
 
 
 def _per_rank(send: Int, receive: Int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -273,12 +274,13 @@ class HierarchicalDispatcher(ZeroRedundancyDispatcher):
         across = self.comm.subset([other * per_node + number for other in range(self.num_nodes)])
         inside = self.comm.subset([node * per_node + other for other in range(per_node)])
         most = self.slots.max_per_rank
-        in_node = torch.arange(per_node * most, device=self.slots.slot_of.device)
+        slots = torch.arange(self.slots.num_slots + 1, device=self.comm.device)
+        in_node = slots[: per_node * most]
         return (
             Stage(
                 comm=across,
-                destination=self.slots.slot_of // (per_node * most),
-                next_id=self.slots.slot_of % (per_node * most),
+                destination=slots // (per_node * most),
+                next_id=slots % (per_node * most),
             ),
             Stage(comm=inside, destination=in_node // most, next_id=in_node % most),
         )

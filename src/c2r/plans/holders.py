@@ -70,6 +70,15 @@ def _visit_more(visited: Bool, tokens: Int, held: Bool, turn: Int, ranks_per_nod
         visited[some, ((serves + num_choices * near) * num_ranks + turn[first]).argmax(1)] = True
 
 
+def experts_of(placement: Int, replicas: Int, rank: int) -> Int:
+    """The experts on `rank` in the order of their slots: its own ascending, then replicas.
+
+    Placement `[1, 0, 1]` with replicas `[[0], [1]]` puts `[1, 0]` on rank 0, `[0, 2, 1]` on 1.
+    """
+    own = np.flatnonzero(placement == rank)
+    return np.concatenate([own, replicas[rank]]) if replicas.size else own
+
+
 def holders_of(placement: Int, replicas: Int, num_ranks: int) -> Bool:
     """`[E, ranks]` bool: the ranks that hold each expert.
 

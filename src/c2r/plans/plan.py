@@ -12,7 +12,7 @@ import numpy as np
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError
 from c2r.plans.checks import check_plan
-from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
+from c2r.plans.holders import NO_EXPERTS, assign_ranks, experts_of, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Arrays, Int
 
@@ -45,12 +45,8 @@ class LayerPlan:
     replicas: Int = field(default_factory=lambda: NO_EXPERTS)
 
     def experts_of(self, rank: int) -> Int:
-        """The experts on `rank` in the order of their slots: its own ascending, then replicas.
-
-        Placement `[1, 0, 1]` with replicas `[[0], [1]]` puts `[1, 0]` on rank 0, `[0, 2, 1]` on 1.
-        """
-        own = np.flatnonzero(self.placement == rank)
-        return np.concatenate([own, self.replicas[rank]]) if len(self.replicas) else own
+        """The experts on `rank` in the order of their slots; see `plans.holders.experts_of`."""
+        return experts_of(self.placement, self.replicas, rank)
 
     def ranks_of(self, expert_ids: Int, topology: ClusterTopology) -> Int:
         """The rank that computes each of a token's experts, `[tokens, k]`; see `assign_ranks`."""

@@ -4,8 +4,8 @@ Runs no model.
 """
 
 from c2r.prediction.cluster import PRESETS, Cluster, find_cluster
+from c2r.prediction.rows import DISPATCHERS
 from c2r.prediction.time import (
-    DISPATCHERS,
     LayerTime,
     StepTime,
     best_time,

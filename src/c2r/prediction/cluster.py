@@ -249,25 +249,25 @@ PRESETS = {
         ),
         Cluster(
             name="emulated-4",
-            source="four emulated hosts of benchmarks/emulated_cluster.py at 350 Mbit/s, of which "
-            "Ethernet, IP and TCP leave 95.6 %; devices that take 30,000 rows of hidden 1,024 and "
-            "intermediate 512 a second, which no exchange slows down",
+            source="c2r bench cluster on four emulated hosts at 350 Mbit/s that share two cores "
+            "(benchmarks/emulated_cluster.py), 2026-11-27; products are those of emulated devices: "
+            "30,000 rows of hidden 1,024 and intermediate 512 a second",
             num_ranks=4,
             num_nodes=4,
-            inner_gigabytes=0.0418,
-            inner_microseconds=500.0,
-            outer_gigabytes=0.0418,
-            outer_microseconds=500.0,
+            inner_gigabytes=0.0284,
+            inner_microseconds=2020.0,
+            outer_gigabytes=0.0284,
+            outer_microseconds=2020.0,
             teraflops=0.0944,
-            memory_gigabytes_per_second=10.0,
-            memory_gigabytes=4.0,
-            launch_microseconds=1000.0,
+            memory_gigabytes_per_second=9.3,
+            memory_gigabytes=25.3,
+            launch_microseconds=11000.0,
         ),
         _hosts("hosts-4-10g", 1.0),
         _hosts("hosts-4-100g", 10.0),
     )
 }
-"""Clusters by name. No figure was measured by us: `c2r bench cluster` measures yours."""
+"""Clusters by name. Only `emulated-4` was measured by us: `c2r bench cluster` measures yours."""
 
 DEFAULT = "h100-8"
 """Of what kind the ranks are taken to be where no cluster is named."""

@@ -22,8 +22,8 @@ ranks, the sum over peers of rows b / bandwidth to that peer. The parts of a lay
                         received, as the experts take and give them, over the memory bandwidth
 
 In training exchanges and copies come twice and products three times (backward: one for the rows,
-one for the weights). With n chunks an exchange takes latency + rows b / (n bandwidth), the device
-works for launch + (compute + index) / n on each, and both at the same time: see `pipeline_time`.
+one for the weights). With chunks an exchange takes latency and its share of the rows, the device
+works for a launch and its share of compute and index, both at the same time: see `pipeline_time`.
 
 `k_fold` sends a row per expert: l_r in the place of v_r. `all_gather` sends every token to every
 rank, and each rank's sums back: v_r = 1. `hierarchical` sends a token once to each node that it
@@ -37,19 +37,18 @@ from typing import Any
 
 import numpy as np
 
-from c2r.errors import InputError, PlanMismatchError
-from c2r.plans import ClusterTopology, Plan
+from c2r.errors import PlanMismatchError
+from c2r.plans import Plan
 from c2r.prediction.cluster import Cluster
 from c2r.prediction.links import seconds_by_link
 from c2r.prediction.pipeline import pipeline_time
+from c2r.prediction.rows import rows_by_rank, visits_by_rank
 from c2r.prediction.shares import RankShares, layer_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
 from c2r.profiling import CollaborationProfile
 from c2r.types import Float
 
-DISPATCHERS = ("k_fold", "all_gather", "zero_redundancy", "hierarchical")
-"""By the names of `c2r.parallel`."""
 CHUNKS = (1, 2, 4, 8)
 """Numbers of chunks that are tried where overlap is asked for."""
 WORTH_IT = 0.01
@@ -71,6 +70,7 @@ class LayerTime:
         compute: the routed experts of the busiest rank.
         index: copies on the busiest rank.
         launches: what is spent besides, growing with the chunks.
+        latency: of the exchange of a chunk, in `dispatch` and `combine` for each.
         num_chunks: parts in which exchanges and compute overlap.
         passes: 2 in training: forward, and backward with twice the compute.
         busiest_rank: the rank that computes longest.
@@ -82,6 +82,7 @@ class LayerTime:
     compute: float
     index: float
     launches: float
+    latency: float
     num_chunks: int
     passes: int
     busiest_rank: int
@@ -95,14 +96,15 @@ class LayerTime:
     @property
     def total(self) -> float:
         """Milliseconds of the layer."""
-        parts = self.passes * self.num_chunks
-        copies = (self.index + self.launches) / parts
+        rows = self.dispatch / self.passes - self.num_chunks * self.latency
         shares = (1.0,) if self.passes == 1 else (1 / 3, 2 / 3)
         return sum(
             pipeline_time(
                 self.num_chunks,
-                self.dispatch / parts,
-                copies + self.compute * share / self.num_chunks,
+                rows,
+                self.index / self.passes + self.compute * share,
+                latency=self.latency,
+                launch=self.launches / (self.passes * self.num_chunks),
             )
             for share in shares
         )
@@ -175,8 +177,8 @@ def layer_time(
 
     Raises `InputError` for an unknown dispatcher.
     """
-    seconds, link = _exchange(shares, cluster, workload, dispatcher, num_chunks)
-    seconds *= workload.passes * num_chunks
+    seconds, latency, link = _exchange(shares, cluster, workload, dispatcher)
+    seconds = workload.passes * (seconds + (num_chunks - 1) * latency)
     compute = _compute(shares, cluster, workload)
     busiest = int(compute.argmax())
     return LayerTime(
@@ -185,6 +187,7 @@ def layer_time(
         compute=1e3 * float(compute[busiest]),
         index=1e3 * _index(shares, cluster, workload, dispatcher),
         launches=1e3 * cluster.launch_microseconds * _SECONDS * num_chunks * workload.passes,
+        latency=1e3 * latency,
         num_chunks=num_chunks,
         passes=workload.passes,
         busiest_rank=busiest,
@@ -193,12 +196,12 @@ def layer_time(
 
 
 def _exchange(
-    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str, num_chunks: int
-) -> tuple[float, str]:
-    """Seconds of the exchange of a chunk, and the link that takes longest."""
-    visits, nodes = _visits(shares, dispatcher), shares.node_visits
+    shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
+) -> tuple[float, float, str]:
+    """Seconds of one exchange, those that it takes empty, and the link that takes longest."""
+    visits, nodes = visits_by_rank(shares, dispatcher), shares.node_visits
     inside, between = rows_by_rank(shares, cluster.topology, dispatcher)
-    sent = workload.tokens_per_rank / num_chunks * workload.row_bytes
+    sent = workload.tokens_per_rank * workload.row_bytes
     inside_seconds = inside * sent / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
     between_seconds = between * sent / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
     if cluster.link_gigabytes:
@@ -207,50 +210,16 @@ def _exchange(
         )
     hops = {}
     if cluster.topology.ranks_per_node > 1:
-        hops["inside"] = _hop(inside_seconds, cluster.inner_microseconds)
+        hops["inside"] = (inside_seconds, cluster.inner_microseconds * _SECONDS)
     if cluster.num_nodes > 1:
-        hops["between nodes"] = _hop(between_seconds, cluster.outer_microseconds)
+        hops["between nodes"] = (between_seconds, cluster.outer_microseconds * _SECONDS)
     if not hops:
-        return 0.0, "none"
-    name, (seconds, rank) = max(hops.items(), key=lambda hop: hop[1][0])
-    if dispatcher == "hierarchical":
-        seconds = sum(hop[0] for hop in hops.values())
-    return seconds, f"{name}, rank {rank}"
-
-
-def rows_by_rank(
-    shares: RankShares, topology: ClusterTopology, dispatcher: str
-) -> tuple[Float, Float]:
-    """Rows that each rank sends, or receives if those are more, per token of a rank.
-
-    Returns:
-        `[ranks]` to and from the others of its node, and `[ranks]` to and from other nodes.
-    """
-    per_node, num_nodes = topology.ranks_per_node, topology.num_nodes
-    visits, nodes = _visits(shares, dispatcher), shares.node_visits
-    here = visits.reshape(-1, per_node).sum(1).repeat(per_node)
-    if dispatcher == "hierarchical":
-        # Two hops, one after the other: rows are forwarded when they have arrived at the node.
-        between = np.maximum(nodes * (num_nodes - 1), nodes.sum() - nodes).repeat(per_node)
-        inside = np.maximum(visits * (len(visits) - num_nodes), num_nodes * (here - visits))
-        return inside, between
-    inside = np.maximum(visits * (per_node - 1), here - visits)
-    return inside, np.maximum(visits * (len(visits) - per_node), visits.sum() - here)
-
-
-def _visits(shares: RankShares, dispatcher: str) -> Float:
-    if dispatcher == "k_fold":
-        return shares.rows
-    if dispatcher == "all_gather":
-        return np.ones_like(shares.visits)
-    if dispatcher in DISPATCHERS:
-        return shares.visits
-    raise InputError(f"there is no dispatcher {dispatcher!r}; choose {', '.join(DISPATCHERS)}")
-
-
-def _hop(seconds: Float, microseconds: float) -> tuple[float, int]:
-    rank = int(seconds.argmax())
-    return microseconds * _SECONDS + float(seconds[rank]), rank
+        return 0.0, 0.0, "none"
+    longest = max(hops, key=lambda hop: hops[hop][0].max() + hops[hop][1])
+    counted = list(hops.values()) if dispatcher == "hierarchical" else [hops[longest]]
+    latency = sum(empty for _, empty in counted)
+    seconds = latency + sum(float(rows.max()) for rows, _ in counted)
+    return seconds, latency, f"{longest}, rank {hops[longest][0].argmax()}"
 
 
 def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
@@ -270,7 +239,7 @@ def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
 
 def _index(shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str) -> float:
     """Seconds of the copies of the rank with most of them."""
-    visits = _visits(shares, dispatcher)
+    visits = visits_by_rank(shares, dispatcher)
     rows = workload.tokens_per_rank * (visits.sum() + len(visits) * (visits + 2 * shares.rows))
     copied = 2 * 2 * float(rows.max()) * workload.row_bytes  # there and back, read and written
     rate = cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND

@@ -1,5 +1,6 @@
 """Which experts collaborate: a mergeable collaboration profile, and metrics of it."""
 
+from c2r.profiling.drawn import draw_profile
 from c2r.profiling.id_builder import IdProfileBuilder
 from c2r.profiling.metrics import CollaborationMetrics, mean_metrics, measure_collaboration
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
@@ -12,6 +13,7 @@ __all__ = [
     "LayerProfile",
     "RoutingSets",
     "SetCounter",
+    "draw_profile",
     "mean_metrics",
     "measure_collaboration",
 ]

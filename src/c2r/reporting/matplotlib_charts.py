@@ -48,6 +48,12 @@ def write_sweep_chart(sweep: SweepResult, path: Path) -> None:
     _write(chart, path)
 
 
+def write_chart(chart: Chart, path: Path) -> None:
+    """Writes one chart as SVG where `path` ends so, else as PNG. Raises as `write_sweep_chart`."""
+    check_matplotlib()
+    _write(chart, path)
+
+
 def write_figures(report: Report, folder: Path) -> tuple[Path, ...]:
     """Writes each chart to `folder` as PNG and SVG, and gives the paths.
 

@@ -1,11 +1,13 @@
 """Which plan an engine's model runs under, and the layer of it that a router belongs to."""
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from c2r.adapters.layers import split_layer
-from c2r.errors import InputError, PlanMismatchError
+from c2r.errors import InputError, ModelError, PlanMismatchError
 from c2r.plans import LayerPlan, Plan
 from c2r.plans.model_folder import PLAN_FILE, read_plan
 
@@ -73,3 +75,44 @@ def layer_number(path: str) -> int | None:
     """The number in a module path: 3 of `model.layers.3.mlp.experts`; None without one."""
     split = split_layer(path)
     return None if split is None else int(split[0].rpartition(".")[2])
+
+
+def check_family(plan: Plan, model_types: Collection[str]) -> None:
+    """Raises `PlanMismatchError` where the plan was made for a model of another family.
+
+    `model_types` are what the served model's config calls itself, and its text model. A plan whose
+    profile did not see the model's weights (an imported trace) does not tell its family.
+    """
+    known = plan.provenance.get("model_fingerprint")
+    if not isinstance(known, Mapping) or "structure" not in known:
+        return
+    shapes = [[layer.name, layer.num_experts, layer.top_k] for layer in plan.layers]
+    # As model_identity.fingerprint, which needs transformers, makes it.
+    found = {
+        hashlib.sha256(json.dumps([family, shapes]).encode()).hexdigest()[:16]
+        for family in model_types
+    }
+    if known["structure"] not in found:
+        raise PlanMismatchError(
+            f"plan {plan.fingerprint} was made for a model of structure {known['structure']}, "
+            f"which {' or '.join(sorted(set(model_types)))} is not; give a plan made for this model"
+        )
+
+
+def check_bound(plan: Plan, bound: Collection[int], engine: str, within: range) -> None:
+    """Raises `ModelError` unless an engine gave c2r the choice in every layer of the plan.
+
+    Args:
+        plan: of the model that was loaded.
+        bound: numbers of the layers whose routers choose by the plan.
+        engine: its name.
+        within: numbers of the layers that this process holds (pipeline parallelism).
+    """
+    planned = [number for number in layers_by_number(plan) if number in within]
+    missing = sorted(set(planned) - set(bound))
+    if missing:
+        raise ModelError(
+            f"{engine} routes {len(missing)} of the {len(planned)} layers of plan "
+            f"{plan.fingerprint} by itself (the first is layer {missing[0]}), where c2r cannot "
+            "choose; serve the model without its plan"
+        )

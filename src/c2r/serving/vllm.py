@@ -1,14 +1,16 @@
 """vLLM: the router of every MoE layer chooses by the plan's policy.
 
-vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Two of
-its functions are wrapped: the factory that makes a layer's router, and the constructor of the
-runner, which alone knows the layer's name. Kernels that route by themselves never ask the router;
-the router therefore calls itself `Custom`, which vLLM gives to no such kernel.
+vLLM calls the plugin in each of its processes (entry point group `vllm.general_plugins`). Three of
+its functions are wrapped: the factory that makes a layer's router; the constructor of the runner,
+which alone knows the layer's name; and the last step of loading, after which every layer of the
+plan must have been bound. Kernels that route by themselves never ask the router; the router
+therefore calls itself `Custom`, which vLLM gives to no such kernel.
 """
 
 import functools
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +19,18 @@ from torch import Tensor
 from c2r.errors import ModelError, PlanMismatchError
 from c2r.plans import LayerPlan, Plan
 from c2r.routing import TopKPolicy, make_policy
-from c2r.serving.binding import layer_number, layers_by_number, plan_of
+from c2r.serving.binding import (
+    check_bound,
+    check_family,
+    layer_number,
+    layers_by_number,
+    plan_of,
+)
 from c2r.serving.scoring import Scoring
 
 _TESTED = "0.32"
 _CHECKED_TOKENS = 64
+_GATHERING = "allgather_reducescatter"  # every token to every rank
 _logger = logging.getLogger("vllm.c2r")  # below vLLM's own logger, so that its level and form hold
 
 
@@ -33,8 +42,11 @@ def register() -> None:
     try:
         from vllm.model_executor.layers.fused_moe import layer
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+        from vllm.model_executor.model_loader import base_loader, utils
 
         make_router, join = layer.create_fused_moe_router, MoERunner.__init__
+        finish = utils.process_weights_after_loading
+        base_loader.BaseModelLoader.load_model  # noqa: B018 - it calls the one above
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"c2r cannot reach the routers of this vLLM ({error}); use vLLM {_TESTED}"
@@ -56,15 +68,35 @@ def register() -> None:
         if plan is not None:
             _bind(router, layer_name, moe_config, plan)
 
+    @functools.wraps(finish)
+    def finish_and_check(model: Any, model_config: Any, *args: Any, **options: Any) -> None:
+        finish(model, model_config, *args, **options)
+        plan = _plan_of_config(model_config)
+        if plan is not None:
+            _check_model(model, model_config, plan)
+
     layer.create_fused_moe_router = make_constrained
     MoERunner.__init__ = join_and_bind
+    _replace_everywhere(finish, finish_and_check)
+
+
+def _replace_everywhere(old: Callable[..., Any], new: Callable[..., Any]) -> None:
+    """Puts a function in the place of another, also where modules imported it by its name."""
+    for module in list(sys.modules.values()):
+        if vars(module).get(old.__name__) is old:  # getattr would load what is lazy
+            setattr(module, old.__name__, new)
 
 
 def _current_plan() -> Plan | None:
     """The plan of the model that vLLM is building."""
     from vllm.config import get_current_vllm_config
 
-    model_config = get_current_vllm_config().model_config
+    return _plan_of_config(get_current_vllm_config().model_config)
+
+
+def _plan_of_config(model_config: Any) -> Plan | None:
+    if model_config.runner_type == "draft":
+        return None  # it proposes tokens, which the model itself accepts or not
     is_named = getattr(model_config.hf_config, "c2r", None) is not None
     return _plan(model_config.model, is_named)
 
@@ -158,9 +190,34 @@ def _bind(router: Any, layer_name: str, moe_config: Any, plan: Plan) -> None:
             "cannot choose; serve the model without its plan"
         )
     layer = _layer_of(plan, layer_name, moe_config)
+    _check_dropping(layer, layer_name, moe_config)
     device = torch.device(moe_config.device)
     _check_arithmetic(router, layer_name, moe_config, device)
     router.c2r_policy = make_policy(layer, router.c2r_scoring.score_kind).to(device)
+
+
+def _check_model(model: Any, model_config: Any, plan: Plan) -> None:
+    """Raises `ModelError` unless a loaded model runs under the plan in all of its layers."""
+    from vllm.config import get_current_vllm_config
+
+    configs = model_config.hf_config, model_config.hf_text_config
+    check_family(plan, [config.model_type for config in configs])
+    bound = set()
+    for runner in model.modules():
+        router = getattr(runner, "router", None)
+        if not hasattr(router, "c2r_policy"):
+            continue
+        method = runner.routed_experts.quant_method
+        if method.is_monolithic:
+            raise ModelError(
+                f"vLLM's {type(method).__name__} chooses the experts of {runner.layer_name} inside "
+                "its kernel, where c2r cannot choose; start vLLM with --moe-backend triton, or "
+                "serve the model without its plan"
+            )
+        bound.add(layer_number(runner.layer_name))
+    parallel = get_current_vllm_config().parallel_config
+    within = range(*model_config.get_layers_start_end_indices(parallel))
+    check_bound(plan, {number for number in bound if number is not None}, "vLLM", within)
 
 
 def _layer_of(plan: Plan, layer_name: str, moe_config: Any) -> LayerPlan:
@@ -178,6 +235,20 @@ def _layer_of(plan: Plan, layer_name: str, moe_config: Any) -> LayerPlan:
             f"{number}, the model has {found[0]} with k = {found[1]}; give a plan made for it"
         )
     return layer
+
+
+def _check_dropping(layer: LayerPlan, layer_name: str, moe_config: Any) -> None:
+    """Raises `ModelError` where the place of a dropped expert cannot repeat another.
+
+    An all-to-all kernel keeps room for one row of a token at each expert.
+    """
+    parallel = moe_config.moe_parallel_config
+    sends_rows = parallel.use_all2all_kernels and parallel.all2all_backend != _GATHERING
+    if layer.policy == "pruned" and sends_rows:
+        raise ModelError(
+            f"the policy pruned drops experts in {layer_name}, which vLLM's "
+            f"{parallel.all2all_backend} cannot; plan with budgeted instead"
+        )
 
 
 def _check_arithmetic(router: Any, layer_name: str, moe_config: Any, device: torch.device) -> None:

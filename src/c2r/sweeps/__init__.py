@@ -2,7 +2,7 @@
 
 from c2r.sweeps.grid import DEFAULT_POLICIES, default_points
 from c2r.sweeps.optimizing import Optimized, optimize, shares_of
-from c2r.sweeps.resumable import SweepRequest, describe_request, sweep
+from c2r.sweeps.resumable import SweepRequest, describe_request, profile_beside, sweep
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import measure_sensitivity, spread_points
 
@@ -15,6 +15,7 @@ __all__ = [
     "describe_request",
     "measure_sensitivity",
     "optimize",
+    "profile_beside",
     "shares_of",
     "spread_points",
     "sweep",

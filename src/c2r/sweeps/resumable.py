@@ -118,6 +118,11 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         return running.finish(texts)
 
 
+def profile_beside(out: Path) -> Path:
+    """Where the calibration's profile goes."""
+    return out.with_suffix(".profile.safetensors")
+
+
 def describe_request(request: SweepRequest, model: Any, texts: Sequence[Text]) -> Document:
     """JSON data: what is swept, of which model, on which texts."""
     found = {
@@ -209,7 +214,7 @@ class _ResumableSweep:
             write_text(self.out, json.dumps(self.state, allow_nan=False) + "\n")
 
     def _profile_path(self) -> Path | None:
-        return None if self.out is None else self.out.with_suffix(".profile.safetensors")
+        return None if self.out is None else profile_beside(self.out)
 
     def _batches(self, texts: Sequence[Text], num_tokens: int) -> Iterator[Batch]:
         return token_batches(

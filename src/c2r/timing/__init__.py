@@ -16,6 +16,7 @@ from c2r.timing.recording import (
     name_policies,
     record_routings,
     share_recording,
+    spread_windows,
 )
 from c2r.timing.report import TimingReport, time_dispatchers
 from c2r.timing.run import interleave, time_cases
@@ -51,6 +52,7 @@ __all__ = [
     "share_recording",
     "shares_of",
     "spread_of_ratios",
+    "spread_windows",
     "time_cases",
     "time_dispatchers",
     "workload_of",

@@ -24,6 +24,7 @@ from c2r.measuring import observing
 from c2r.parallel import gather_bytes
 from c2r.planning import parse_policy
 from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.text import Text, token_batches
 from c2r.timing.placing import Placing, place
 from c2r.traces import LayerTrace
 from c2r.types import Float32, Int
@@ -31,6 +32,8 @@ from c2r.types import Float32, Int
 Batch = dict[str, Tensor]
 
 UNCONSTRAINED = "top_k"
+_WINDOW = 512  # tokens
+_TOKENS_READ = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -148,6 +151,14 @@ def spread(total: int, wanted: int | None) -> Int:
     if not 1 <= wanted <= total:
         raise InputError(f"{wanted} layers or tokens of {total} are asked for; give 1 to {total}")
     return np.arange(wanted) * total // wanted
+
+
+def spread_windows(texts: Sequence[Text], tokenizer: Any, num_tokens: int) -> list[Batch]:
+    """Batches of one window each from all parts of the texts, of so many tokens together."""
+    read = max(_TOKENS_READ, num_tokens)
+    windows = list(token_batches(texts, tokenizer, seq_len=_WINDOW, batch_size=1, num_tokens=read))
+    wanted = min(-(-num_tokens // _WINDOW), len(windows))
+    return [windows[index] for index in spread(len(windows), wanted)]
 
 
 def share_recording(recording: Recording | None) -> Recording:

@@ -1,7 +1,7 @@
 """Fine-tuning of constrained models."""
 
 from c2r.training.data import DataSettings, TrainingData, collate, read_windows
-from c2r.training.folder import check_unfinished
+from c2r.training.folder import check_unfinished, clear_finished, describe_windows
 from c2r.training.heldout import HeldOut, measure_held_out, split_windows
 from c2r.training.progress import Progress
 from c2r.training.settings import FinetuneSettings
@@ -15,7 +15,9 @@ __all__ = [
     "Progress",
     "TrainingData",
     "check_unfinished",
+    "clear_finished",
     "collate",
+    "describe_windows",
     "finetune",
     "measure_held_out",
     "read_windows",

@@ -1,4 +1,10 @@
-"""Output folder of a fine-tuning: ownership check, and atomic publication of the tuned model."""
+"""The folders of a fine-tuning: the tuned model's, and `<out>.partial` while it trains.
+
+out.partial/
+  finetune.json     the request, by which the same run is known again
+  checkpoint-40/    see `checkpoint`
+  model/            becomes `out`, in one rename: TensorBoard's files, at last the tuned model
+"""
 
 import hashlib
 import json
@@ -11,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from c2r.adapters.huggingface import describe_model, save_pretrained
-from c2r.artifacts import write_text
+from c2r.artifacts import check_free, open_to_others, write_text
 from c2r.errors import InputError
 from c2r.plans import Plan
 from c2r.training.checkpoint import checkpoints
@@ -37,12 +43,12 @@ def make_request(
     return {
         "model": describe_model(model)["model_fingerprint"],
         "plan": plan.fingerprint,
-        "data": _digest(windows),
+        "data": describe_windows(windows),
         "settings": {**chosen, "num_processes": num_processes},
     }
 
 
-def _digest(windows: Sequence[Window]) -> str:
+def describe_windows(windows: Sequence[Window]) -> str:
     """Identifies the windows and their order; with lengths, so that no two runs of bytes meet."""
     digest = hashlib.sha256()
     for window in windows:
@@ -50,6 +56,16 @@ def _digest(windows: Sequence[Window]) -> str:
             digest.update(f"{len(window[name])}:".encode())
             digest.update(window[name].numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def work_folder(out: Path) -> Path:
+    """Where `out` is made."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def model_folder(out: Path) -> Path:
+    """What becomes `out`."""
+    return work_folder(out) / "model"
 
 
 def check_unfinished(out: Path) -> None:
@@ -62,28 +78,40 @@ def check_unfinished(out: Path) -> None:
 
 
 def claim(out: Path, request: Request) -> None:
-    """Makes the folder for a request, or finds it begun by the same one.
+    """Begins the work for a request, or finds it begun by the same one.
 
     Raises:
         InputError: the folder holds a finished model, another request's run, or something else.
     """
     check_unfinished(out)
-    path = out / REQUEST_FILE
+    check_free(out)
+    work = work_folder(out)
+    path = work / REQUEST_FILE
     if path.exists():
         differing = ", ".join(_differences(_read(path), request))
         if differing:
             raise InputError(
-                f"{out} was begun with {differing}; run it as it was begun, or choose another "
-                "folder"
+                f"{work} was begun with {differing}; run it as it was begun, remove it, or choose "
+                "another folder"
             )
         return
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; choose another")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
+        is_free = all(path.name.startswith(".") for path in work.iterdir())
     except OSError as error:
-        raise InputError(f"cannot make {out}: {error.strerror}; choose another folder") from None
+        raise InputError(f"cannot make {work}: {error.strerror}; choose another folder") from None
+    if not is_free:
+        raise InputError(f"{work} exists and is not an empty folder; choose another")
     write_text(path, json.dumps(request, indent=2))
+
+
+def clear_finished(out: Path) -> None:
+    """Removes what a run left that was killed after the rename of its model."""
+    work = work_folder(out)
+    if (out / "config.json").exists() and work.is_dir():
+        left = {path.name for path in work.iterdir()} - {path.name for path in checkpoints(work)}
+        if left <= {REQUEST_FILE, "new"}:
+            shutil.rmtree(work)
 
 
 def _read(path: Path) -> Request:
@@ -104,20 +132,27 @@ def _differences(before: Request, now: Request) -> Iterator[str]:
 
 
 def publish(
-    model: Any, out: Path, state: Any, state_dict: Mapping[str, Tensor] | None = None
+    model: Any,
+    out: Path,
+    state: Any,
+    tokenizer: Any = None,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the constrained model and the Trainer's state, and removes the checkpoints.
+    """Writes the constrained model, its tokenizer and the Trainer's state; renames them to `out`.
 
     Raises:
         InputError: it cannot be written.
     """
-    new = out / ".model"
+    work, final = work_folder(out), model_folder(out)
+    new = work / "new"
     shutil.rmtree(new, ignore_errors=True)
-    save_pretrained(model, new, state_dict=state_dict)
-    state.save_to_json(str(out / "trainer_state.json"))
-    # False sorts before True: config.json, by which others know a model, comes last.
-    for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
-        path.rename(out / path.name)
-    new.rmdir()
-    for folder in checkpoints(out):
-        shutil.rmtree(folder)
+    save_pretrained(model, new, tokenizer, state_dict)
+    final.mkdir(exist_ok=True)
+    state.save_to_json(str(final / "trainer_state.json"))
+    shutil.copy2(work / REQUEST_FILE, final)
+    for path in new.iterdir():
+        shutil.rmtree(final / path.name, ignore_errors=True)  # of a run that was killed here
+        path.replace(final / path.name)
+    open_to_others(final)
+    final.replace(out)
+    shutil.rmtree(work)

@@ -2,9 +2,8 @@
 
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Trainer, TrainerCallback
 
-from c2r.adapters.huggingface import expert_parameters, is_parallel, reduce_gradients
+from c2r.adapters.huggingface import (
+    expert_parameters,
+    is_parallel,
+    reduce_gradients,
+    refresh_replicas,
+)
 from c2r.errors import InputError
+from c2r.interrupts import handling
+from c2r.parallel import Comm, gather_bytes, join_world, named_failure
 from c2r.training.checkpoint import (
     SHARED,
     Part,
@@ -54,16 +60,26 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Trains to the end, from the newest checkpoint where `out` has one.
 
         Raises:
-            KeyboardInterrupt: at the first Ctrl-C after a checkpoint, at the second at once;
-                without `out` at the first.
+            KeyboardInterrupt: at the first Ctrl-C or SIGTERM after a checkpoint, at the second at
+                once; without `out` at the first.
         """
         newest = None if out is None else newest_checkpoint(out)
-        with self._stopping.watching(out is not None):
-            self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        try:
+            with self._stopping.watching(out is not None):
+                self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        except RuntimeError as error:
+            raise named_failure(f"step {self.state.global_step + 1}", error) or error from None
         if self.state.global_step < self.state.max_steps:
+            self._stopping.pass_on()
             raise KeyboardInterrupt
 
+    @property
+    def processes(self) -> Comm | None:
+        """Those that train together, where they are several."""
+        return None if self.accelerator.num_processes == 1 else join_world()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        refresh_replicas(self.base)  # the last step made them stale
         out, step = Path(self.args.output_dir), self.state.global_step
         partial, final = out / f".checkpoint-{step}", out / f"checkpoint-{step}"
         try:
@@ -87,12 +103,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             except (OSError, SafetensorError) as error:
                 failure = error
         # All hear of a failure before any raises; the others would wait for one that raised alone.
-        failed = torch.tensor(float(failure is not None), device=self.args.device)
-        if self.accelerator.reduce(failed, "sum"):
+        told = [] if failure is None else [str(failure)]
+        if self.processes is not None:
+            what = f"the writing after step {self.state.global_step}"
+            told = [t.decode() for t in gather_bytes("".join(told).encode(), self.processes, what)]
+        if any(told):
             raise InputError(
                 f"cannot write to {self.args.output_dir} after step {self.state.global_step} "
-                f"({failure or 'another process failed'}); {self.last_checkpoint()}; make room, "
-                "then run the same again"
+                f"({next(filter(None, told))}); {self.last_checkpoint()}; make room, then run the "
+                "same again"
             ) from failure
 
     def last_checkpoint(self) -> str:
@@ -191,27 +210,31 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
 
 class Stopping:
-    """Holds back Ctrl-C until a step has ended."""
+    """Holds back Ctrl-C and SIGTERM until a step has ended."""
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self._number: int | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether one has come."""
+        return self._number is not None
 
     @contextmanager
     def watching(self, is_wanted: bool) -> Iterator[None]:
-        """Notes the first Ctrl-C inside the block; only the main thread can."""
-        if not is_wanted or threading.current_thread() is not threading.main_thread():
+        """Notes the first signal inside the block; only the main thread can."""
+        with handling(self._ask) if is_wanted else nullcontext():
             yield
-            return
-        before = signal.signal(signal.SIGINT, self._ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
-    def _ask(self, *_: Any) -> None:
-        self.is_asked = True
-        # A second Ctrl-C is one who will not wait.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def pass_on(self) -> None:
+        """Gives the signal to whoever handled it before."""
+        if self._number is not None:
+            signal.raise_signal(self._number)
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.is_asked:  # a second one is of someone who will not wait
+            raise KeyboardInterrupt
+        self._number = number
 
 
 class _StopAfterStep(TrainerCallback):  # type: ignore[misc]

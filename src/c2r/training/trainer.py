@@ -14,7 +14,6 @@ from transformers import PrinterCallback, TrainerCallback
 from c2r.adapters.huggingface import PreparedPlan, capture, enforce, prepare
 from c2r.errors import RoutingError, TrainingError
 from c2r.measuring import NO_LOSS, next_token_targets
-from c2r.parallel import Comm, join_world
 from c2r.plans import Plan
 from c2r.traces import RoutingTrace
 from c2r.training.annealing import anneal
@@ -90,12 +89,6 @@ class ConstrainedTrainer(ResumableTrainer):
             self._prepared = prepare(self.base, plan, strict=False)
             enforce(self.base, self._prepared)
 
-    @property
-    def _processes(self) -> Comm | None:
-        """Those that train together, where they are several."""
-        is_alone = self.accelerator.num_processes == 1
-        return None if is_alone else join_world(self.args.ddp_timeout)
-
     def _in_force(self) -> PreparedPlan:
         assert self._prepared is not None, "a step has begun"
         return self._prepared
@@ -152,7 +145,7 @@ class ConstrainedTrainer(ResumableTrainer):
             self._metrics = routing_metrics(shown, self._in_force().plan)
         if not self.constraint.aux_weight:
             return {}
-        aux = balance_loss(trace, mask, self._processes)
+        aux = balance_loss(trace, mask, self.processes)
         return {"aux_loss": aux / self.current_gradient_accumulation_steps}
 
     def _forward_options(self) -> dict[str, Any]:

@@ -17,9 +17,17 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
 from c2r.errors import InputError
 from c2r.measuring import unconstrained
+from c2r.parallel import agree, join_world
 from c2r.plans import Plan
 from c2r.training.data import Window, collate
-from c2r.training.folder import claim, make_request, publish
+from c2r.training.folder import (
+    Request,
+    claim,
+    make_request,
+    model_folder,
+    publish,
+    work_folder,
+)
 from c2r.training.progress import tensorboard_callbacks
 from c2r.training.settings import FinetuneSettings
 from c2r.training.trainable import Teacher, router_parameters, save_adapter, training_only
@@ -43,18 +51,20 @@ class FinetuneResult:
     log: tuple[Mapping[str, float], ...]
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - the public door: every choice that a user may leave out
     model: Any,
     windows: Sequence[Window],
     plan: Plan,
     settings: FinetuneSettings,
     out: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    tokenizer: Any = None,
 ) -> FinetuneResult:
     """Trains `model` in place under the routing of `plan`, which stays applied.
 
     With `out`, the tuned model is saved there with its plan, and can be loaded with
-    `c2r.from_pretrained`. An interrupted run resumes from its newest checkpoint when it is called
+    `c2r.from_pretrained`; the folder appears whole or not at all. The work is done in
+    `<out>.partial`: an interrupted run resumes from its newest checkpoint there when it is called
     again with the same arguments, to the same weights.
 
     Args:
@@ -63,8 +73,9 @@ def finetune(
             loss) and `position_ids` (from 0 in each packed piece), `[tokens]` int64 each.
         plan: made for a model of this structure; with `settings.control`, of its placement only.
         settings: what to train, how long and how fast.
-        out: folder for logs, checkpoints and the tuned model; default: nothing is written.
+        out: folder for the tuned model; default: nothing is written.
         callbacks: of transformers' Trainer.
+        tokenizer: saved beside the model, if given.
 
     Raises:
         InputError: no windows, a setting that does not fit, accelerate is not installed, or `out`
@@ -83,9 +94,9 @@ def finetune(
             parallelize(model, plan)
         if out is not None:
             request = make_request(model, windows, plan, settings, arguments.world_size)
-            with arguments.main_process_first(local=False):
-                claim(out, request)  # the first begins the folder, the others find it begun
-        boards = tensorboard_callbacks(settings.report_to, out, arguments.should_log)
+            _claim_together(out, request, arguments.world_size)
+        final = None if out is None else model_folder(out)
+        boards = tensorboard_callbacks(settings.report_to, final, arguments.should_log)
         set_seed(settings.seed)  # adapters begin at random
         with training_only(model, settings.mode, settings.lora_rank) as trained:
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
@@ -99,14 +110,15 @@ def finetune(
                 data_collator=collate,
                 callbacks=[*boards, *callbacks],
             )
-            trainer.run(out)
+            trainer.run(None if out is None else folder)
             trainer.enforce_at(settings.anneal_steps)  # the whole plan, however early it ended
-            if out is not None and settings.mode == "lora":
-                save = partial(save_adapter, trained, model, plan, out / "adapter")
+            if final is not None and settings.mode == "lora":
+                save = partial(save_adapter, trained, model, plan, final / "adapter")
                 trainer.on_all(save, only_first=True)
         if out is not None:
             whole = gather_state_dict(model) if is_parallel(model) else None
-            trainer.on_all(lambda: publish(model, out, trainer.state, whole), only_first=True)
+            save = partial(publish, model, out, trainer.state, tokenizer, whole)
+            trainer.on_all(save, only_first=True)
     return FinetuneResult(
         num_steps=trainer.state.global_step,
         num_trainable=num_trainable,
@@ -135,6 +147,20 @@ def _is_reentrant(module: nn.Module) -> bool:
         getattr(module, "gradient_checkpointing", False)
         and getattr(function, "keywords", {}).get("use_reentrant", False)
     )
+
+
+def _claim_together(out: Path, request: Request, num_processes: int) -> None:
+    """The first process begins the folder, the others find it begun."""
+    if num_processes == 1:
+        claim(out, request)
+        return
+    processes = join_world()
+    agree(request, processes)
+    if processes.rank == 0:
+        claim(out, request)
+    processes.meet("the beginning of the folder")
+    if processes.rank != 0:
+        claim(out, request)
 
 
 def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings) -> Constraint:
@@ -191,7 +217,7 @@ def _arguments(settings: FinetuneSettings, num_windows: int, folder: Path) -> Tr
 def _folder(out: Path | None) -> Iterator[Path]:
     """The Trainer wants a folder even where it is to write nothing."""
     if out is not None:
-        yield out
+        yield work_folder(out)
         return
     with TemporaryDirectory() as folder:
         yield Path(folder)

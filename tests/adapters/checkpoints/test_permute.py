@@ -235,7 +235,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(rewrite, "_write_shard", interrupted)
         permute_checkpoint(source, plan_of([1, 2]), tmp_path / "new")
-    partial = tmp_path / "new.partial"
+    partial = tmp_path / "new.partial" / "model"
     assert not (tmp_path / "new").exists() and not (partial / "config.json").exists()
     first = (partial / written[0]).stat().st_ino
     permute_checkpoint(source, plan_of([1, 2]), tmp_path / "new")
@@ -246,9 +246,35 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_partial_folder_of_other_work(tmp_path: Path) -> None:
     source = write(tmp_path / "model", split(1, 2), CONFIG)
-    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "model").mkdir(parents=True)
     with pytest.raises(InputError, match=r"new\.partial is left from another"):
         permute_checkpoint(source, plan_of([1, 2]), tmp_path / "new")
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_beside_the_rename_it_ends_whole_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    source = write(tmp_path / "model", split(1, 2), CONFIG)
+    new, replace = tmp_path / "new", Path.replace
+
+    def killed(path: Path, target: Path) -> None:
+        if target != new or moment == "after":
+            replace(path, target)
+        if target == new:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        permute_checkpoint(source, plan_of([1, 2]), new)
+    if moment == "before":
+        permute_checkpoint(source, plan_of([1, 2]), new)
+    else:
+        with pytest.raises(InputError, match="not an empty folder"):
+            permute_checkpoint(source, plan_of([1, 2]), new)
+    permute_checkpoint(source, plan_of([1, 2]), tmp_path / "whole")
+    assert contents(new) == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new", "whole"]
 
 
 def test_a_permuted_folder_is_not_permuted_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,12 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     expert_parameters,
     gather_state_dict,
     reduce_gradients,
+    refresh_replicas,
 )
 from c2r.adapters.huggingface.folders import skeleton_of
 from c2r.assets import tiny_folder
 from c2r.errors import CommunicationError, InputError, ModelError, PlanError, PlanMismatchError
+from c2r.parallel import DISPATCHERS
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from tests.adapters.huggingface.families import FAMILIES, IS_OLD
 from tests.parallel.processes import run_checks
@@ -48,7 +51,7 @@ SOME_FAMILIES = (
 )
 
 
-def make_plan(model, num_ranks, seed=0, num_nodes=1):
+def make_plan(model, num_ranks, seed=0, num_nodes=1, num_replicas=0):
     """Experts anywhere, ranks of unequal size."""
     rng = np.random.default_rng(seed)
 
@@ -56,11 +59,17 @@ def make_plan(model, num_ranks, seed=0, num_nodes=1):
         ranks = np.concatenate(
             [np.arange(num_ranks), rng.integers(0, num_ranks, site.num_experts - num_ranks)]
         )
+        placement = rng.permutation(ranks)
+        replicas = [
+            rng.choice(np.flatnonzero(placement != rank), num_replicas, replace=False)
+            for rank in range(num_ranks)
+        ]
         return LayerPlan(
             name=site.name,
             num_experts=site.num_experts,
             top_k=site.top_k,
-            placement=rng.permutation(ranks),
+            placement=placement,
+            replicas=np.stack(replicas),
         )
 
     return Plan(
@@ -83,20 +92,24 @@ def summed_loss(model, ids):
 
 
 def own_part(name, grad, plan, rank):
-    """What a rank should hold of a gradient of the whole model."""
+    """What a rank should hold of a gradient of the whole model: of replicas nothing."""
     if ".mlp.experts." not in name:
         return grad
-    layer = int(name.split(".")[2])
-    return grad[plan.layers[layer].placement == rank]
+    layer = plan.layers[int(name.split(".")[2])]
+    held = grad[layer.experts_of(rank)].clone()
+    held[int((layer.placement == rank).sum()) :] = 0
+    return held
 
 
 def loss_and_gradients(comm):
     single = tiny()
     ids = tokens(comm.size)
     summed_loss(single, ids).backward()
-    for dispatcher in ("zero_redundancy", "hierarchical"):
+    for dispatcher, num_replicas in product(DISPATCHERS, (0, 3)):
+        if num_replicas == 0 and dispatcher in ("all_gather", "k_fold"):
+            continue
         model = tiny()
-        plan = make_plan(model, comm.size, num_nodes=2)
+        plan = make_plan(model, comm.size, num_nodes=2, num_replicas=num_replicas)
         parallelize(model, plan, options=ParallelOptions(dispatcher=dispatcher, num_chunks=2))
         loss = summed_loss(model, ids[comm.rank : comm.rank + 1])
         expected = summed_loss(single, ids[comm.rank : comm.rank + 1])
@@ -128,10 +141,10 @@ def sharded_rest(comm):
         assert (grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
 
 
-def state_dicts(comm):
+def state_dicts(comm, num_replicas=0):
     whole = tiny().state_dict()
     model = tiny()
-    plan = make_plan(model, comm.size)
+    plan = make_plan(model, comm.size, num_replicas=num_replicas)
     parallelize(model, plan)
     c2r.apply(model, plan)
     with torch.no_grad():
@@ -146,10 +159,14 @@ def state_dicts(comm):
         check_saved(model, gathered[0])
     pair = comm.subset([0, 2] if comm.rank % 2 == 0 else [1, 3])
     other = tiny()
-    parallelize(other, make_plan(other, 2, seed=1), group=pair.group)
+    parallelize(other, make_plan(other, 2, seed=1, num_replicas=num_replicas), group=pair.group)
     other.load_state_dict(gathered[0])
     again = gather_state_dict(other)
     assert all(torch.equal(again[key], 2 * whole[key]) for key in again)
+
+
+def state_dicts_with_replicas(comm):
+    state_dicts(comm, num_replicas=3)
 
 
 def check_saved(model, state):
@@ -178,9 +195,9 @@ def by_the_name_alone(comm):
         summed_loss(model, ids)
 
 
-def loading_own_experts(comm):
+def loading_own_experts(comm, num_replicas=0):
     single = tiny()
-    plan = make_plan(single, comm.size, seed=2)
+    plan = make_plan(single, comm.size, seed=2, num_replicas=num_replicas)
     model = load_parallel(tiny_folder(), plan, dtype=torch.float32)
     ids = tokens(comm.size)[comm.rank : comm.rank + 1]
     torch.testing.assert_close(summed_loss(model, ids), summed_loss(single, ids), rtol=1e-5, atol=0)
@@ -188,14 +205,17 @@ def loading_own_experts(comm):
     gathered = gather_state_dict(model)
     assert all(torch.equal(gathered[key], whole[key]) for key in gathered)
     held = sum(p.numel() for p in expert_parameters(model))
-    layers = (layer.placement for layer in plan.layers)
-    share = sum(int((placement == comm.rank).sum()) for placement in layers) / (4 * 32)
+    share = sum(len(layer.experts_of(comm.rank)) for layer in plan.layers) / (4 * 32)
     assert held == share * sum(whole[k].numel() for k in whole if ".mlp.experts." in k)
 
 
-def rows_sent_as_predicted(comm):
+def loading_own_experts_and_replicas(comm):
+    loading_own_experts(comm, num_replicas=3)
+
+
+def rows_sent_as_predicted(comm, num_replicas=0):
     model = tiny()
-    plan = make_plan(model, comm.size)
+    plan = make_plan(model, comm.size, num_replicas=num_replicas)
     parallelize(model, plan)
     c2r.apply(model, plan)
     ids = tokens(comm.size, 64)[comm.rank : comm.rank + 1]
@@ -205,6 +225,47 @@ def rows_sent_as_predicted(comm):
     predicted = c2r.predict_traffic(profile, plan)
     for sent, layer in zip(rows.values(), predicted.layers, strict=True):
         assert int(sent.sum()) == round(layer.copies_placed * ids.numel())
+
+
+def rows_sent_with_replicas(comm):
+    rows_sent_as_predicted(comm, num_replicas=3)
+
+
+def trained(comm, ids, plan, num_steps=3):
+    """The state of the whole model after some steps, on rank 0, and this rank's model."""
+    model = tiny()
+    if plan is not None:
+        parallelize(model, plan)
+        ids = ids[comm.rank : comm.rank + 1]
+    # Not Adam: it makes steps of the rounding of gradients that should be zero, as of key biases.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=0.1)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        summed_loss(model, ids).backward()
+        if plan is not None:
+            reduce_gradients(model)
+        optimizer.step()
+    return model.state_dict() if plan is None else gather_state_dict(model), model
+
+
+def steps_with_replicas(comm):
+    plan = make_plan(tiny(), comm.size, num_replicas=3)
+    ids = tokens(comm.size)
+    state, model = trained(comm, ids, plan)
+    again, _ = trained(comm, ids, plan)
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    alone, _ = trained(comm, ids, None)
+    start = tiny().state_dict()
+    for name, value in state.items():
+        moved = (alone[name] - start[name]).norm()
+        assert (value - alone[name]).norm() <= 1e-3 * moved + 1e-7, name
+    refresh_replicas(model)
+    shared = [state]
+    dist.broadcast_object_list(shared)
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            layer = plan.layers[int(name.split(".")[2])]
+            assert torch.equal(parameter, shared[0][name][layer.experts_of(comm.rank)]), name
 
 
 def constrained(comm):
@@ -230,7 +291,7 @@ def families(comm):
         if family.name not in SOME_FAMILIES:
             continue
         single, model = (family.model(family.experts[-1]) for _ in range(2))
-        parallelize(model, make_plan(model, comm.size))
+        parallelize(model, make_plan(model, comm.size, num_replicas=1))
         ids = tokens(comm.size)[comm.rank : comm.rank + 1] % 90
         with torch.no_grad():
             ours, theirs = (m(input_ids=ids, use_cache=False)[0] for m in (model, single))
@@ -273,9 +334,13 @@ CHECKS = {
         loss_and_gradients,
         sharded_rest,
         state_dicts,
+        state_dicts_with_replicas,
         by_the_name_alone,
         loading_own_experts,
+        loading_own_experts_and_replicas,
         rows_sent_as_predicted,
+        rows_sent_with_replicas,
+        steps_with_replicas,
         constrained,
         families,
         ranks_that_differ,

@@ -40,7 +40,7 @@ def test_changes_of_visits_are_those_of_the_placement_with_the_swap(seed):
     placement = np.random.default_rng(seed).permutation(contiguous_placement(10, 4))
     gains = SwapGains(sets, counts, placement, 4)
     before = count_visits(placement[sets], counts, 4)
-    assert gains.visits() == pytest.approx(before)
+    assert gains.visits == pytest.approx(before)
     first, second = np.random.default_rng(seed + 1).choice(10, 2, replace=False)
     swapped = placement.copy()
     swapped[[first, second]] = placement[[second, first]]
@@ -103,3 +103,14 @@ def test_replicas_relieve_the_busiest_rank():
     weights = np.repeat(counts, sets.shape[1])
     loads = rank_loads(weights, ranks.ravel(), 4)
     assert cost.of(loads, count_visits(ranks, counts, 4), nodes) < before
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_visits_are_kept_exact_over_swaps(seed):
+    rng = np.random.default_rng(seed)
+    sets, counts, _ = random_sets(12, 3, 80, seed)
+    gains = SwapGains(sets, counts, rng.permutation(contiguous_placement(12, 4)), 4)
+    for _ in range(20):
+        gains.swap(*rng.choice(12, size=2, replace=False))
+    assert np.array_equal(gains.visits, count_visits(gains.labels[sets], counts, 4))

@@ -19,6 +19,7 @@ import numpy as np
 from c2r.adapters.checkpoints.layout import Dependence, MoeLayer
 from c2r.adapters.checkpoints.order import ExpertOrder
 from c2r.adapters.checkpoints.shards import INDEX_FILE, Checkpoint, Shard, StoredTensor
+from c2r.artifacts import check_free, write_text
 from c2r.errors import InputError
 from c2r.plans.model_folder import OWN_ENTRIES, OWN_FOLDER, PERMUTATION_FILE
 from c2r.types import Int
@@ -79,19 +80,22 @@ def rewritten_folder(
 ) -> Iterator[Path]:
     """Writes the renumbered checkpoint; the block adds config.json and other files.
 
-    The work is done in `<folder>.partial`, which is renamed to `folder` when the block ends without
-    an error. Shards that an interrupted call with the same `permutation` has finished are kept.
+    The work is done in `<folder>.partial/model`, which is renamed to `folder` when the block ends
+    without an error. Shards that an interrupted call with the same `permutation` has finished are
+    kept.
 
     Raises:
         InputError: the folder is not empty or cannot be written, the disk has no room, or the
             partial folder is of other work.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; choose another")
-    partial = folder.with_name(f"{folder.name}.partial")
+    work = folder.with_name(f"{folder.name}.partial")
     state = _state(checkpoint, permutation)
+    _clear_finished(work, state)
+    check_free(folder)
+    partial = work / "model"
     try:
-        _open_partial(partial, state)
+        _open_work(work, state)
+        partial.mkdir(exist_ok=True)
         _check_room(checkpoint, partial)
         for shard in checkpoint.shards:
             _write_shard(shard, partial / shard.path.name, changes)
@@ -102,12 +106,12 @@ def rewritten_folder(
         (partial / OWN_FOLDER).mkdir(exist_ok=True)
         (partial / PERMUTATION_FILE).write_bytes(permutation)
         yield partial
-        (partial / _STATE_FILE).unlink()
         partial.replace(folder)
+        shutil.rmtree(work)
     except OSError as error:
         raise InputError(
             f"cannot write {folder}: {error.strerror or error}; the same call resumes from "
-            f"{partial.name}"
+            f"{work.name}"
         ) from error
 
 
@@ -137,16 +141,26 @@ def _state(checkpoint: Checkpoint, permutation: bytes) -> str:
     return json.dumps({"unfinished": "run the same `c2r permute` again", "work": digest[:16]})
 
 
-def _open_partial(partial: Path, state: str) -> None:
-    path = partial / _STATE_FILE
-    if not partial.exists():
-        partial.mkdir()
-        path.write_text(state, encoding="utf-8")
-    elif not path.is_file() or path.read_text(encoding="utf-8") != state:
+def _clear_finished(work: Path, state: str) -> None:
+    """Removes what a call of the same work left that was killed after its rename."""
+    if _is_of(work, state) and not (work / "model").exists():
+        shutil.rmtree(work)
+
+
+def _open_work(work: Path, state: str) -> None:
+    work.mkdir(exist_ok=True)
+    if all(path.name.startswith(".") for path in work.iterdir()):  # new, or killed at once
+        write_text(work / _STATE_FILE, state)
+    elif not _is_of(work, state):
         raise InputError(
-            f"{partial} is left from another permutation or checkpoint; remove it, or choose "
+            f"{work} is left from another permutation or checkpoint; remove it, or choose "
             "another folder"
         )
+
+
+def _is_of(work: Path, state: str) -> bool:
+    path = work / _STATE_FILE
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == state
 
 
 def _check_room(checkpoint: Checkpoint, partial: Path) -> None:
@@ -154,9 +168,10 @@ def _check_room(checkpoint: Checkpoint, partial: Path) -> None:
         shard.num_bytes for shard in checkpoint.shards if (partial / shard.path.name).exists()
     )
     needed, free = checkpoint.num_bytes - done, shutil.disk_usage(partial).free
+    place = partial.parent.parent
     if needed > free:
         raise InputError(
-            f"the checkpoint needs {needed:,} bytes, but {partial.parent} has {free:,} free; "
+            f"the checkpoint needs {needed:,} bytes, but {place} has {free:,} free; "
             "choose another disk"
         )
 

@@ -1,9 +1,14 @@
 """Routing traces that engines write, as profiles."""
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,7 +88,7 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     else:
         num_shares = min(_SHARES_PER_WORKER * num_workers, len(files))
         shares = [files[first::num_shares] for first in range(num_shares)]
-        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        with _workers(num_workers) as pool:
             counts = pool.map(job.count, shares)
             total = _total(_telling(counts, list(map(len, shares)), on_files))
     layers = total.layers
@@ -104,6 +109,34 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
     )
     return Import(profile=profile, num_bad=total.num_bad, first_bad=total.first_bad)
+
+
+@contextmanager
+def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that do not outlive the block, or this process."""
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(number, context, initializer=_end_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:  # nobody waits for what they are at
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            raise
+
+
+def _end_with_parent() -> None:
+    """A worker leaves interrupts to its parent, and ends when that has ended, killed perhaps."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _import_pairs(paths: Sequence[Path], top_k: int | None) -> Import:

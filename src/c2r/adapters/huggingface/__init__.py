@@ -15,6 +15,7 @@ from c2r.adapters.huggingface.expert_parallel.state import (
     expert_parameters,
     gather_state_dict,
     reduce_gradients,
+    refresh_replicas,
 )
 from c2r.adapters.huggingface.folders import (
     from_pretrained,
@@ -41,6 +42,7 @@ from c2r.adapters.huggingface.taps.install import (
 )
 from c2r.adapters.huggingface.taps.profiling import profile
 from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
+from c2r.adapters.huggingface.taps.replay import Replay, ReplayedLayer, replay
 
 if has_expert_parallelism():
     import_module("c2r.adapters.huggingface.expert_parallel.implementation")
@@ -50,6 +52,8 @@ __all__ = [
     "ParallelOptions",
     "PreparedPlan",
     "Recorder",
+    "Replay",
+    "ReplayedLayer",
     "RouterSite",
     "RouterSpec",
     "SelectionRule",
@@ -77,8 +81,10 @@ __all__ = [
     "profile",
     "read_model_layers",
     "reduce_gradients",
+    "refresh_replicas",
     "register_router",
     "remove",
+    "replay",
     "save_pretrained",
     "traces",
 ]

@@ -1,9 +1,6 @@
 """A model folder that carries its plan: an ordinary Hugging Face folder plus one file."""
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +24,9 @@ from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
+from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError, PlanError, one_line
+from c2r.parallel import named_failure
 from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
 
 PARALLEL_ATTRIBUTE = "_c2r_experts"
@@ -116,6 +115,9 @@ def _loading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
+        lost = named_failure(f"the loading of {source}", error)
+        if lost is not None:
+            raise lost from None
         raise InputError(
             f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
             "hub name while online"
@@ -176,7 +178,7 @@ def save_pretrained(
         raise PlanError("the model carries no plan; apply one before saving")
     stamp = {"model_fingerprint": fingerprint(model, find_sites(model))}
     plan = replace(plan, provenance={**plan.provenance, **stamp})
-    with _new_folder(Path(folder)) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         before = getattr(model.config, "c2r", None)
         model.config.c2r = {"plan_fingerprint": plan.fingerprint}
         try:
@@ -231,25 +233,3 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 def _first_line(error: BaseException) -> str:
     return one_line(error).rstrip(".") or type(error).__name__
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder, renamed to `folder` when the block ends without an error."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; choose another")
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        temporary.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot write {folder}: {_first_line(error)}; nothing was left behind"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -15,7 +15,6 @@ a set that holds both changes nothing, which the last two terms put right.
 
 import numpy as np
 
-from c2r.plans.copies import count_copies
 from c2r.types import Bool, Counts, Float, Int
 
 
@@ -24,6 +23,10 @@ class SwapGains:
 
     Labels are ranks, or nodes. Experts that no set holds are allowed: the search uses them as empty
     slots where the ranks cannot hold equally many experts.
+
+    Attributes:
+        labels: `[E]`.
+        visits: `[labels]` weight of the sets that visit each label.
     """
 
     def __init__(self, sets: Int, counts: Counts, labels: Int, num_labels: int) -> None:
@@ -39,7 +42,7 @@ class SwapGains:
         self._held = np.zeros((len(sets), num_labels), dtype=np.uint8)
         for column in sets.T:
             self._held[np.arange(len(sets)), self.labels[column]] += 1
-        self.cost = float(self._weights @ count_copies(sets, self.labels)) if len(sets) else 0.0
+        self.visits = np.stack([self._weights[held > 0].sum() for held in self._held.T])
         everything = np.arange(len(sets))
         self._alone = np.zeros((len(labels), len(labels)))
         self._add_alone(sets, self._is_alone(everything, sets) * self._weights[:, None])
@@ -62,9 +65,10 @@ class SwapGains:
         changes[self.labels[:, None] == self.labels] = 0
         return changes
 
-    def visits(self) -> Float:
-        """`[labels]` weight of the sets that visit each label."""
-        return np.stack([self._weights[held > 0].sum() for held in self._held.T])
+    @property
+    def cost(self) -> float:
+        """Weighted copies: the visits of all labels."""
+        return float(self.visits.sum())
 
     def swap(self, first: int, second: int) -> None:
         """Swaps the labels of two experts."""
@@ -86,7 +90,7 @@ class SwapGains:
             after = self._held[touched, label] == 0
             signed = weights * (after.astype(np.int8) - before.astype(np.int8))
             self._enter[:, label] += self._sum_by_expert(rows, after != before, signed)
-            self.cost -= float(signed.sum())
+            self.visits[label] -= signed.sum()
 
     def _union(self, first: Int, second: Int) -> Int:
         """Ids in either list, by a mark for each set: np.union1d would sort them at every step."""

@@ -112,14 +112,15 @@ class _SwapSearch:
 
         self._bottleneck = problem.bottleneck
         self._rows_per_load = problem.rows_per_load
-        self._visits = [gains.visits() for _, gains in self._levels]
 
     @property
     def cost(self) -> float:
         if self._bottleneck is None:
             return sum(weight * gains.cost for weight, gains in self._levels)
         return self._bottleneck.of(
-            self.rank_load * self._rows_per_load, self._visits[0], self._visits[-1]
+            self.rank_load * self._rows_per_load,
+            self._levels[0][1].visits,
+            self._levels[-1][1].visits,
         )
 
     @property
@@ -150,9 +151,9 @@ class _SwapSearch:
         rank_rows = self.rank_load * self._rows_per_load
         changes = cost.load * norm_changes(rank_rows, self.placement, moved)
         weights = (cost.visits, cost.node_visits)
-        for weight, (_, gains), visits in zip(weights, self._levels, self._visits, strict=False):
+        for weight, (_, gains) in zip(weights, self._levels, strict=False):
             if weight:
-                changes += weight * norm_changes(visits, gains.labels, gains.visit_changes())
+                changes += weight * norm_changes(gains.visits, gains.labels, gains.visit_changes())
         return changes
 
     def _excess_changes(self) -> Float:
@@ -170,8 +171,6 @@ class _SwapSearch:
     def swap(self, first: int, second: int) -> None:
         for _, gains in self._levels:
             gains.swap(first, second)
-        if self._bottleneck is not None:
-            self._visits = [gains.visits() for _, gains in self._levels]
         ours, theirs = self.placement[first], self.placement[second]
         moved = self.load[first] - self.load[second]
         self.rank_load[ours] -= moved

@@ -1,17 +1,41 @@
-"""Weights and gradients of experts that are spread over ranks."""
+"""Weights of experts that are spread over ranks."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from c2r.parallel import Comm, SplitSizes
+from c2r.plans.holders import NO_EXPERTS, experts_of
 from c2r.types import Int
 
 _PIECE_BYTES = 4 * 2**20
 """Of a rank's share, per exchange: holds little beside the parameter, and is long enough that a
 message's fixed cost does not count. Chosen by hand; benchmarks/load_memory.py shows the memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Homes:
+    """Where the experts of a module live.
+
+    Attributes:
+        placement: `[E]` int64, the rank that holds each expert as its own.
+        replicas: `[ranks, r]` int64, further experts of each rank; empty for none.
+    """
+
+    placement: Int
+    replicas: Int = field(default_factory=lambda: NO_EXPERTS)
+
+    def on(self, rank: int) -> Int:
+        """The experts on `rank`: its own ascending, then replicas, as its parameters hold them."""
+        return experts_of(self.placement, self.replicas, rank)
+
+    def num_own(self, rank: int) -> int:
+        """Experts that `rank` holds as its own; the first of its parameters' rows."""
+        return int(np.count_nonzero(self.placement == rank))
 
 
 def replace_experts(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -21,53 +45,68 @@ def replace_experts(module: nn.Module, change: Callable[[Tensor], Tensor]) -> No
         module.register_parameter(name, nn.Parameter(changed, parameter.requires_grad))
 
 
-@torch.no_grad()
-def move_experts(module: nn.Module, comm: Comm, before: Int, after: Int) -> None:
-    """Brings the experts of a module from the ranks `before` `[E]` to the ranks `after` `[E]`.
+def in_pieces(tensors: tuple[Tensor, ...], num_per_rank: float) -> Iterator[tuple[Tensor, ...]]:
+    """Views `[experts, values]` of tensors `[experts, ...]`, a stretch of the values at a time.
 
-    The experts of a rank are in ascending order, before and after. They travel in pieces, so that
-    little more memory is needed than for one parameter twice.
+    Cut along the values of an expert, the same on all ranks, not along experts, whose number
+    differs: so that all ranks exchange equally often. A piece of `num_per_rank` experts has 4 MiB.
     """
-    if np.array_equal(before, after):
+    num_pieces = math.ceil(tensors[0][0].nbytes * num_per_rank / _PIECE_BYTES)
+    pieces = (t.view(len(t), -1).tensor_split(num_pieces, dim=1) for t in tensors)
+    return zip(*pieces, strict=True)
+
+
+@torch.no_grad()
+def move_experts(module: nn.Module, comm: Comm, before: Homes, after: Homes) -> None:
+    """Brings the experts of a module from their own ranks `before` to all their ranks `after`.
+
+    They travel in pieces, so that little more memory is needed than for one parameter twice.
+    """
+    if np.array_equal(before.placement, after.placement) and not after.replicas.size:
         return
-    destinations = after[before == comm.rank]
-    order = torch.from_numpy(destinations.argsort(kind="stable"))
-    sources = [np.flatnonzero((before == rank) & (after == comm.rank)) for rank in range(comm.size)]
-    # They arrive by sender, within one ascending; a rank holds them ascending in all.
-    ascending = torch.from_numpy(np.concatenate(sources).argsort())
+    # To each rank in the order that it will have; so from each sender they arrive in that order.
+    sent = [_held_as_own(before, after.on(rank), comm.rank) for rank in range(comm.size)]
+    row_of = np.cumsum(before.placement == comm.rank) - 1
+    order = torch.from_numpy(row_of[np.concatenate(sent)])
+    sources = before.placement[after.on(comm.rank)]
+    arriving = torch.from_numpy(sources.argsort(kind="stable"))
     sizes = SplitSizes(
-        send=np.bincount(destinations, minlength=comm.size).tolist(),
-        receive=[len(ids) for ids in sources],
+        send=[len(ids) for ids in sent],
+        receive=np.bincount(sources, minlength=comm.size).tolist(),
         what="the exchange of experts",
     )
+    num_per_rank = len(before.placement) / comm.size
 
     def move(shard: Tensor) -> Tensor:
-        moved = shard.new_empty(len(ascending), *shard.shape[1:])
-        # Cut along the values of an expert, the same on all ranks, not along experts, whose number
-        # differs: so that all ranks exchange equally often.
-        num_pieces = -(-shard[0].nbytes * len(before) // comm.size // _PIECE_BYTES)
-        pieces = (t.view(len(t), -1).tensor_split(num_pieces, dim=1) for t in (shard, moved))
-        for old, new in zip(*pieces, strict=True):
+        moved = shard.new_empty(len(arriving), *shard.shape[1:])
+        for old, new in in_pieces((shard, moved), num_per_rank):
             received = comm.exchange(old[order.to(old.device)], sizes).wait()
-            new.copy_(received[ascending.to(new.device)])
+            new[arriving.to(new.device)] = received
         return moved
 
     replace_experts(module, move)
 
 
+def _held_as_own(homes: Homes, experts: Int, rank: int) -> Int:
+    return experts[homes.placement[experts] == rank]
+
+
 @torch.no_grad()
-def gather_experts(shard: Tensor, comm: Comm, placement: Int) -> Tensor:
-    """All experts `[E, ...]` in the order of their ids on rank 0, none elsewhere."""
-    num_on_rank = np.bincount(placement, minlength=comm.size).tolist()
+def gather_experts(shard: Tensor, comm: Comm, homes: Homes) -> Tensor:
+    """All experts `[E, ...]` in the order of their ids on rank 0, none elsewhere.
+
+    Each comes from its own rank, whatever replicas there are.
+    """
+    num_on_rank = [homes.num_own(rank) for rank in range(comm.size)]
     is_first = comm.rank == 0
     sizes = SplitSizes(
-        send=[len(shard)] + [0] * (comm.size - 1),
+        send=[num_on_rank[comm.rank]] + [0] * (comm.size - 1),
         receive=num_on_rank if is_first else [0] * comm.size,
         what="the gathering of experts",
     )
-    gathered = comm.exchange(shard.detach(), sizes).wait()
+    gathered = comm.exchange(shard[: num_on_rank[comm.rank]].detach(), sizes).wait()
     if not is_first:
         return gathered
     # Gathered rows are in the order `by_rank`; its inverse puts them in the order of ids.
-    by_rank = placement.argsort(kind="stable")
+    by_rank = homes.placement.argsort(kind="stable")
     return gathered[torch.from_numpy(by_rank.argsort())]

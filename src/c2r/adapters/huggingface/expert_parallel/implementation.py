@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
+from c2r.adapters.huggingface.expert_parallel.expert_weights import Homes
 from c2r.adapters.huggingface.expert_parallel.spread import LocalExperts, ParallelOptions
 from c2r.errors import ModelError
 from c2r.parallel import ProcessGroupComm
@@ -18,9 +19,9 @@ class C2RExpertParallel(EPImplementation):  # type: ignore[misc]
         super().__init__(experts, ep_mesh, tp_mesh)
         self.is_shared_batch = tp_mesh.size() > 1
         comm = ProcessGroupComm(ep_mesh.get_group())
-        placement = np.arange(comm.size).repeat(self.num_local_experts)
+        homes = Homes(placement=np.arange(comm.size).repeat(self.num_local_experts))
         name = type(experts).__name__
-        self.local = LocalExperts(experts, name, comm, placement, ParallelOptions(), 1)
+        self.local = LocalExperts(experts, name, comm, homes, ParallelOptions(), 1)
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """See `EPImplementation.__call__`."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import (
+    Homes,
     move_experts,
     replace_experts,
 )
@@ -26,6 +27,7 @@ from c2r.adapters.huggingface.expert_parallel.loading import (
     forget_distribution,
     sharding_of_experts,
 )
+from c2r.adapters.huggingface.expert_parallel.replica_weights import ReplicaWeights
 from c2r.adapters.huggingface.folders import (
     PARALLEL_ATTRIBUTE,
     constrain,
@@ -75,7 +77,7 @@ class LocalExperts:
         module: the experts; its parameters are those of this rank already.
         name: path of the module in the model.
         comm: the ranks.
-        placement: `[E]` the rank of each expert.
+        homes: where all experts live.
         options: how tokens travel.
         num_nodes: machines that the ranks are on.
     """
@@ -85,19 +87,25 @@ class LocalExperts:
         module: nn.Module,
         name: str,
         comm: ProcessGroupComm,
-        placement: Int,
+        homes: Homes,
         options: ParallelOptions,
         num_nodes: int,
     ) -> None:
+        self.module = module
         self.forward = module.forward
         self.name = name
         self.comm = comm
-        self.placement = placement
+        self.homes = homes
+        self.replicas = ReplicaWeights(comm, homes) if homes.replicas.size else None
+        self.has_stale_replicas = False
+        """Whether the owners' weights may differ from the replicas', as after a step; the same on
+        all ranks."""
         self.num_chunks = options.num_chunks
         self.dispatcher = make_dispatcher(
             options.dispatcher,
             comm=comm,
-            placement=placement,
+            placement=homes.placement,
+            replicas=homes.replicas,
             num_nodes=num_nodes,
             dispatch_dtype=options.dispatch_dtype,
             layer=name,
@@ -105,10 +113,29 @@ class LocalExperts:
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """The weighted sums `[tokens, h]` of this rank's tokens, as the module itself would."""
+        if self.has_stale_replicas:
+            self.refresh_replicas()
         output: Tensor = parallel_moe(
             hidden, expert_ids, weights, self.run, self.dispatcher, self.num_chunks
         )
         return output.to(hidden.dtype)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def refresh_replicas(self) -> None:
+        """Copies the weights of experts to their replicas, on all ranks at once."""
+        if self.replicas is not None:
+            self.replicas.refresh(self.module)
+        self.has_stale_replicas = False
+
+    def reduce_gradients(self) -> None:
+        """Brings the gradients of replicas to their experts, on all ranks at once.
+
+        Replicas are stale from then on: a step of the optimizer is to come. The next forward
+        refreshes them.
+        """
+        if self.replicas is not None:
+            self.replicas.reduce_gradients(self.module)
+            self.has_stale_replicas = True
 
     def run(self, rows: Tensor, counts: Tensor) -> Tensor:
         """The module's own forward on rows of local experts `[rows, h]`, unweighted."""
@@ -136,7 +163,7 @@ def parallelize(
     Every rank calls this with the same model and runs its own batches from then on, as many
     forward and backward passes as the others. Each keeps its own experts only. The model computes
     what it did before; a policy is applied apart, by `c2r.apply`. Gradients of experts are sums
-    over the tokens of all ranks; sum the others by `reduce_gradients`.
+    over the tokens of all ranks; `reduce_gradients` sums those of replicas and all others.
 
     Args:
         model: a transformers model, whole on every rank.
@@ -148,18 +175,17 @@ def parallelize(
         ModelError: the family has no expert-parallel plan in transformers, or is not supported.
         InputError: the model is parallel already.
         PlanMismatchError: the plan is for another model or number of ranks.
-        PlanError: the plan leaves a rank without experts, or names replicas.
+        PlanError: the plan leaves a rank without experts of its own, or does not fit the model.
         CommunicationError: ranks differ in model, plan, type or options.
     """
     names = _experts_of(model)
     if is_parallel(model):
         raise InputError("the model is parallel already; load it again to spread it differently")
     comm = ProcessGroupComm(_process_group(group), options.timeout)
-    placements = _agreed_placements(model, names, plan, options, comm)
-    for name, placement in placements.items():
+    for name, homes in _agreed_homes(model, names, plan, options, comm).items():
         module = model.get_submodule(name)
-        replace_experts(module, _own_experts(placement, comm.rank))
-        _install(model, name, placement, comm, plan, options)
+        replace_experts(module, _own_experts(homes, comm.rank))
+        _install(model, name, homes, comm, plan, options)
     setattr(model, PARALLEL_ATTRIBUTE, names)
 
 
@@ -200,16 +226,15 @@ def load_parallel(
     for name in names:
         module = model.get_submodule(name)
         replace_experts(module, _local_shard)
-        contiguous = np.arange(comm.size).repeat(_num_experts(module))
+        contiguous = Homes(placement=np.arange(comm.size).repeat(_num_experts(module)))
         _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
     # Both look for the routers by a forward pass, for which contiguous experts do.
     constrain(model, source)
-    placements = _agreed_placements(model, names, plan, options, comm)
-    for name, placement in placements.items():
+    for name, homes in _agreed_homes(model, names, plan, options, comm).items():
         module = model.get_submodule(name)
-        move_experts(module, comm, _experts(module).placement, placement)
+        move_experts(module, comm, _experts(module).homes, homes)
         del module.forward  # the class's own, which runs the experts, is back
-        _install(model, name, placement, comm, plan, options)
+        _install(model, name, homes, comm, plan, options)
     setattr(model, PARALLEL_ATTRIBUTE, names)
     return model.eval()
 
@@ -266,12 +291,14 @@ def _experts(module: nn.Module) -> LocalExperts:
 def _num_experts(module: Any) -> int:
     """Of all ranks."""
     experts = module.forward
-    return len(experts.placement) if isinstance(experts, LocalExperts) else int(module.num_experts)
+    if isinstance(experts, LocalExperts):
+        return len(experts.homes.placement)
+    return int(module.num_experts)
 
 
-def _own_experts(placement: Int, rank: int) -> Callable[[Tensor], Tensor]:
-    own = torch.from_numpy(np.flatnonzero(placement == rank))
-    return lambda parameter: parameter[own.to(parameter.device)]
+def _own_experts(homes: Homes, rank: int) -> Callable[[Tensor], Tensor]:
+    held = torch.from_numpy(homes.on(rank))
+    return lambda parameter: parameter[held.to(parameter.device)]
 
 
 def _local_shard(parameter: Any) -> Tensor:
@@ -283,14 +310,14 @@ def _process_group(group: Any) -> Any:
     return group.get_group() if hasattr(group, "get_group") else group
 
 
-def _agreed_placements(
+def _agreed_homes(
     model: PreTrainedModel,
     names: tuple[str, ...],
     plan: Plan,
     options: ParallelOptions,
     comm: ProcessGroupComm,
-) -> dict[str, Int]:
-    """The rank of each expert, for each experts module, once all ranks agree on what they run."""
+) -> dict[str, Homes]:
+    """Where the experts of each module live, once all ranks agree on what they run."""
     sites = find_sites(model)
     facts = {
         "the dtype": str(model.dtype),
@@ -310,45 +337,46 @@ def _agreed_placements(
     by_block = {
         site.name.rpartition(".")[0]: layer for site, layer in zip(sites, plan.layers, strict=True)
     }
-    placements = {}
+    homes = {}
     for name in names:
         layer = by_block.get(name.rpartition(".")[0])
-        placements[name] = _placement(model.get_submodule(name), layer, comm.size)
-    return placements
+        homes[name] = _homes(model.get_submodule(name), layer, comm.size)
+    return homes
 
 
-def _placement(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> Int:
-    """The rank of each expert; contiguous where the plan does not know the layer."""
+def _homes(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> Homes:
+    """Where the experts of a module live; contiguous where the plan does not know the layer."""
+    num_experts = _num_experts(module)
     if layer is None:
-        return contiguous_placement(_num_experts(module), num_ranks)
-    if layer.replicas.size:
-        raise PlanError(
-            f"layer {layer.name} has {layer.replicas.size} replicas, which cannot run yet; plan "
-            "without replicas"
-        )
+        return Homes(placement=contiguous_placement(num_experts, num_ranks))
     # Ids beyond the module's, such as zaya's that skips the layer, never reach it.
-    placement = layer.placement[: _num_experts(module)]
+    placement = layer.placement[:num_experts]
+    if (layer.replicas >= num_experts).any():
+        raise PlanError(
+            f"layer {layer.name} has replicas of expert {layer.replicas.max()}, which skips the "
+            f"layer and has no weights (only 0 to {num_experts - 1} have); plan without replicas"
+        )
     counts = np.bincount(placement, minlength=num_ranks)
     if not counts.all():
         raise PlanError(
             f"layer {layer.name} leaves rank {int(counts.argmin())} without experts "
             f"({', '.join(map(str, counts))} on the ranks); plan with at least one on each"
         )
-    return placement
+    return Homes(placement=placement, replicas=layer.replicas)
 
 
 def _install(
     model: PreTrainedModel,
     name: str,
-    placement: Int,
+    homes: Homes,
     comm: ProcessGroupComm,
     plan: Plan,
     options: ParallelOptions,
 ) -> None:
     """Makes a module, whose parameters are this rank's already, run its experts by dispatch."""
     module = model.get_submodule(name)
-    module.num_experts = int(np.count_nonzero(placement == comm.rank))
-    experts = LocalExperts(module, name, comm, placement, options, plan.topology.num_nodes)
+    module.num_experts = len(homes.on(comm.rank))
+    experts = LocalExperts(module, name, comm, homes, options, plan.topology.num_nodes)
     module.forward = experts
     # While loading it is called twice; the one hook reads whichever experts are installed.
     if not hasattr(module, _HOOK):
@@ -358,8 +386,10 @@ def _install(
 def _select_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Takes this rank's experts out of a state dict of the whole model."""
     experts = _experts(module)
-    placement, rank = experts.placement, experts.comm.rank
+    homes, rank = experts.homes, experts.comm.rank
+    held = torch.from_numpy(homes.on(rank))
+    experts.has_stale_replicas = experts.replicas is not None  # a rank's own state may be stale
     for name, _parameter in module.named_parameters(recurse=False):
         value = state.get(prefix + name)
-        if value is not None and len(value) == len(placement):
-            state[prefix + name] = value[torch.from_numpy(placement == rank)]
+        if value is not None and len(value) == len(homes.placement):
+            state[prefix + name] = value[held]

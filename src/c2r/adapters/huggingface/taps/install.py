@@ -44,7 +44,7 @@ class ConstraintReport:
 
 @dataclass(slots=True, eq=False)
 class Installation:
-    """The tapped routers of one model, and who needs them: a plan, or a capture."""
+    """The tapped routers of one model, and who needs them: a plan, a capture or a replay."""
 
     sites: tuple[RouterSite, ...]
     state: ForwardState
@@ -52,6 +52,7 @@ class Installation:
     handles: list[RemovableHandle] = field(default_factory=list)
     plan: Plan | None = None
     is_captured: bool = False
+    is_replayed: bool = False
 
 
 def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
@@ -215,9 +216,11 @@ def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
 
 
 def uninstall_unused(model: nn.Module) -> None:
-    """Removes the taps unless a plan or a capture needs them."""
+    """Removes the taps unless a plan, a capture or a replay needs them."""
     installation = installed(model)
-    if installation is None or installation.plan is not None or installation.is_captured:
+    if installation is None or installation.plan is not None:
+        return
+    if installation.is_captured or installation.is_replayed:
         return
     _undo(installation)
     delattr(uncompiled(model), _ATTRIBUTE)

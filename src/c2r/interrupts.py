@@ -1,0 +1,55 @@
+"""SIGTERM, which schedulers send, ends a program as Ctrl-C does: by `KeyboardInterrupt`."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Interrupt:
+    """The signal that asked a program to end.
+
+    Attributes:
+        number: of the signal; None where none came.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @property
+    def what(self) -> str:
+        """What happened, in a word."""
+        return "terminated" if self.number == signal.SIGTERM else "interrupted"
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give a program that ends so: 130 or 143."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def __call__(self, number: int, _: Any) -> None:
+        """Notes the signal, and raises."""
+        self.number = number
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupt]:
+    """Ctrl-C and SIGTERM raise `KeyboardInterrupt` in the block; only the main thread can ask."""
+    interrupt = Interrupt()
+    with handling(interrupt):
+        yield interrupt
+
+
+@contextmanager
+def handling(handler: Any) -> Iterator[None]:
+    """`handler` takes Ctrl-C and SIGTERM in the block; elsewhere than in the main thread none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)

@@ -1,0 +1,176 @@
+"""What exchange takes, and what each way to lessen it saves, on few to thousands of ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from c2r.errors import InputError
+from c2r.planning.planner import make_plan
+from c2r.plans import ClusterTopology, Plan
+from c2r.prediction import Cluster, StepTime, Workload, best_time, predict_time
+from c2r.prediction.time import rest_time
+from c2r.prediction.traffic import known_sets
+from c2r.profiling import CollaborationProfile, IdProfileBuilder
+
+SIZES = tuple(8 << exponent for exponent in range(9))
+"""Ranks: 8 to 2,048."""
+_SEVERAL = ClusterTopology(num_ranks=2)  # on which sets are asked for
+_MOST_TOKENS = 16_384  # of a layer, half to plan on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalePoint:
+    """One number of ranks.
+
+    Attributes:
+        num_ranks: devices.
+        group_ranks: ranks that share the experts of a layer; `num_ranks / group_ranks` groups have
+            them all, each for its own tokens.
+        group_nodes: machines of a group.
+        steps: the step by what is done about exchange, in the order of `saved`: `k_fold`, `once`
+            per rank, `hierarchical` where nodes have several ranks, `placed`, `replicas` and
+            `policy` where they are known.
+    """
+
+    num_ranks: int
+    group_ranks: int
+    group_nodes: int
+    steps: Mapping[str, StepTime]
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """What each saves on top of the best before it, as a share of the k-fold step.
+
+        Less than nothing where it is slower than what there was.
+        """
+        base = best = self.steps["k_fold"].total
+        found = {}
+        for name, step in self.steps.items():
+            if name != "k_fold":
+                found[name] = (best - step.total) / base
+                best = min(best, step.total)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The point as JSON data: milliseconds of steps, shares of the k-fold step."""
+        return {
+            "num_ranks": self.num_ranks,
+            "group_ranks": self.group_ranks,
+            "group_nodes": self.group_nodes,
+            "exchange_share": {name: step.exchange_share for name, step in self.steps.items()},
+            "step": {name: step.total for name, step in self.steps.items()},
+            "layer": {name: step.layer for name, step in self.steps.items()},
+            "saved": self.saved,
+        }
+
+
+def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user may leave out
+    profile: CollaborationProfile,
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    sizes: Sequence[int] = SIZES,
+    num_layers: int = 2,
+    replicas: int = 0,
+    constrained: tuple[Plan, CollaborationProfile] | None = None,
+    seed: int = 0,
+) -> Iterator[ScalePoint]:
+    """The step on ranks of the kind of `cluster`, one number of ranks after the other.
+
+    As many ranks as the largest power of two that is no more than the experts form a group that
+    shares them; further ranks are further groups, whose tokens are their own. What groups exchange
+    among themselves, the gradients, is not counted. Experts are placed anew for every size, on one
+    half of the tokens; times are those of the other half.
+
+    Args:
+        profile: the routing, with sets.
+        cluster: whose ranks, nodes' size and links are taken.
+        workload: tokens of each rank.
+        sizes: numbers of ranks.
+        num_layers: so many layers of the profile stand for all, evenly chosen.
+        replicas: further experts that each rank holds; 0 for none.
+        constrained: a plan with a policy, and the profile of the model under it; its sets are used
+            on the plan's ranks, and of the policy "c2r", whose lists know no ranks, on any.
+        seed: of placements and halves.
+
+    Raises:
+        InputError, PlanError: the profile has no tokens or no sets, or a size is not positive.
+    """
+    planned, judged = _halves(profile, num_layers, seed)
+    under = None if constrained is None else (constrained[0], _layers(constrained[1], num_layers))
+    for size in sizes:
+        if size < 1:
+            raise InputError(f"{size} ranks; give 1 or more")
+        where = _group(cluster, size, min(layer.num_experts for layer in planned.layers))
+        topology = {"num_ranks": where.num_ranks, "num_nodes": where.num_nodes}
+        names = {"k_fold": "k_fold", "once": "zero_redundancy"}
+        if where.is_nested:
+            names["hierarchical"] = "hierarchical"
+        steps = {
+            name: predict_time(judged, None, where, workload, dispatcher=dispatcher)
+            for name, dispatcher in names.items()
+        }
+        settings: dict[str, Any] = {"cluster": where, "workload": workload, "seed": seed}
+        plan = make_plan(planned, **topology, **settings)
+        steps["placed"] = best_time(judged, plan, where, workload, chunks=(1,))
+        if replicas and where.num_ranks > 1:
+            plan = make_plan(planned, replicas=replicas, **topology, **settings)
+            steps["replicas"] = best_time(judged, plan, where, workload, chunks=(1,))
+        if under is not None and _is_measured(under[0], where):
+            steps["policy"] = best_time(under[1], plan, where, workload, chunks=(1,))
+        yield ScalePoint(
+            num_ranks=size,
+            group_ranks=where.num_ranks,
+            group_nodes=where.num_nodes,
+            steps={name: _of_all_layers(step, where, workload) for name, step in steps.items()},
+        )
+
+
+def _group(cluster: Cluster, num_ranks: int, num_experts: int) -> Cluster:
+    """The ranks that share the experts, on as few nodes as they fit on evenly."""
+    group = min(num_ranks, 1 << (num_experts.bit_length() - 1))
+    nodes = 1
+    while group / nodes > cluster.topology.ranks_per_node or group % nodes:
+        nodes += 1
+    return cluster.of_size(group, nodes)
+
+
+def _is_measured(plan: Plan, cluster: Cluster) -> bool:
+    """Whether the sets under the plan's policies are those that there would be on these ranks."""
+    is_of_lists = all(layer.policy in ("c2r", "top_k") for layer in plan.layers)
+    return is_of_lists or plan.topology == cluster.topology
+
+
+def _layers(profile: CollaborationProfile, num_layers: int) -> CollaborationProfile:
+    """Some of the layers, evenly chosen."""
+    count = min(num_layers, profile.num_layers)
+    chosen = np.linspace(0, profile.num_layers - 1, count).round().astype(int)
+    return CollaborationProfile(
+        layers=tuple(profile.layers[index] for index in chosen), provenance=profile.provenance
+    )
+
+
+def _halves(
+    profile: CollaborationProfile, num_layers: int, seed: int
+) -> tuple[CollaborationProfile, CollaborationProfile]:
+    """Two halves of the tokens of some layers, drawn; of many, a part."""
+    builders = [IdProfileBuilder(profile.num_experts) for _ in range(2)]
+    chosen = _layers(profile, num_layers)
+    rng = np.random.default_rng(seed)
+    for index, layer in enumerate(chosen.layers):
+        sets, counts = known_sets(index, layer, _SEVERAL)
+        tokens = rng.permutation(np.repeat(np.arange(len(sets)), counts))[:_MOST_TOKENS]
+        for builder, half in zip(builders, np.array_split(tokens, 2), strict=True):
+            builder.update(index, sets[half])
+    names = dict.fromkeys(range(len(chosen.layers)), "")
+    first, second = (builder.build(names, profile.provenance) for builder in builders)
+    return first, second
+
+
+def _of_all_layers(step: StepTime, cluster: Cluster, workload: Workload) -> StepTime:
+    """The step with as many layers as the model has, the chosen ones taking turns."""
+    count = max(workload.sizes.num_moe_layers, 1)
+    layers = tuple(step.layers[index % len(step.layers)] for index in range(count))
+    return StepTime(dispatcher=step.dispatcher, layers=layers, rest=rest_time(cluster, workload))

@@ -1,0 +1,60 @@
+"""What requests returned of their routing, with their token ids: a text that can be replayed."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from c2r.adapters.layers import ModelLayers
+from c2r.errors import InputError
+from c2r.serving.check import Answer
+
+_TOKENS, _EXPERTS = "token_ids", "routed_experts"
+
+
+def read_routed(path: Path, layers: ModelLayers) -> tuple[list[Tensor], Answer]:
+    """The sequences in a .npz and the experts that an engine chose for them.
+
+    Args:
+        path: holds for each request N `N.token_ids` `[tokens]`, and `N.routed_experts`
+            `[rows, layers, k]`. An engine routes all tokens but the last that it made: rows are
+            one fewer than the tokens, which then end one earlier.
+        layers: of the model. The second axis counts its MoE layers, or all of its layers.
+
+    Raises:
+        InputError: the file cannot be read, or is not of this model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            requests = sorted(
+                name.removesuffix(f".{_TOKENS}") for name in arrays if name.endswith(f".{_TOKENS}")
+            )
+            pairs = [(arrays[f"{r}.{_TOKENS}"], arrays[f"{r}.{_EXPERTS}"]) for r in requests]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"cannot read {path}: {error}; give a .npz of N.{_TOKENS} and N.{_EXPERTS} of requests"
+        ) from error
+    if not pairs:
+        raise InputError(f"{path} holds no request: no array is named N.{_TOKENS}")
+    numbers = sorted(layers.routers)
+    sequences, experts = [], []
+    for request, (ids, routed) in zip(requests, pairs, strict=True):
+        wrong = ids.ndim != 1 or routed.ndim != 3 or ids.dtype.kind + routed.dtype.kind != "ii"
+        if wrong or len(routed) not in (len(ids), len(ids) - 1):
+            raise InputError(
+                f"{path}: request {request} has {list(ids.shape)} {ids.dtype} token ids and "
+                f"{list(routed.shape)} {routed.dtype} experts, not [tokens] and "
+                "[tokens - 1, layers, k] integers"
+            )
+        if routed.shape[1] not in (len(numbers), layers.num_layers):
+            raise InputError(
+                f"{path}: request {request} counts {routed.shape[1]} layers, the model has "
+                f"{layers.num_layers}, {len(numbers)} of them with experts; give its own trace"
+            )
+        sequences.append(torch.from_numpy(ids[: len(routed)].astype(np.int64)))
+        experts.append(routed if routed.shape[1] == len(numbers) else routed[:, numbers])
+    whole = np.concatenate(experts)
+    return sequences, Answer(
+        expert_ids={number: whole[:, place] for place, number in enumerate(numbers)}
+    )
