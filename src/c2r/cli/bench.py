@@ -154,7 +154,7 @@ def parallel(
             else:
                 note(f"recording the routing of {model} under {len(policies) + 1} policies")
                 texts = resolve_texts(text)
-                own = _record(model, read, num_tokens, calibration_tokens, policies, placing)
+                own = _record(model, texts, num_tokens, calibration_tokens, policies, placing)
         shared = share_recording(own)
         if save_recording is not None and is_first_process():
             shared.save(save_recording)
