@@ -23,18 +23,21 @@ COMMANDS = {
 }
 
 
-def start(name, work, timeout, environment=None):
-    """The ranks of a command, without torchrun, which would end them all."""
+def start(name, work, timeout, odd=None, more=()):
+    """The ranks of a command, without torchrun, which would end them all.
+
+    `odd` adds options to single ranks, `more` to all.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     shared = {"WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         Child.start(
-            [*COMMANDS[name], "--timeout", str(timeout)],
+            [*COMMANDS[name], "--timeout", str(timeout), *more, *(odd or {}).get(rank, ())],
             work.with_suffix(f".{rank}"),
             work,
-            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **(environment or {})},
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(NUM_RANKS)
     ]
