@@ -33,7 +33,7 @@ CASES = [
     ("run", ["--tokens", "4096"], "num_tokens of rank 2 differs: 4096 there, 12288 on the others"),
     ("profile", ["--text", "other.txt"], "the text of rank 2 differs"),
     ("finetune", ["--data", "other.txt"], "the data of rank 2 differs"),
-    ("finetune", ["--steps", "7"], "the settings of rank 2 differs"),
+    ("finetune", ["--steps", "7"], "num_steps of rank 2 differs: 7 there, 6 on the others"),
 ]
 
 
