@@ -106,6 +106,8 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         "num_bad_records": total.num_bad,
         "complete": True,
     }
+    if isinstance(model, ModelLayers):
+        provenance["num_groups"] = model.num_groups
     profile = CollaborationProfile(
         layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
     )

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
+from c2r.adapters.expert_groups import num_expert_groups
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.registry import STATIC_ROUTERS
 from c2r.adapters.layers import ModelLayers
@@ -63,6 +64,7 @@ def model_layers(model: nn.Module) -> ModelLayers:
         num_experts=experts.pop(),
         routers={number: name for number, (name, _) in routers.items()},
         num_layers=max(int(getattr(text, "num_hidden_layers", 0)), last + 1),
+        num_groups=1 if config is None else num_expert_groups(config.to_dict()),
     )
 
 
