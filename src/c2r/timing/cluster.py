@@ -322,7 +322,8 @@ def _cluster(
     settings: ClusterSettings,
 ) -> Cluster:
     """The links of the cluster, and where they were measured; nothing yet of its devices."""
-    figures, said = {}, ""
+    figures: dict[str, Any] = {}
+    said = ""
     for level, name in (("inside", "inner"), ("between", "outer")):
         found = [link for link in links if link.pattern.level == level]
         if not found:
