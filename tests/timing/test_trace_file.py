@@ -67,7 +67,7 @@ def test_planned_tokens_are_not_timed(tmp_path):
 
 
 def test_the_first_bound_that_can_be_kept(tmp_path):
-    """Two of three tokens choose experts 0 and 1 of 4: the busiest of 4 ranks has 4/3 of the mean."""
+    """Two of three tokens choose experts 0 and 1: the busiest of 4 ranks has 4/3 of the mean."""
     routing = read_routing(saved(tmp_path, experts=np.array([[[0, 1]], [[0, 1]], [[2, 3]]] * 90)))
     topology = ClusterTopology(num_ranks=4)
     assert record_file(routing, 9, 135, Placing(topology=topology)).max_load == 1.5

@@ -179,7 +179,7 @@ def _check_figure(path: Path, name: str, document: dict[str, Any], line: int | N
         raise InputError(f"{path}, line {line}: {name} is {value}; give a whole number")
 
 
-_H100 = {
+_H100: dict[str, Any] = {
     "inner_gigabytes": 360.0,
     "inner_microseconds": 20.0,
     "outer_gigabytes": 40.0,
@@ -193,7 +193,7 @@ _H100_SOURCE = (
     "NVIDIA's data sheet: NVLink 450 GB/s a direction, one 400 Gbit/s adapter a GPU, 989 TFLOP/s "
     "in bfloat16, HBM3 3.35 TB/s; 80 % of the links and the memory, 40 % of the products assumed"
 )
-_ETHERNET = {
+_ETHERNET: dict[str, Any] = {
     "inner_gigabytes": 10.0,
     "inner_microseconds": 50.0,
     "outer_microseconds": 100.0,
@@ -204,7 +204,7 @@ _ETHERNET = {
 }
 
 
-def _h100(name: str, num_nodes: int, **other: float) -> Cluster:
+def _h100(name: str, num_nodes: int, **other: Any) -> Cluster:
     return Cluster(
         name=name,
         source=_H100_SOURCE,
@@ -221,7 +221,7 @@ def _hosts(name: str, gigabytes: float) -> Cluster:
     )
 
 
-_H200 = {"memory_gigabytes_per_second": 3800.0, "memory_gigabytes": 141.0}
+_H200: dict[str, Any] = {"memory_gigabytes_per_second": 3800.0, "memory_gigabytes": 141.0}
 PRESETS = {
     cluster.name: cluster
     for cluster in (

@@ -136,7 +136,7 @@ class StepTime:
     def exchange_share(self) -> float:
         """Share of the step in which rows are exchanged and nothing else can run.
 
-        No plan and no dispatcher can save more than that.
+        A plan saves more only by what it takes off the busiest rank's products and copies.
         """
         waiting = sum(
             layer.total - layer.index - layer.launches - layer.compute for layer in self.layers
