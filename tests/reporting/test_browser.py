@@ -98,6 +98,14 @@ def draw_all(browser):
     )
 
 
+def rectangle_of(browser, selector):
+    code = (
+        "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
+        "return [r.left, r.top, r.right, r.bottom]"
+    )
+    return browser.execute_script(code, selector)
+
+
 def figure_of(browser, slug, key):
     code = f"return JSON.stringify(document.getElementById('plot-{slug}').data[0].{key})"
     return json.loads(browser.execute_script(code))
@@ -204,6 +212,37 @@ def test_a_table_is_downloaded(browser, shown, downloads):
         path = downloads / "copies.csv"
         wait_for(path.exists)
     assert path.read_text().splitlines()[0].startswith("layer,copies k fold")
+
+
+def test_the_verdict_is_on_the_first_screen(browser, shown):
+    browser.execute_script("scrollTo(0, 0)")
+    for selector in (".verdict h2", ".bars", ".next", ".answer:last-child .number"):
+        left, top, right, bottom = rectangle_of(browser, selector)
+        assert 0 <= left < right <= 1280 and 0 <= top < bottom <= 900, selector
+
+
+def test_the_bars_are_as_long_as_the_steps_take(browser, shown):
+    code = (
+        "return [...document.querySelectorAll('.bar')].map((b) => b.getBoundingClientRect().width)"
+    )
+    before, after = browser.execute_script(code)
+    found = browser.execute_script(
+        "return [...document.querySelectorAll('.bars > b')].map((b) => parseFloat(b.textContent))"
+    )
+    assert after / before == pytest.approx(found[1] / found[0], rel=0.02)
+
+
+def test_on_paper_there_are_no_buttons_and_the_theme_is_light(browser, shown):
+    browser.execute_script("setTheme('dark'); dispatchEvent(new Event('beforeprint'))")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown_as = "return getComputedStyle(document.querySelector(arguments[0])).display"
+    assert browser.execute_script(shown_as, "#theme") == "none"
+    assert browser.execute_script(shown_as, "nav") == "none"
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "light"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    browser.execute_script("setTheme('light')")
 
 
 @pytest.mark.parametrize("width", [400, 1280])

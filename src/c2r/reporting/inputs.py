@@ -18,6 +18,8 @@ Document = dict[str, Any]
 LOSSES = ("loss", "eval_loss")  # as a Trainer logs them
 COPIES = "copies_per_token"  # as `c2r finetune` does
 
+_ROUNDING = 1e-6
+_MOST_ROWS = 10_000  # of a token in a layer: no model has as many experts
 _SINGLE = ("profile", "plan", "sweep")
 _ALL_KINDS = (*_SINGLE, "measurement", "tasks", "benchmark", "training")
 _OF_A_MEASUREMENT = ("policy", "strength", "plan_fingerprint", "num_tokens")
@@ -192,11 +194,17 @@ def _sweep(path: Path, document: Document) -> SweepResult:
 
 def _check_shares(found: Measurement, topology: ClusterTopology | None) -> None:
     """Raises `ValueError` unless there is a figure for each layer and each rank, or none at all."""
-    ranks, nodes = (found.rank_rows, found.rank_visits), found.node_visits
-    if len({*map(len, ranks), len(nodes)}) != 1:
+    if found.strength == ():
+        raise ValueError("a strength for each layer is of no layer")
+    rows, visits, nodes = found.rank_rows, found.rank_visits, found.node_visits
+    if not len(rows) == len(visits) == len(nodes):
         raise ValueError("the shares of ranks and nodes are of different layers")
-    if any(len(row) != found.num_ranks for shares in ranks for row in shares):
+    if any(len(row) != found.num_ranks for row in (*rows, *visits)):
         raise ValueError(f"a layer has no share for each of {found.num_ranks} ranks")
+    if any(share > 1 + _ROUNDING for row in (*visits, *nodes) for share in row):
+        raise ValueError("a share of the tokens is more than all")
+    if any(row > _MOST_ROWS for layer in rows for row in layer):
+        raise ValueError(f"a token has more than {_MOST_ROWS} expert rows")
     if topology is None:
         return
     if found.num_ranks != topology.num_ranks or any(

@@ -147,8 +147,8 @@ def _errors(series: Series) -> list[list[float]] | None:
     if not series.lower:
         return None
     points = list(zip(series.lower, series.y, series.upper, strict=True))
-    below = [y - lower for lower, y, _ in points]
-    above = [upper - y for _, y, upper in points]
+    below = [max(y - lower, 0.0) for lower, y, _ in points]
+    above = [max(upper - y, 0.0) for _, y, upper in points]
     return [below, above]
 
 
