@@ -43,7 +43,6 @@ def described(hosts, args):
         bytes_per_second(rate or "1000gbit") * PAYLOAD / 1e9
         for rate in (hosts.rate, hosts.inner_rate)
     )
-    # Ranks of a node share its link to the others.
     return replace(
         find_cluster("hosts-4-10g"),
         name="emulated",
@@ -53,6 +52,7 @@ def described(hosts, args):
         inner_gigabytes=inner,
         inner_microseconds=args.exchange_microseconds,
         outer_gigabytes=outer / per_node,
+        is_outer_shared=True,
         outer_microseconds=args.exchange_microseconds,
         teraflops=args.teraflops,
         memory_gigabytes_per_second=args.copy_gigabytes,

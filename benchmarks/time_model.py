@@ -6,7 +6,8 @@ RECORDING is what `c2r bench parallel --save-recording` kept, RESULT what
 `benchmarks/expert_parallel.py --device emulated` wrote with it. Links and devices are as the result
 states them. What real processors add is two figures of the machine: the time of an exchange of
 nothing, and the rate of copies. They are fitted on k-fold dispatch, whole and in four chunks, of
-all results together; every other case is predicted. Baseline: the measured time.
+all results with as many ranks, for these share the cores; every other case is predicted. Baseline:
+the measured time.
 """
 
 import argparse
@@ -31,7 +32,7 @@ class Result:
         self.document = json.loads(Path(path).read_text(encoding="utf-8"))
         settings = self.document["settings"]
         self.recording = Recording.load(recording).of_layers(settings["num_layers"])
-        self.cluster = Cluster(**settings["cluster"])
+        self.cluster = replace(Cluster(**settings["cluster"]), is_outer_shared=True)
         self.shape = _shape(settings)
         self.cases = [(Case(**times["case"]), times) for times in self.document["cases"]]
         self._shares = {}
@@ -108,8 +109,9 @@ def _least_squares(slopes, rest):
     return np.maximum(found, 1e-3)
 
 
-def compare(result, constants):
-    """A row for each case."""
+def compare(result, machines):
+    """A row for each case, predicted by the two figures of its number of ranks."""
+    constants = machines[result.cluster.num_ranks]
     rows = []
     for case, times in result.cases:
         measured, predicted = 1e3 * times["seconds"]["median"], result.total(case, *constants)
@@ -135,16 +137,17 @@ def main():
     parser.add_argument("results", nargs="+", help="RECORDING=RESULT.json")
     args = parser.parse_args()
     results = [Result(*pair.split("=", 1)) for pair in args.results]
-    constants = fit(results)
-    rows = [row for result in results for row in compare(result, constants)]
+    machines = {
+        size: fit([result for result in results if result.cluster.num_ranks == size])
+        for size in sorted({result.cluster.num_ranks for result in results})
+    }
+    rows = [row for result in results for row in compare(result, machines)]
     print_table(rows)
     errors = np.array([abs(row["error"]) for row in rows if not row["fitted"]])
-    figures = {
-        "exchange_microseconds": constants[0],
-        "copy_gigabytes_per_second": constants[1],
-        "error_median": float(np.median(errors)),
-        "error_worst": float(errors.max()),
-    }
+    figures = {"error_median": float(np.median(errors)), "error_worst": float(errors.max())}
+    for size, (exchange, copies) in machines.items():
+        figures[f"exchange_microseconds_{size}_ranks"] = exchange
+        figures[f"copy_gigabytes_{size}_ranks"] = copies
     print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     settings = {"results": [Path(pair.split("=", 1)[1]).name for pair in args.results]}
     finish("time_model", "measured time of the layer", rows, settings, **figures)

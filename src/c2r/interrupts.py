@@ -42,6 +42,25 @@ def interrupts() -> Iterator[Interrupt]:
 
 
 @contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises `TimeoutError` in a block of Python that takes longer; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
 def handling(handler: Any) -> Iterator[None]:
     """`handler` takes Ctrl-C and SIGTERM in the block; elsewhere than in the main thread none."""
     if threading.current_thread() is not threading.main_thread():

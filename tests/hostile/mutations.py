@@ -4,14 +4,20 @@ import io
 import json
 import pickle
 import random
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
+from c2r.assets import tiny_folder
 from c2r.cli import run_command
 from c2r.planning import make_plan
 from c2r.profiling import IdProfileBuilder
+from c2r.results import Measurement, SweepResult
+from c2r.sweeps import SweepRequest
 
 VALUES = (b"null", b"-1", b"1e400", b"9" * 30, b"[" * 5000, b'"\\u001b]0;x"', b"NaN", b"{}", b"0")
 
@@ -43,6 +49,11 @@ def originals(folder):
     routing = {"copies": 1.0, "rank_load_max_over_mean": 1.0}
     result = {"kind": "task evaluation", "num_ranks": 2, "routing": routing, "tasks": [item]}
     (folder / "result.json").write_text(json.dumps(result))
+    request = asdict(SweepRequest(num_ranks=2, policies=("priced=0.1",)))
+    points = [measurement("top_k", 0.0), measurement("priced", 0.1)]
+    SweepResult(request=request, baseline=points[0], points=(points[1],)).save(
+        folder / "sweep.json"
+    )
     good = str(folder / "profile.safetensors")
     out = ["--out", str(folder / "out.safetensors")]
     return {
@@ -63,7 +74,49 @@ def originals(folder):
             ["import", "FILE", "--format", "megatron-trace", "--num-experts", "8", *out]
         ],
         "result.json": [["evaluate", "--compare", "FILE", "FILE"]],
+        "sweep.json": [["plan", good, "--sweep", "FILE", "--max-loss-increase", "0.1", *out]],
     }
+
+
+def models(folder):
+    """As `originals`: files of a model's folder, which stands two levels above the last of them."""
+    model, permuted = folder / "model", folder / "permuted"
+    shutil.copytree(tiny_folder(), model)
+    with safe_open(model / "model.safetensors", "numpy") as file:
+        names = dict.fromkeys(file.keys(), "model.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    profile, plan = str(folder / "tiny.profile"), str(folder / "tiny.plan")
+    cut = ["--tokens", "512", "--seq-len", "128"]
+    assert run_command(["profile", str(model), *cut, "--out", profile]) == 0
+    assert run_command(["plan", profile, "--ranks", "4", "--out", plan]) == 0
+    permute = ["permute", str(model), "--plan", plan, "--out"]
+    assert run_command([*permute, str(permuted)]) == 0
+    out = str(folder / "out.safetensors")
+    return {
+        "model/config.json": [[*permute, out]],
+        "model/model.safetensors.index.json": [[*permute, out]],
+        "permuted/c2r/permutation.safetensors": [
+            ["permute", str(permuted), "--undo", "--out", out]
+        ],
+    }
+
+
+def measurement(policy, strength):
+    """One that a sweep could have made."""
+    names = (
+        "loss", "perplexity", "kl", "top1_agreement", "copies", "copies_contiguous",
+        "remote_copies", "node_copies", "rank_load_max_over_mean", "active_experts_per_rank",
+        "loss_increase",
+    )  # fmt: skip
+    return Measurement(
+        policy=policy, strength=strength, num_tokens=100, num_ranks=2, plan_fingerprint="0" * 16,
+        loss_increase_interval=(0.0, 0.0), **dict.fromkeys(names, 1.0),
+    )  # fmt: skip
+
+
+def place(folder, kind):
+    """Where a damaged file of a kind is put: beside the good one, or in its place in a folder."""
+    return folder / (kind if "/" in kind else f"damaged.{kind}")
 
 
 def mutate(content, rng: random.Random):
@@ -112,5 +165,14 @@ def fault(command, folder):
         return "control characters"
     if status == 2 and after != before:
         return f"left {sorted(after - before)}"
-    (folder / "out.safetensors").unlink(missing_ok=True)
+    remove_output(folder)
     return None
+
+
+def remove_output(folder):
+    """Removes what a command wrote."""
+    for path in folder.glob("out.safetensors*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,15 +1,21 @@
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from c2r.adapters.checkpoints.shards import check_files_inside
-from c2r.adapters.huggingface.folders import load_weights
+from c2r.adapters.huggingface.folders import load_tokenizer, load_weights
 from c2r.artifacts import write_text
 from c2r.assets import tiny_folder
 from c2r.cli import run_command
-from c2r.errors import InputError, ModelError
+from c2r.errors import ArtifactError, InputError, ModelError
+from c2r.plans import ClusterTopology
 from c2r.tasks import TaskRequest, load_tasks
+from c2r.timing.recording import RecordedRouting, Recording
+from c2r.training import conversations
 from tests.hostile.mutations import originals
 
 TASK = """
@@ -144,3 +150,97 @@ def test_a_task_name_cannot_command_the_terminal(tmp_path, capsys):
     assert run_command(["evaluate", "--compare", str(path), str(path)]) == 0
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err and "owned" in said.out
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [LOOP, "{{ 1 // 0 }}", "{{ 1 + 'a' }}", "{{ 'a' * 10**12 }}"])
+def test_a_chat_template_that_loops_or_fails_is_one_line(monkeypatch, template):
+    monkeypatch.setattr(conversations, "_MOST_SECONDS", 1.0)
+    tokenizer = load_tokenizer(tiny_folder())
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    line = conversations.Conversation(messages=messages, source="d.jsonl, line 1")
+    with pytest.raises(InputError, match=r"d\.jsonl, line 1: the tokenizer's chat template refuse"):
+        conversations.render(line, tokenizer)
+
+
+@pytest.mark.parametrize("number", [0, 200_000, 10**9])
+def test_a_number_of_experts_that_no_memory_holds_is_refused(tmp_path, capsys, number):
+    ids = np.array([[0, 1], [1, 0]])
+    save_file({"0_0": ids}, tmp_path / "rank0_raw.safetensors")
+    (tmp_path / "meta_info.json").write_text(json.dumps({"num_experts": number}))
+    out = ["--out", str(tmp_path / "out")]
+    assert run_command(["import", str(tmp_path), "--format", "trtllm-raw", *out]) == 2
+    assert f"pairs of {number} experts" in capsys.readouterr().err
+    (tmp_path / "meta_info.json").unlink()
+    named = ["--num-experts", str(number)]
+    assert run_command(["import", str(tmp_path), "--format", "trtllm-raw", *named, *out]) == 2
+    assert "num_experts is --num-experts" in capsys.readouterr().err
+
+
+def recording():
+    ids = np.arange(8).reshape(1, 4, 2) % 4
+    routing = RecordedRouting(loss=1.0, expert_ids=ids, weights=np.ones((1, 4, 2), np.float32))
+    return Recording(
+        num_experts=4,
+        topology=ClusterTopology(num_ranks=2),
+        placement=np.array([[0, 0, 1, 1]]),
+        max_load=1.0,
+        routings={"top_k": routing},
+    )
+
+
+def routed(whole, **changes):
+    return {"top_k": replace(whole.routings["top_k"], **changes)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: {"placement": r.placement + 1},
+        lambda r: {"placement": r.placement[:, :3]},
+        lambda r: {"num_experts": 3},
+        lambda r: {"routings": {}},
+        lambda r: {"max_load": float("nan")},
+        lambda r: {"routings": routed(r, expert_ids=-r.routings["top_k"].expert_ids)},
+        lambda r: {"routings": routed(r, weights=np.ones(3, np.float32))},
+    ],
+)
+def test_a_recording_that_is_damaged_is_refused(tmp_path, change):
+    whole = recording()
+    whole.save(tmp_path / "whole")
+    assert Recording.load(tmp_path / "whole").num_layers == 1
+    replace(whole, **change(whole)).save(tmp_path / "damaged")
+    with pytest.raises(ArtifactError, match="lacks or damages a field"):
+        Recording.load(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("key", ["seconds", "partial", "spread"])
+def test_a_sweep_whose_state_is_damaged_does_not_go_on(tmp_path, capsys, key):
+    path = tmp_path / "sweep.json"
+    cut = ["--tokens", "1024", "--seq-len", "128", "--policy", "priced=0.1"]
+    command = ["sweep", "tiny", "--ranks", "2", *cut, "--out", str(path)]
+    request = {"request": {}, "complete": False, "points": [], "seconds": 0, "partial": {}}
+    path.write_text(json.dumps({**request, key: "x"}))
+    assert run_command(command) == 2
+    assert "lacks or damages a field" in capsys.readouterr().err
+
+
+def test_no_command_writes_over_a_file_of_a_model(tmp_path, model, capsys):
+    (tmp_path / "t.txt").write_text("text")
+    text, config = str(tmp_path / "t.txt"), str(model / "config.json")
+    before = (model / "config.json").read_bytes()
+    commands = (
+        ["profile", str(model), "--out", config],
+        ["profile", "tiny", "--text", text, "--out", text],
+        ["sweep", str(model), "--ranks", "2", "--out", config],
+        ["sweep", "tiny", "--ranks", "2", "--text", text, "--out", text],
+        ["evaluate", str(model), "--tasks", "piqa", "--out", config],
+        ["import", str(model), "--format", "npz", "--out", config],
+    )
+    for command in commands:
+        assert run_command(command) == 2
+        assert "is an input of this command" in capsys.readouterr().err
+    assert (model / "config.json").read_bytes() == before

@@ -5,11 +5,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from c2r.cli import run_command
-from tests.hostile.mutations import fault, mutate, originals
+from tests.hostile.mutations import fault, models, mutate, originals, place, remove_output
 
 KINDS = [
     "profile.safetensors", "plan.safetensors", "trace.npz", "routed.npy", "pairs.pkl", "dump.pt",
-    "trace.jsonl", "result.json",
+    "trace.jsonl", "result.json", "sweep.json", "model/config.json",
+    "model/model.safetensors.index.json", "permuted/c2r/permutation.safetensors",
 ]  # fmt: skip
 
 
@@ -20,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands(folder):
-    return originals(folder)
+    return originals(folder) | models(folder)
 
 
 def filled(command, path):
@@ -31,16 +32,16 @@ def filled(command, path):
 def test_the_whole_file_is_read(folder, commands, kind):
     for command in commands[kind]:
         assert run_command(filled(command, folder / kind)) == 0
-    (folder / "out.safetensors").unlink(missing_ok=True)
+        remove_output(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_read_or_refused_in_one_line(folder, commands, kind):
     content = (folder / kind).read_bytes()
-    path = folder / f"damaged.{kind}"
+    path = place(folder, kind)
 
     @settings(
-        max_examples=25, derandomize=True, database=None,
+        max_examples=20, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(seed=st.integers(0, 2**32))
@@ -50,3 +51,5 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(folder, commands, kind):
             assert fault(filled(command, path), folder) is None
 
     check()
+    if "/" in kind:
+        path.write_bytes(content)

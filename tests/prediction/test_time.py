@@ -97,6 +97,16 @@ def test_hierarchical_sends_once_to_a_node_and_then_inside():
     assert flat.dispatch == pytest.approx(20.0)
 
 
+def test_ranks_that_share_an_adapter_take_the_time_of_their_mean():
+    # Ranks 0 and 1 of the first node get 1 and 0 rows a token from each of two ranks elsewhere.
+    own = replace(ONE, num_ranks=4, num_nodes=2)
+    found = [
+        layer_time(shares([[0, 0]], num_nodes=2, num_ranks=4), cluster, MILLION).dispatch
+        for cluster in (own, replace(own, is_outer_shared=True))
+    ]
+    assert found == pytest.approx([20.0, 10.0])
+
+
 def test_training_sends_twice_and_computes_three_times():
     training = replace(MILLION, phase=Phase.TRAINING)
     once, twice = (layer_time(shares([[0, 0], [0, 1]]), ONE, w) for w in (MILLION, training))

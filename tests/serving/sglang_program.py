@@ -5,14 +5,17 @@ C2R_PLAN=PLAN python sglang_program.py LOGITS.npy     prints one JSON document
 
 import importlib.machinery
 import json
+import os
 import sys
 import types
+from contextlib import nullcontext
 from unittest.mock import MagicMock
 
 import numpy as np
 import torch
 
 _KERNELS = ("aiter", "flashinfer", "sgl_kernel", "triton_kernels", "tvm_ffi")
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 GROUPS = {"use_grouped_topk": True, "num_expert_group": 4, "topk_group": 2}
 SCALED = {"routed_scaling_factor": 2.5, "apply_routed_scaling_factor_on_output": True}
 CONFIGS = {
@@ -55,6 +58,13 @@ class Finder:
         pass
 
 
+def stub_kernels():
+    """Puts stubs in the place of GPU kernels, and of those that torchvision asks torch about."""
+    sys.meta_path.append(Finder())
+    for name in ("nms", "qnms"):
+        _LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
 def layers(topk_module, **changes):
     """One `TopK` for each configuration."""
     made = {}
@@ -72,6 +82,37 @@ def routed(layer, logits):
     return [output.topk_weights.tolist(), output.topk_ids.tolist()]
 
 
+def model_of(*layers, **config):
+    """What SGLang's loader makes of a model class of these layers."""
+    from sglang.srt.model_loader import loader
+
+    named = types.SimpleNamespace(model_type="qwen3_moe", **config)
+    model = torch.nn.ModuleList(layers)
+    loader.get_model_architecture = lambda _config: (lambda **_options: model, "")
+    loader.resolve_shared_experts_config = lambda *_args: None
+    loader.check_stage_producers = lambda _model: None
+    loader.get_model = lambda: types.SimpleNamespace(override=lambda **_o: nullcontext())
+    return loader._initialize_model(
+        types.SimpleNamespace(
+            hf_config=named, hf_text_config=named, is_draft_model=False, model_path="no/such-model"
+        ),
+        types.SimpleNamespace(draft_model_idx=None),
+    )
+
+
+def without_plan(make):
+    """What is refused where no plan is found."""
+    from c2r.serving import sglang
+
+    named = os.environ.pop("C2R_PLAN")
+    sglang._plan.cache_clear()
+    try:
+        return make()
+    finally:
+        os.environ["C2R_PLAN"] = named
+        sglang._plan.cache_clear()
+
+
 def refusal(make):
     try:
         make()
@@ -81,7 +122,7 @@ def refusal(make):
 
 
 def main():
-    sys.meta_path.append(Finder())
+    stub_kernels()
     from sglang.srt import runtime_context
     from sglang.srt.configs.shared_experts import SharedExpertsConfig
     from sglang.srt.layers.moe import topk
@@ -112,10 +153,13 @@ def main():
         "a bias for each token": lambda: one.forward_native(
             torch.zeros(len(logits), 8), logits, dynamic_expert_bias=torch.zeros(logits.shape)
         ),
+        "a layer that is not bound": lambda: model_of(torch.nn.Linear(2, 2)),
+        "a plan that is not there": lambda: without_plan(lambda: model_of(c2r={})),
     }
     document = {
         "plain": plain,
         "constrained": {name: routed(layer, logits) for name, layer in constrained.items()},
+        "bound": refusal(lambda: model_of(one)),
         "draft": draft.topk_config.custom_routing_function is None,
         "refused": {name: refusal(make) for name, make in refused.items()},
     }

@@ -60,7 +60,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
 
 
 def test_the_command_tells_where_the_model_would_have_chosen_otherwise(tmp_path, capsys):
-    model = load_model(tiny_folder())
+    model = load_model(tiny_folder(), dtype="float32")
     ids = torch.arange(3, 35)[None]
     with torch.no_grad(), c2r.capture(model) as recorder:
         model(input_ids=ids)

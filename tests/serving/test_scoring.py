@@ -100,3 +100,50 @@ def test_layers_route_as_in_transformers(name, policy):
     torch.testing.assert_close(
         weights.gather(-1, order), trace.weights.gather(-1, expected.indices), atol=1e-6, rtol=1e-5
     )
+
+
+POLICIES = {"c2r": 4.0, "group_limited": 2.0, "budgeted": 0.1, "pruned": 0.1, "priced": 0.2}
+
+
+def policy_of(name, kind):
+    layer = LayerPlan(
+        name="",
+        num_experts=16,
+        top_k=4,
+        policy=name,
+        strength=POLICIES[name],
+        partners=torch.stack([(torch.arange(5) + e + 1) % 16 for e in range(16)]).numpy(),
+        placement=(torch.arange(16) % 4).numpy(),
+    )
+    return make_policy(layer, kind)
+
+
+@pytest.mark.parametrize("scoring", ["mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_nothing_is_read_back_to_the_host(name, scoring):
+    """On `meta` there are shapes only: what asks for a value raises."""
+    chosen = SCORINGS[scoring]
+    bias = None if chosen.bias is None else chosen.bias.to("meta")
+    policy = policy_of(name, chosen.score_kind).to("meta")
+    logits = torch.empty(64, 16, device="meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        logits.sum().item()
+    weights, ids = replace(chosen, bias=bias).route(logits, 4, policy)
+    assert weights.shape == ids.shape == (64, 4)
+
+
+@pytest.mark.parametrize("scoring", ["mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_routing_compiles_into_one_graph(name, scoring):
+    torch.compiler.reset()  # it counts how often one function was compiled
+    chosen = SCORINGS[scoring]
+    chosen = replace(chosen, bias=None if chosen.bias is None else torch.linspace(-0.1, 0.1, 16))
+    policy = policy_of(name, chosen.score_kind)
+    logits = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
+    expected = chosen.route(logits, 4, policy)
+    route = torch.compile(
+        lambda rows: chosen.route(rows, 4, policy), fullgraph=True, backend="eager"
+    )
+    found = route(logits)
+    torch.testing.assert_close(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])

@@ -103,6 +103,10 @@ def test_a_draft_model_is_left_as_it_is(answers):
     assert answers[1]["draft"]
 
 
+def test_a_model_with_all_layers_bound_is_served(answers):
+    assert answers[1]["bound"] == "nothing"
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
@@ -113,6 +117,8 @@ def test_a_draft_model_is_left_as_it_is(answers):
         ("an unknown score", "by scoring_func=sqrtsoftplus"),
         ("a runner that routes", "TRITON_KERNEL"),
         ("a bias for each token", "a bias for every token"),
+        ("a layer that is not bound", "SGLang routes 1 of the 1 layers"),
+        ("a plan that is not there", "names a plan that cannot be found"),
     ],
 )
 def test_what_is_not_reached_is_refused(answers, what, told):

@@ -19,6 +19,7 @@ from tests.serving import families
 PYTHON = os.environ.get("C2R_VLLM_PYTHON")
 PROGRAM = Path(c2r.serving.__file__).with_name("vllm_program.py")
 NUM_SEQUENCES, SEQ_LEN = 2, 128
+REACHED_IN_BACKEND = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
 
 pytestmark = [
     pytest.mark.engines,
@@ -50,11 +51,11 @@ def constrain(model, folder):
     return plan
 
 
-def ask(jobs, folder, **environment):
+def ask(jobs, folder, options=None, **environment):
     """Runs the program on all jobs in one process; gives what it prints."""
     np.save(folder / "ids.npy", token_ids().numpy())
     listed = [
-        {"model": str(model), "ids": str(folder / "ids.npy"), "out": str(out)}
+        {"model": str(model), "ids": str(folder / "ids.npy"), "out": str(out), **(options or {})}
         for model, out in jobs
     ]
     (folder / "jobs.json").write_text(json.dumps(listed))
@@ -110,3 +111,25 @@ def test_a_constrained_model_chooses_and_answers_as_in_transformers(answers, nam
     for number, layer in enumerate(sets):
         assert (result[str(number)][: len(layer)] == layer).all()
     assert f"runs under plan {plans[name].fingerprint}" in printed
+
+
+@pytest.fixture(scope="module")
+def by_backend(answers):
+    """The constrained models once more, in vLLM's transformers backend."""
+    folder, *_ = answers
+    jobs = [(folder / name, folder / f"{name}-backend.npz") for name in families.NAMES]
+    ask(jobs, folder, {"model_impl": "transformers"})
+    return folder
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_the_transformers_backend_is_reached_or_refused(answers, by_backend, name):
+    error = by_backend / f"{name}-backend.npz.error"
+    if name not in REACHED_IN_BACKEND:
+        assert "routes this model by transformers' own block" in error.read_text()
+        return
+    log_probs, sets = answers[1][name][1]
+    result = found(by_backend, f"{name}-backend")
+    np.testing.assert_allclose(result["log_probs"], log_probs, atol=1e-4)
+    for number, layer in enumerate(sets):
+        assert (result[str(number)][: len(layer)] == layer).all()

@@ -10,7 +10,8 @@ from c2r.errors import ArtifactError, InputError, PlanError
 from c2r.measuring import measure
 from c2r.plans import ClusterTopology
 from c2r.prediction import rows_per_rank
-from c2r.timing import Placing, Recording, name_policies, record_routings
+from c2r.text import Text
+from c2r.timing import Placing, Recording, name_policies, record_routings, spread_windows
 
 TOPOLOGY = ClusterTopology(num_ranks=4, num_nodes=2)
 POLICIES = name_policies(["budgeted=0.3", "c2r=4"])
@@ -91,6 +92,18 @@ def test_a_recording_outlives_its_file(recording, tmp_path):
         assert np.array_equal(loaded.routings[name].expert_ids, routing.expert_ids)
         assert np.array_equal(loaded.routings[name].weights, routing.weights)
     assert np.array_equal(Recording.decode(recording.encode()).placement, recording.placement)
+
+
+def test_windows_come_from_all_parts_of_the_texts():
+    def tokenizer(piece, **_):
+        return {"input_ids": [ord(letter) for letter in piece]}
+
+    texts = [Text(name=n, content="".join(letter * 8192 for letter in n)) for n in ("abc", "xyz")]
+    found = spread_windows(texts, tokenizer, 6 * 512)
+    assert [window["input_ids"].shape for window in found] == [(1, 512)] * 6
+    seen = {chr(token) for window in found for token in window["input_ids"].unique()}
+    assert seen == set("abcxyz")
+    assert len(spread_windows(texts, tokenizer, 10**6)) == 6 * 16
 
 
 def test_layers_are_kept_evenly(recording):

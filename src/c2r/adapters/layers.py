@@ -11,11 +11,13 @@ class ModelLayers:
         num_experts: E.
         routers: router paths by the number of their layer, dense layers counted.
         num_layers: layers of the model.
+        num_groups: groups of neighbouring experts that the routers limit tokens to; 1 for none.
     """
 
     num_experts: int
     routers: dict[int, str]
     num_layers: int
+    num_groups: int = 1
 
 
 def split_layer(path: str) -> tuple[str, str] | None:

@@ -30,6 +30,8 @@ app.command(
     "cluster", epilog=example("torchrun --nproc-per-node 8 -m c2r bench cluster --out mine.yaml")
 )(bench_cluster.cluster)
 
+_SEQ_LEN = 512
+_TOKENS_READ = 1 << 20
 _LOSS_TOKENS = 16384  # fewer would not tell 0.1 % of loss
 
 
@@ -151,9 +153,8 @@ def parallel(
                 )
             else:
                 note(f"recording the routing of {model} under {len(policies) + 1} policies")
-                own = _record(
-                    model, resolve_texts(text), num_tokens, calibration_tokens, policies, placing
-                )
+                texts = resolve_texts(text)
+                own = _record(model, texts, num_tokens, calibration_tokens, policies, placing)
         shared = share_recording(own)
         if save_recording is not None and is_first_process():
             shared.save(save_recording)
@@ -249,16 +250,26 @@ def _record(
     policies: dict[str, tuple[str, float]],
     placing: "Placing",
 ) -> "Recording":
-    from c2r.text import split_texts
-    from c2r.timing import record_routings, spread_windows
+    from c2r.text import split_texts, token_batches
+    from c2r.timing import record_routings
 
     loaded, tokenizer = load_model_and_tokenizer(model)
     calibration, evaluation = split_texts(texts)
 
+    def batches(chosen: Any, count: int) -> Any:
+        """Windows from all parts of the texts, of so many tokens together."""
+        windows = list(
+            token_batches(
+                chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=1, num_tokens=_TOKENS_READ
+            )
+        )
+        wanted = -(-count // _SEQ_LEN)
+        return windows[:: max(len(windows) // wanted, 1)][:wanted]
+
     return record_routings(
         loaded,
-        spread_windows(calibration, tokenizer, calibration_tokens),
-        lambda: spread_windows(evaluation, tokenizer, max(num_tokens, _LOSS_TOKENS)),
+        batches(calibration, calibration_tokens),
+        lambda: batches(evaluation, max(num_tokens, _LOSS_TOKENS)),
         policies,
         placing,
         num_tokens,

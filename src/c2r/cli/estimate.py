@@ -217,13 +217,13 @@ def _check_memory(
     room = cluster.memory_gigabytes
     if replicas and held > room:
         raise InputError(
-            f"{replicas} replicas a rank do not fit: weights take {held:.1f} GB of the "
-            f"{room:g} GB of a rank of {cluster.name}, {plain:.1f} without replicas; plan with "
+            f"{replicas} replicas a rank do not fit: weights take {held:.3g} GB of the "
+            f"{room:g} GB of a rank of {cluster.name}, {plain:.3g} without replicas; plan with "
             "fewer (--replicas), or for more ranks"
         )
     if plain > room:
         note(
-            f"the weights do not fit: {plain:.1f} GB a rank, and {cluster.name} has {room:g}; "
+            f"the weights do not fit: {plain:.3g} GB a rank, and {cluster.name} has {room:g}; "
             "take more ranks"
         )
 
@@ -280,6 +280,7 @@ def _conclude(
     where = "at no batch size tried" if even is None else f"from {even:,} tokens a rank"
     print(
         f"The plan saves {-change:.1f} % of a step ({plain.total:.3f} to {fastest.total:.3f} ms, "
-        f"{fastest.dispatcher}), 1 % or more {where}. No plan can save more than the "
-        f"{100 * plain.exchange_share:.0f} % that exchange takes."
+        f"{fastest.dispatcher}), 1 % or more {where}. Exchange took "
+        f"{100 * plain.exchange_share:.0f} % of it; what a plan saves beyond that is the busiest "
+        "rank's products, which it evens out."
     )

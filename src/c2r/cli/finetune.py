@@ -146,8 +146,8 @@ def _finetune(arguments: Document, ranks: Ranks) -> Document:
     check_unfinished(out)
     names = ("seq_len", "overlong", "packing", "seed")
     cutting = {name: arguments[name] for name in names}
-    facts = {"the settings": asdict(settings), "the windows": cutting}
-    ranks.agree({**facts, "the plan": chosen.fingerprint, "dtype": arguments["dtype"]})
+    facts = {"the plan": chosen.fingerprint, "dtype": arguments["dtype"]}
+    ranks.agree({**asdict(settings), **cutting, **facts})
     loaded, tokenizer = _load(arguments, chosen, settings)
     windows = DataSettings(**cutting)
 

@@ -90,6 +90,14 @@ def plan(
     replicas: Annotated[
         int, typer.Option(help="Further experts that each rank holds a replica of.")
     ] = 0,
+    keep_groups: Annotated[
+        bool,
+        typer.Option(
+            "--keep-groups",
+            help="Keep the groups of experts of a group-limited router (DeepSeek-V3) whole, as "
+            "`c2r permute` must; the profile tells them.",
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -111,7 +119,7 @@ def plan(
     reports: list[TrafficReport] = []
     where = cluster_of(cluster, ranks, nodes)
     workload = workload_of(loaded, tokens_per_rank, phase)
-    _check_options(sweep, target, (policy, strength, top_t, replicas or None))
+    _check_options(sweep, target, (policy, strength, top_t, replicas or keep_groups or None))
     if sweep is not None:
         made = _plan_by_target(loaded, sweep, where.topology, {**target, "max_load": max_load})
     else:
@@ -134,6 +142,7 @@ def plan(
                 max_load=max_load,
                 inter_node_cost=8.0 if inter_node_cost is None else inter_node_cost,
                 replicas=replicas,
+                num_groups=_num_groups(loaded) if keep_groups else 1,
                 on_layer=lambda _: advance(),
                 on_traffic=reports.append,
             )
@@ -193,9 +202,21 @@ def _check_options(
         raise InputError("--sweep picks by a target; give --max-loss-increase or --copies")
     if sweep is not None and any(choice is not None for choice in choices):
         raise InputError(
-            "--sweep picks a plan that was measured; leave out --policy, --strength, --top-t and "
-            "--replicas"
+            "--sweep picks a plan that was measured; leave out --policy, --strength, --top-t, "
+            "--replicas and --keep-groups"
         )
+
+
+def _num_groups(profile: Any) -> int:
+    """Groups of experts of the profiled model. Raises `InputError` where it is not known."""
+    provenance = profile.provenance
+    known = {**provenance, **provenance.get("request", {})}.get("num_groups")
+    if not isinstance(known, int):
+        raise InputError(
+            "--keep-groups: the profile does not say how many groups of experts its model has; "
+            "profile the model with this version, or import its trace with --model"
+        )
+    return known
 
 
 def _plan_by_target(

@@ -188,7 +188,14 @@ class Tally:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Tally":
-        """The sums that `to_json` gave."""
+        """The sums that `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: an entry is missing or is no number.
+        """
+        for name, value in document.items():
+            if name != "routing":
+                np.asarray(value, dtype=np.float64)
         routing = document["routing"]
         if routing is not None:
             routing = RoutingTally(**{k: np.array(v) for k, v in routing.items()})

@@ -37,11 +37,12 @@ class ReplicaRule:
         ranks = torch.arange(num_ranks, device=expert_ids.device)
         id_sums = expert_ids.masked_fill(expert_ids == len(self.slot_at) - 1, 0).sum(1)
         turn = (id_sums[:, None] - 1 - ranks) % num_ranks
+        by_node = (len(visited), num_ranks // self.ranks_per_node, self.ranks_per_node)
         # As many rounds as any token can need, each of which visits a rank for every token that
         # misses one: to stop earlier, the host would have to wait for the device.
         for _ in range(min(k, num_ranks - 1, self.num_replicated)):
             serves = (held & ~(held & visited[:, None]).any(2, keepdim=True)).sum(1)
-            near = visited.unflatten(1, (-1, self.ranks_per_node)).any(2)
+            near = visited.view(by_node).any(2)
             near = near.repeat_interleave(self.ranks_per_node, dim=1) & (serves > 0)
             first = ((serves + k * near) * num_ranks + turn).argmax(1, keepdim=True)
             visited |= (ranks == first) & (serves > 0)

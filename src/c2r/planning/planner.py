@@ -41,6 +41,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     max_load: float | None = None,
     inter_node_cost: float = 8.0,
     replicas: int = 0,
+    num_groups: int = 1,
     on_layer: Callable[[int], None] | None = None,
     on_traffic: Callable[[TrafficReport], None] | None = None,
 ) -> Plan:
@@ -70,6 +71,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
             (450 GB/s) beside one 400 Gbit/s adapter per GPU; 0 plans as if all were one node.
         replicas: r, further experts that each rank holds a replica of; a token takes the one on
             a rank that it visits anyway (see `assign_ranks`).
+        num_groups: groups of neighbouring experts that the model's routers limit tokens to, kept
+            whole so that its checkpoint can be permuted; 1 for none, or where it will not be.
         on_layer: called with the number of each layer when it is planned.
         on_traffic: called with what `predict_traffic` says of the plan, which was predicted for its
             provenance anyway; not called where the profile does not hold the routing sets.
@@ -98,6 +101,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
             max_load=max_load,
             inter_node_cost=inter_node_cost,
             bottleneck=bottleneck,
+            num_groups=num_groups,
         )
         sets = sets_on(layer, topology)
         placement = _place_layer(layer, sets, topology, objective, options)

@@ -1,7 +1,7 @@
 """What exchange takes, and what each way to lessen it saves, on few to thousands of ranks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from c2r.errors import InputError
 from c2r.planning.planner import make_plan
 from c2r.plans import ClusterTopology, Plan
+from c2r.plans.holders import NO_EXPERTS
 from c2r.prediction import Cluster, StepTime, Workload, best_time, predict_time
 from c2r.prediction.time import rest_time
 from c2r.prediction.traffic import known_sets
@@ -100,32 +101,50 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
     """
     planned, judged = _halves(profile, num_layers, seed)
     under = None if constrained is None else (constrained[0], _layers(constrained[1], num_layers))
+    known: dict[int, ScalePoint] = {}  # by the ranks of a group: more ranks are more of the same
     for size in sizes:
         if size < 1:
             raise InputError(f"{size} ranks; give 1 or more")
         where = _group(cluster, size, min(layer.num_experts for layer in planned.layers))
-        topology = {"num_ranks": where.num_ranks, "num_nodes": where.num_nodes}
-        names = {"k_fold": "k_fold", "once": "zero_redundancy"}
-        if where.is_nested:
-            names["hierarchical"] = "hierarchical"
-        steps = {
-            name: predict_time(judged, None, where, workload, dispatcher=dispatcher)
-            for name, dispatcher in names.items()
-        }
-        settings: dict[str, Any] = {"cluster": where, "workload": workload, "seed": seed}
-        plan = make_plan(planned, **topology, **settings)
-        steps["placed"] = best_time(judged, plan, where, workload, chunks=(1,))
-        if replicas and where.num_ranks > 1:
-            plan = make_plan(planned, replicas=replicas, **topology, **settings)
-            steps["replicas"] = best_time(judged, plan, where, workload, chunks=(1,))
-        if under is not None and _is_measured(under[0], where):
-            steps["policy"] = best_time(under[1], plan, where, workload, chunks=(1,))
-        yield ScalePoint(
-            num_ranks=size,
-            group_ranks=where.num_ranks,
-            group_nodes=where.num_nodes,
-            steps={name: _of_all_layers(step, where, workload) for name, step in steps.items()},
-        )
+        if where.num_ranks not in known:
+            settings: dict[str, Any] = {"cluster": where, "workload": workload}
+            plan = make_plan(
+                planned,
+                where.num_ranks,
+                seed=seed,
+                num_nodes=where.num_nodes,
+                replicas=replicas if where.num_ranks > 1 else 0,
+                **settings,
+            )
+            steps = _steps(judged, plan, **settings)
+            if under is not None and _is_measured(under[0], where):
+                steps["policy"] = best_time(under[1], plan, **settings, chunks=(1,))
+            known[where.num_ranks] = ScalePoint(
+                num_ranks=size,
+                group_ranks=where.num_ranks,
+                group_nodes=where.num_nodes,
+                steps={name: _of_all_layers(step, **settings) for name, step in steps.items()},
+            )
+        yield replace(known[where.num_ranks], num_ranks=size)
+
+
+def _steps(
+    profile: CollaborationProfile, plan: Plan, cluster: Cluster, workload: Workload
+) -> dict[str, StepTime]:
+    """Of each dispatcher in order, then placed, then with the replicas that the plan has."""
+    names = {"k_fold": "k_fold", "once": "zero_redundancy"}
+    if cluster.is_nested:
+        names["hierarchical"] = "hierarchical"
+    steps = {
+        name: predict_time(profile, None, cluster, workload, dispatcher=dispatcher)
+        for name, dispatcher in names.items()
+    }
+    alone = tuple(replace(layer, replicas=NO_EXPERTS) for layer in plan.layers)
+    plain = replace(plan, layers=alone)
+    steps["placed"] = best_time(profile, plain, cluster, workload, chunks=(1,))
+    if any(layer.replicas.size for layer in plan.layers):
+        steps["replicas"] = best_time(profile, plan, cluster, workload, chunks=(1,))
+    return steps
 
 
 def _group(cluster: Cluster, num_ranks: int, num_experts: int) -> Cluster:

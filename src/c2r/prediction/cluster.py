@@ -32,6 +32,8 @@ class Cluster:
         link_gigabytes: GB/s from each rank (row) to each other (column), where links are not alike;
             then it counts in the place of `inner_gigabytes` and `outer_gigabytes`. Its diagonal is
             not looked at.
+        is_outer_shared: the ranks of a node share one adapter, of which `outer_gigabytes` is a
+            rank's part: then the mean of a node's ranks counts, not the rank with most rows.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Cluster:
     memory_gigabytes: float
     launch_microseconds: float
     link_gigabytes: tuple[tuple[float, ...], ...] = ()
+    is_outer_shared: bool = False
 
     @property
     def topology(self) -> ClusterTopology:
@@ -123,6 +126,12 @@ def read_cluster(path: Path) -> Cluster:
     document["num_ranks"], document["num_nodes"] = (
         int(document[name]) for name in ("num_ranks", "num_nodes")
     )
+    shared = document.setdefault("is_outer_shared", False)
+    if not isinstance(shared, bool):
+        raise InputError(
+            f"{path}, line {lines['is_outer_shared']}: is_outer_shared is {str(shared)[:40]}; give "
+            "true or false"
+        )
     links = document.get("link_gigabytes", ())
     if links:
         _check_links(path, links, document["num_ranks"], lines.get("link_gigabytes"))
@@ -168,7 +177,7 @@ def _check_figure(path: Path, name: str, document: dict[str, Any], line: int | N
         raise InputError(f"{path}, line {line}: {name} is {value}; give a whole number")
 
 
-_H100 = {
+_H100: dict[str, Any] = {
     "inner_gigabytes": 360.0,
     "inner_microseconds": 20.0,
     "outer_gigabytes": 40.0,
@@ -182,7 +191,7 @@ _H100_SOURCE = (
     "NVIDIA's data sheet: NVLink 450 GB/s a direction, one 400 Gbit/s adapter a GPU, 989 TFLOP/s "
     "in bfloat16, HBM3 3.35 TB/s; 80 % of the links and the memory, 40 % of the products assumed"
 )
-_ETHERNET = {
+_ETHERNET: dict[str, Any] = {
     "inner_gigabytes": 10.0,
     "inner_microseconds": 50.0,
     "outer_microseconds": 100.0,
@@ -193,7 +202,7 @@ _ETHERNET = {
 }
 
 
-def _h100(name: str, num_nodes: int, **other: float) -> Cluster:
+def _h100(name: str, num_nodes: int, **other: Any) -> Cluster:
     return Cluster(
         name=name,
         source=_H100_SOURCE,
@@ -210,7 +219,7 @@ def _hosts(name: str, gigabytes: float) -> Cluster:
     )
 
 
-_H200 = {"memory_gigabytes_per_second": 3800.0, "memory_gigabytes": 141.0}
+_H200: dict[str, Any] = {"memory_gigabytes_per_second": 3800.0, "memory_gigabytes": 141.0}
 PRESETS = {
     cluster.name: cluster
     for cluster in (

@@ -1,7 +1,7 @@
 """What of all tokens comes to each rank in a layer, by whom its experts are computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,16 @@ class RankShares:
     visits: Float
     node_visits: Float
     expert_chances: Float | None = None
+
+    @property
+    def node_means(self) -> "RankShares":
+        """As if the ranks of each node had alike."""
+        size, num_nodes = len(self.visits), len(self.node_visits)
+        rows, visits = (
+            each.reshape(num_nodes, -1).mean(1).repeat(size // num_nodes)
+            for each in (self.rows, self.visits)
+        )
+        return replace(self, rows=rows, visits=visits, expert_chances=None)
 
     @classmethod
     def of(cls, ranks: Int, sets: Int, counts: Counts, topology: ClusterTopology) -> "RankShares":

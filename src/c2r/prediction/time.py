@@ -138,7 +138,7 @@ class StepTime:
     def exchange_share(self) -> float:
         """Share of the step in which rows are exchanged and nothing else can run.
 
-        No plan and no dispatcher can save more than that.
+        A plan saves more only by what it takes off the busiest rank's products and copies.
         """
         waiting = sum(
             layer.total - layer.index - layer.launches - layer.compute for layer in self.layers
@@ -173,10 +173,7 @@ def layer_time(
     dispatcher: str = "zero_redundancy",
     num_chunks: int = 1,
 ) -> LayerTime:
-    """The time of a layer whose ranks are given `shares`; the formulas are at the top of the file.
-
-    Raises `InputError` for an unknown dispatcher.
-    """
+    """The time of a layer whose ranks are given `shares`; raises `InputError` as `rows_by_rank`."""
     seconds, latency, link = _exchange(shares, cluster, workload, dispatcher)
     seconds = workload.passes * (seconds + (num_chunks - 1) * latency)
     compute = _compute(shares, cluster, workload)
@@ -199,14 +196,19 @@ def _exchange(
     shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str
 ) -> tuple[float, float, str]:
     """Seconds of one exchange, those that it takes empty, and the link that takes longest."""
-    visits, nodes = visits_by_rank(shares, dispatcher), shares.node_visits
     inside, between = rows_by_rank(shares, cluster.topology, dispatcher)
+    if cluster.is_outer_shared:
+        _, between = rows_by_rank(shares.node_means, cluster.topology, dispatcher)
     sent = workload.tokens_per_rank * workload.row_bytes
     inside_seconds = inside * sent / (cluster.inner_gigabytes * _BYTES_PER_SECOND)
     between_seconds = between * sent / (cluster.outer_gigabytes * _BYTES_PER_SECOND)
     if cluster.link_gigabytes:
         inside_seconds, between_seconds = seconds_by_link(
-            visits, nodes, cluster, sent, dispatcher == "hierarchical"
+            visits_by_rank(shares, dispatcher),
+            shares.node_visits,
+            cluster,
+            sent,
+            dispatcher == "hierarchical",
         )
     hops = {}
     if cluster.topology.ranks_per_node > 1:
@@ -240,7 +242,8 @@ def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
 def _index(shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str) -> float:
     """Seconds of the copies of the rank with most of them."""
     visits = visits_by_rank(shares, dispatcher)
-    rows = workload.tokens_per_rank * (visits.sum() + len(visits) * (visits + 2 * shares.rows))
+    sent = visits.sum() + (shares.node_visits.sum() if dispatcher == "hierarchical" else 0.0)
+    rows = workload.tokens_per_rank * (sent + len(visits) * (visits + 2 * shares.rows))
     copied = 2 * 2 * float(rows.max()) * workload.row_bytes  # there and back, read and written
     rate = cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND
     return workload.passes * copied / rate

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError, InputError
-from c2r.profiling.checks import check_layer
+from c2r.profiling.checks import check_layer, check_set_ids
 from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
 from c2r.types import Arrays, Float, Int
 
@@ -223,6 +223,7 @@ def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerPr
     experts = optional("sets")
     sets = None
     if experts is not None:
+        check_set_ids(experts, num_experts)
         sets = RoutingSets(
             experts=experts.astype(np.int64),
             counts=arrays[f"layers.{index}.set_counts"],

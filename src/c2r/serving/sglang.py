@@ -1,9 +1,10 @@
 """SGLang: the top-k of every MoE layer chooses by the plan's policy.
 
-SGLang calls `register` in each of its processes (entry point group `sglang.srt.plugins`). A layer's
+SGLang calls the plugin in each of its processes (entry point group `sglang.srt.plugins`). A layer's
 `TopK` is given its number when it is made; there it gets a routing function of ours, and no groups,
 so that SGLang calls that function in place of its own. What SGLang does afterwards stays: the
 scaling factor, where it is applied at all, the renumbering of experts under EPLB, and padding.
+When the model is made, every layer of the plan must have been bound.
 """
 
 import dataclasses
@@ -15,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from c2r.errors import ModelError, PlanMismatchError
+from c2r.errors import InputError, ModelError, PlanMismatchError
 from c2r.plans import LayerPlan, Plan
 from c2r.routing import TopKPolicy, make_policy
-from c2r.serving.binding import layers_by_number, plan_of
+from c2r.serving.binding import check_bound, check_family, layers_by_number, plan_of
 from c2r.serving.scoring import Scoring
 
 _TESTED = "0.5.23"
 _CHECKED_TOKENS = 64
-_MODULE = "sglang.srt.layers.moe.topk"
+_TOPK = "sglang.srt.layers.moe.topk"
+_LOADER = "sglang.srt.model_loader.loader"
 _logger = logging.getLogger("sglang.c2r")
 
 
@@ -34,9 +36,11 @@ def register() -> None:
     """
     try:
         from sglang.srt.layers.moe import topk
+        from sglang.srt.model_loader import loader
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         targets = topk.TopK.__init__, topk.TopK.bind_runner_backend, topk.select_experts
+        loader._initialize_model  # noqa: B018 - it makes every model
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"c2r cannot reach the routers of this SGLang ({error}); use SGLang {_TESTED}"
@@ -44,11 +48,12 @@ def register() -> None:
     if any(hasattr(target, "__wrapped__") for target in targets):
         return
     for name, hook in (
-        ("TopK.__init__", _make),
-        ("TopK.bind_runner_backend", _bind_runner),
-        ("select_experts", _select),
+        (f"{_TOPK}.TopK.__init__", _make),
+        (f"{_TOPK}.TopK.bind_runner_backend", _bind_runner),
+        (f"{_TOPK}.select_experts", _select),
+        (f"{_LOADER}._initialize_model", _initialize),
     ):
-        HookRegistry.register(f"{_MODULE}.{name}", hook, HookType.AROUND)
+        HookRegistry.register(name, hook, HookType.AROUND)
 
 
 def _make(make: Callable[..., None], topk: Any, *args: Any, **options: Any) -> None:
@@ -56,6 +61,35 @@ def _make(make: Callable[..., None], topk: Any, *args: Any, **options: Any) -> N
     plan = None if topk.is_draft else _current_plan()
     if plan is not None:
         constrain(topk, plan)
+
+
+def _initialize(make: Callable[..., Any], model_config: Any, *args: Any, **options: Any) -> Any:
+    model = make(model_config, *args, **options)
+    if model_config.is_draft_model:
+        return model
+    plan = _current_plan()
+    if plan is not None:
+        _check_model(model, model_config, plan)
+    elif getattr(model_config.hf_config, "c2r", None) is not None:
+        raise InputError(
+            f"the config of {model_config.model_path} names a plan that cannot be found; give the "
+            "model's folder, or name the plan's file in C2R_PLAN"
+        )
+    return model
+
+
+def _check_model(model: Any, model_config: Any, plan: Plan) -> None:
+    """Raises `PlanMismatchError` or `ModelError` unless the whole model runs under the plan."""
+    configs = model_config.hf_config, model_config.hf_text_config
+    check_family(plan, [config.model_type for config in configs])
+    bound, within = set(), range(max(layers_by_number(plan)) + 1)
+    for module in model.modules():
+        config = getattr(module, "topk_config", None)
+        if isinstance(getattr(config, "custom_routing_function", None), _Choice):
+            bound.add(module.layer_id)
+        if isinstance(getattr(module, "start_layer", None), int):  # pipeline parallelism
+            within = range(module.start_layer, module.end_layer)
+    check_bound(plan, bound, "SGLang", within)
 
 
 def _bind_runner(bind: Callable[..., None], topk: Any, runner: Any, **options: Any) -> None:
@@ -154,6 +188,7 @@ def constrain(topk: Any, plan: Plan) -> None:
             f"plan {plan.fingerprint} is for k = {layer.top_k} in layer {topk.layer_id}, the model "
             f"has k = {k}; give a plan made for it"
         )
+    _check_dropping(layer, topk.layer_id)
     scoring = _scoring(config)
     bias = scoring.bias
     device = torch.get_default_device() if bias is None else bias.device
@@ -169,6 +204,20 @@ def constrain(topk: Any, plan: Plan) -> None:
         shared_weight=1.0 / factor if is_scaled_later else 1.0,
     )
     config.use_grouped_topk = False
+
+
+def _check_dropping(layer: LayerPlan, layer_id: int) -> None:
+    """Raises `ModelError` where the place of a dropped expert cannot repeat another."""
+    if layer.policy != "pruned":
+        return
+    from sglang.srt.layers.moe.utils import get_moe_a2a_backend
+
+    backend = get_moe_a2a_backend()
+    if not backend.is_none():
+        raise ModelError(
+            f"the policy pruned drops experts in layer {layer_id}, which SGLang's moe_a2a_backend "
+            f"{backend.value} cannot; plan with budgeted instead"
+        )
 
 
 def _scoring(config: Any) -> Scoring:

@@ -162,6 +162,9 @@ def _scoring(options: Mapping[str, Any]) -> Scoring:
         for name in ("custom_routing_function", "zero_expert_type", "hash_indices_table", "bias_vl")
         if options.get(name) is not None
     ]
+    own = options.get("custom_routing_function")
+    if ".models.transformers." in getattr(getattr(own, "func", own), "__module__", ""):
+        foreign = ["transformers' own block (--model-impl transformers)"]
     if options.get("num_fused_shared_experts"):
         foreign.append("num_fused_shared_experts")
     if function not in ("softmax", "sigmoid"):

@@ -2,6 +2,8 @@
 
     python -P vllm_program.py JOBS.json     [{"model": FOLDER, "ids": IDS.npy, "out": OUT.npz}, ...]
 
+What else a job names, such as "model_impl", is an option of vLLM's.
+
 OUT.npz: `log_probs` of each next token `[sequences, tokens - 1]`, `constrained`, the numbers of the
 layers that a plan's policy chooses in, and under the number of each MoE layer the ids that its
 router chose, sorted, `[sequences * tokens, k]`. What fails leaves its reason in OUT.npz.error.
@@ -22,7 +24,7 @@ from vllm.model_executor.layers.fused_moe.runner import moe_runner
 from vllm.plugins import load_general_plugins
 
 
-def answer(model: str, ids: str, out: str) -> None:
+def answer(model: str, ids: str, out: str, **asked: Any) -> None:
     """Writes `out` for the token ids `[sequences, tokens]` of the file `ids`."""
     chosen: dict[str, list[np.ndarray]] = {}
     routers: dict[str, Any] = {}
@@ -40,6 +42,7 @@ def answer(model: str, ids: str, out: str) -> None:
 
     moe_runner.MoERunner.__init__ = watched
     options = {"dtype": "float32", "enforce_eager": True, "seed": 0, "max_num_seqs": 1}
+    options |= asked
     length = sequences.shape[1] + 8
     try:
         llm = LLM(model=model, skip_tokenizer_init=True, max_model_len=length, **options)
@@ -67,7 +70,7 @@ if __name__ == "__main__":
     load_general_plugins()  # before `answer` watches the same constructor
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         try:
-            answer(job["model"], job["ids"], job["out"])
+            answer(**job)
         except Exception as error:  # noqa: BLE001 - told to the caller, who knows what to expect
             reason = f"{type(error).__name__}: {error}"
             Path(job["out"] + ".error").write_text(reason, encoding="utf-8")

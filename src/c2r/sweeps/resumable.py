@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from c2r.adapters.huggingface import describe_model, find_sites, profile, remove
-from c2r.artifacts import read_json, write_text
+from c2r.artifacts import damaged_file, read_json, write_text
 from c2r.errors import ArtifactError, InputError
 from c2r.measuring import keeping_plan
 from c2r.planning import make_plan, placing, settings_per_layer
@@ -288,7 +288,8 @@ class _ResumableSweep:
         """Plain top-k, then each point."""
         running = RunningSweep.of(calibration.placed, calibration.profile, points)
         if key in self.state["partial"]:
-            running.restore(self.state["partial"][key])
+            with damaged_file(self.out or "the sweep"):
+                running.restore(self.state["partial"][key])
         label = f"measuring {len(points)} plans, tokens"
         try:
             with self.progress(label, self.request.num_tokens) as advance:
@@ -316,4 +317,8 @@ def _read_state(path: Path) -> Document | None:
     document = read_json(path)
     if not isinstance(document, dict) or not {"request", "points", "complete"} <= set(document):
         raise ArtifactError(f"{path} was not written by `c2r sweep`; give another file")
+    with damaged_file(path):
+        float(document["seconds"])
+        dict(document["partial"])
+        list(map(SweepPoint.from_json, document.get("spread", ())))
     return document

@@ -67,9 +67,14 @@ class RunningSweep:
         return [tally.to_json() for tally in self.tallies]
 
     def restore(self, documents: Sequence[dict[str, Any]]) -> None:
-        """Resumes from tallies of the same plans on the same batches."""
+        """Resumes from tallies of the same plans on the same batches.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are damaged, or of other plans.
+        """
         tallies = tuple(Tally.from_json(document) for document in documents)
-        assert len(tallies) == len(self.plans), "tallies of another sweep"
+        if len(tallies) != len(self.plans):
+            raise ValueError(f"{len(tallies)} tallies of {len(self.plans)} plans")
         self.tallies = tallies
 
     def measured(self) -> tuple[Measurement, ...]:

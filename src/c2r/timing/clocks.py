@@ -50,10 +50,21 @@ def spread_of_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> Spr
     return Spread.of([after / before for after, before in zip(seconds, baseline, strict=True)])
 
 
+_HEADER_BYTES = 66  # of Ethernet, IPv4, and TCP with time stamps, on every packet
+
+
 def interface_bytes(interface: str) -> tuple[int, int] | None:
-    """Bytes (sent, received) that Linux counted at a network interface; None where it does not."""
+    """Bytes (sent, received) that Linux counted at a network interface; None where it does not.
+
+    Without headers: how many there are depends on the segments that the kernel cuts.
+    """
     folder = Path("/sys/class/net", interface, "statistics")
     try:
-        return int((folder / "tx_bytes").read_text()), int((folder / "rx_bytes").read_text())
+        sent, received = (
+            int((folder / f"{way}_bytes").read_text())
+            - _HEADER_BYTES * int((folder / f"{way}_packets").read_text())
+            for way in ("tx", "rx")
+        )
     except (OSError, ValueError):
         return None
+    return sent, received

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -179,16 +180,15 @@ class _Bench:
 
     def _weights(self, *widths: int) -> Tensor:
         drawn = torch.randn(self.settings.num_experts, *widths, device=self.comm.device)
-        return (drawn / widths[0] ** 0.5).to(self.settings.dtype)
+        drawn /= widths[0] ** 0.5
+        return drawn.to(self.settings.dtype)
 
     def runs(self) -> dict[tuple[Any, int], Run]:
         """All that is timed, warmed up, the same on all ranks."""
         runs: dict[tuple[Any, int], Run] = {}
         for level in levels(self.topology):
             every = Pattern(level=level, kind="all")
-            sizes = self._growing(
-                self.settings.sizes, lambda size, every=every: self.exchange(every, size)
-            )
+            sizes = self._growing(self.settings.sizes, partial(self.exchange, every))
             for pattern in patterns(self.topology, level, self.settings.is_by_pair):
                 for size in sizes if pattern.kind == "all" else (sizes[0], sizes[-1]):
                     runs[pattern, size] = self.exchange(pattern, size)
@@ -322,7 +322,8 @@ def _cluster(
     settings: ClusterSettings,
 ) -> Cluster:
     """The links of the cluster, and where they were measured; nothing yet of its devices."""
-    figures, said = {}, ""
+    figures: dict[str, Any] = {}
+    said = ""
     for level, name in (("inside", "inner"), ("between", "outer")):
         found = [link for link in links if link.pattern.level == level]
         if not found:
@@ -358,7 +359,7 @@ def _latency(cluster: Cluster) -> float:
 
 def _rounded(cluster: Cluster) -> Cluster:
     """Four digits of each figure."""
-    figures = {
+    figures: dict[str, Any] = {
         name: float(f"{value:.4g}")
         for name, value in asdict(cluster).items()
         if isinstance(value, float)

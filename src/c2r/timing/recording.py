@@ -1,5 +1,6 @@
 """Routing recorded from a model on text, to be replayed when a layer is timed."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ class Recording:
     def _from_artifact(cls, artifact: Artifact, source: str | Path) -> "Recording":
         header, arrays = artifact.header, artifact.arrays
         with damaged_file(source):
-            return cls(
+            recording = cls(
                 num_experts=int(header["num_experts"]),
                 topology=ClusterTopology(
                     num_ranks=int(header["num_ranks"]), num_nodes=int(header["num_nodes"])
@@ -139,6 +140,31 @@ class Recording:
                     for name, loss in header["losses"].items()
                 },
             )
+            recording.check()
+            return recording
+
+    def check(self) -> None:
+        """Raises `ValueError` unless shapes and ranges are those of a recording."""
+        layers, num_experts = self.num_layers, self.num_experts
+        _require(self.placement.shape == (layers, num_experts), "placement")
+        _require(_is_below(self.placement, self.topology.num_ranks), "placement")
+        _require(UNCONSTRAINED in self.routings, UNCONSTRAINED)
+        for name, routing in self.routings.items():
+            ids, weights = routing.expert_ids, routing.weights
+            _require(ids.ndim == 3 and len(ids) == layers, f"{name}.expert_ids")
+            _require(_is_below(ids, num_experts), f"{name}.expert_ids")
+            fits = weights.shape == ids.shape and weights.dtype == np.float32
+            _require(fits and bool(np.isfinite(weights).all()), f"{name}.weights")
+        _require(math.isfinite(self.max_load), "max_load")
+
+
+def _is_below(numbers: Int, end: int) -> bool:
+    return bool(((numbers >= 0) & (numbers < end)).all())
+
+
+def _require(holds: bool, name: str) -> None:
+    if not holds:
+        raise ValueError(name)
 
 
 def spread(total: int, wanted: int | None) -> Int:

@@ -10,12 +10,19 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
+from c2r.interrupts import time_limit
 from c2r.text import Text, json_lines
 
 Messages = list[dict[str, str]]
 
 _PAIRS = (("instruction", "output"), ("question", "answer"), ("prompt", "completion"))
+_MOST_SECONDS = 20.0  # of a conversation's template, which comes with the model
+_TEMPLATE_ERRORS = (
+    TimeoutError, ZeroDivisionError, TypeError, ValueError, OverflowError, RecursionError,
+    AttributeError, LookupError, MemoryError,
+)  # fmt: skip
+"""What Python raises for a template that is not one of text."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 _HEADINGS = {"system": "", "user": "### User:\n", "assistant": "### Assistant:\n"}
 _FIELDS = "messages, conversations, " + ", ".join("/".join(pair) for pair in _PAIRS)
@@ -117,27 +124,32 @@ def render(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[
         InputError: the template refuses the conversation, or renders its beginning otherwise
             without the rest.
     """
-    messages, spans = conversation.messages, []
     try:
-        text = _render(messages, tokenizer)
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant" and message["content"].strip():
-                # Rendered up to there: templates add headings and ends that no search would find.
-                before = _render(messages[:index], tokenizer, asks=True)
-                through = _render(messages[: index + 1], tokenizer)
-                if not (text.startswith(through) and through.startswith(before)):
-                    raise InputError(
-                        f"{conversation.source}: the tokenizer's chat template renders message "
-                        f"{index + 1} of {len(messages)} otherwise when the rest follows, so that "
-                        "the answer cannot be told from the text; end each example with the answer "
-                        "to learn, or give the tokenizer another chat template"
-                    )
-                spans.append((len(before), len(through)))
-    except TemplateError as error:
+        with time_limit(_MOST_SECONDS):
+            return _rendered(conversation, tokenizer)
+    except (TemplateError, *_TEMPLATE_ERRORS) as error:
         raise InputError(
-            f"{conversation.source}: the tokenizer's chat template refuses it ({error}); change "
-            "the messages, or the template"
+            f"{conversation.source}: the tokenizer's chat template refuses it ({one_line(error)}); "
+            "change the messages, or the template"
         ) from error
+
+
+def _rendered(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    messages, spans = conversation.messages, []
+    text = _render(messages, tokenizer)
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and message["content"].strip():
+            # Rendered up to there: templates add headings and ends that no search would find.
+            before = _render(messages[:index], tokenizer, asks=True)
+            through = _render(messages[: index + 1], tokenizer)
+            if not (text.startswith(through) and through.startswith(before)):
+                raise InputError(
+                    f"{conversation.source}: the tokenizer's chat template renders message "
+                    f"{index + 1} of {len(messages)} otherwise when the rest follows, so that "
+                    "the answer cannot be told from the text; end each example with the answer "
+                    "to learn, or give the tokenizer another chat template"
+                )
+            spans.append((len(before), len(through)))
     return text, spans
 
 

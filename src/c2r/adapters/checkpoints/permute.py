@@ -29,6 +29,7 @@ from c2r.adapters.checkpoints.rewrite import (
     tensor_changes,
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
+from c2r.adapters.expert_groups import num_expert_groups
 from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
 from c2r.errors import InputError, ModelError
 from c2r.plans import Plan
@@ -41,8 +42,6 @@ from c2r.plans.model_folder import (
     save_plan,
 )
 from c2r.types import Int
-
-_GROUP_KEYS = ("n_group", "num_expert_group")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +102,7 @@ def permute_checkpoint(
         contiguous_order(layer, plan.topology, moe.num_stored)
         for layer, moe in zip(plan.layers, found, strict=True)
     ]
-    num_groups = _num_groups(config)
+    num_groups = num_expert_groups(config)
     if num_groups > 1:
         for layer, order in zip(found, orders, strict=True):
             check_groups(layer.stem, order, num_groups)
@@ -251,31 +250,3 @@ def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) ->
         config["c2r"] = {"plan_fingerprint": plan.fingerprint}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def _num_groups(config: Mapping[str, Any]) -> int:
-    """Groups that the routers limit tokens to; 1 where they limit none."""
-    # DeepSeek-V2's method for plain top-k, whatever groups the config states.
-    if _find(config, ("topk_method",)) == "greedy":
-        return 1
-    stated = _find(config, _GROUP_KEYS)
-    if stated is None:
-        stated = _find(_default_config(config), _GROUP_KEYS)
-    return int(stated or 1)
-
-
-def _find(config: Any, keys: Sequence[str]) -> Any:
-    """The first value of one of `keys`, at any depth."""
-    if not isinstance(config, Mapping):
-        return None
-    own = (config[key] for key in keys if key in config)
-    nested = (_find(value, keys) for value in config.values())
-    return next((value for value in (*own, *nested) if value is not None), None)
-
-
-def _default_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of transformers for what config.json leaves out."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    family = config.get("model_type")
-    return dict(CONFIG_MAPPING[family]().to_dict()) if family in CONFIG_MAPPING else {}

@@ -30,6 +30,7 @@ _MODULES = (sglang, vllm, megatron, tensorrt_llm, arrays)
 _TRACES: dict[str, TraceFormat] = {
     module.TRACE_FORMAT.name: module.TRACE_FORMAT for module in _MODULES
 }
+_MOST_EXPERTS = 4096
 _SHARES_PER_WORKER = 4  # with more, progress would be told finer and counts merged more often
 
 
@@ -105,6 +106,8 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         "num_bad_records": total.num_bad,
         "complete": True,
     }
+    if isinstance(model, ModelLayers):
+        provenance["num_groups"] = model.num_groups
     profile = CollaborationProfile(
         layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
     )
@@ -262,6 +265,11 @@ def _known(num_experts: int | None, path: Path) -> int:
         raise InputError(
             f"{path} does not say how many experts a layer has, and model={num_experts}; give the "
             "model that was traced, or its number of experts"
+        )
+    if not 1 <= num_experts <= _MOST_EXPERTS:
+        raise InputError(
+            f"{path}: pairs of {num_experts} experts (num_experts={num_experts}) are beyond us; "
+            f"give 1 to {_MOST_EXPERTS:,}"
         )
     return num_experts
 

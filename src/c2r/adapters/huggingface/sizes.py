@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from c2r.adapters.huggingface.folders import skeleton_of
 from c2r.adapters.huggingface.models import model_type
-from c2r.adapters.huggingface.routers.skeleton import model_layers
+from c2r.adapters.huggingface.routers.skeleton import model_layers, read_skeleton
 from c2r.errors import ModelError
 from c2r.prediction.workload import ModelSizes
 
@@ -43,7 +42,7 @@ def read_sizes(source: str | Path) -> ModelSizes:
         InputError: it cannot be read.
         ModelError: it has no experts.
     """
-    model = skeleton_of(source)
+    model = read_skeleton(source)
     return count_sizes(model, model_layers(model).num_experts)
 
 

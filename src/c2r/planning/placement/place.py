@@ -8,6 +8,7 @@ from c2r.errors import PlanError
 from c2r.planning.placement.balance import canonical_placement, pack_by_load
 from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.placement.exact import best_of_all, is_small
+from c2r.planning.placement.groups import check_groups, place_groups
 from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
 from c2r.plans.contiguous import contiguous_placement
@@ -46,6 +47,7 @@ class PlacementOptions:
         effort: how long to search; 1 takes at most a few seconds a layer, whatever its size.
         bottleneck: place for the least cost of the busiest rank and node instead of the fewest
             copies; None for the fewest copies.
+        num_groups: groups of neighbouring experts that stay whole, see `place_groups`; 1 for none.
     """
 
     seed: int = 0
@@ -54,6 +56,7 @@ class PlacementOptions:
     inter_node_cost: float = 8.0
     effort: float = 1.0
     bottleneck: BottleneckCost | None = None
+    num_groups: int = 1
 
 
 def place_experts(
@@ -87,6 +90,8 @@ def place_experts(
     options = options or PlacementOptions()
     num_experts, num_ranks = len(load), topology.num_ranks
     check_ranks(num_experts, num_ranks)
+    if options.num_groups > 1:
+        check_groups(num_experts, options.num_groups, topology)
     _check_start(options.start, num_experts, num_ranks)
     if not options.inter_node_cost >= 0:
         raise PlanError(f"inter_node_cost = {options.inter_node_cost:g}; choose 0 or more")
@@ -99,8 +104,12 @@ def place_experts(
         load_limit=_load_limit(load, num_ranks, options.max_load),
         inter_node_cost=options.inter_node_cost,
         bottleneck=options.bottleneck,
+        num_groups=options.num_groups,
     )
-    placement = best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
+    if options.num_groups > 1:
+        placement = place_groups(problem, *_budget(problem, options), rng)
+    else:
+        placement = best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
     if problem.excess(placement) > 0:
         best = min(
             load_max_over_mean(rank_loads(problem.load, tried, num_ranks))
@@ -152,9 +161,7 @@ def _packed(problem: PlacementProblem, rng: np.random.Generator) -> Int:
 def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random.Generator) -> Int:
     """Short searches from several starts, then, shaken each time, from the best so far."""
     num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
-    length = int(np.clip(1.5 * num_experts, *_SEARCH_LENGTH))
-    budget = _BUDGET_MICROSECONDS * options.effort / _step_microseconds(problem)
-    num_searches = max(2, round(budget / length))
+    num_searches, length = _budget(problem, options)
     contiguous = contiguous_placement(num_experts, num_ranks)
     # The contiguous placement counts as found, unsearched: so the result is never worse than it.
     starts = _known_starts(problem, options, rng)
@@ -175,6 +182,13 @@ def _search(problem: PlacementProblem, options: PlacementOptions, rng: np.random
         if without_gain == _PATIENCE:
             break
     return best
+
+
+def _budget(problem: PlacementProblem, options: PlacementOptions) -> tuple[int, int]:
+    """How many searches, and of how many swaps each."""
+    length = int(np.clip(1.5 * problem.num_experts, *_SEARCH_LENGTH))
+    budget = _BUDGET_MICROSECONDS * options.effort / _step_microseconds(problem)
+    return max(2, round(budget / length)), length
 
 
 def _known_starts(

@@ -34,6 +34,7 @@ class PlacementProblem:
         load_limit: the largest allowed load of a rank, in tokens; infinite for none.
         inter_node_cost: what a copy to a node costs on top, in copies to a rank.
         bottleneck: where given, the cost is that of the busiest rank and node, not of all copies.
+        num_groups: only experts of the same of so many groups of neighbours change places.
     """
 
     sets: Int
@@ -43,6 +44,7 @@ class PlacementProblem:
     load_limit: float = float("inf")
     inter_node_cost: float = 0.0
     bottleneck: BottleneckCost | None = None
+    num_groups: int = 1
 
     @property
     def num_experts(self) -> int:
@@ -99,6 +101,9 @@ class _SwapSearch:
         self.load = np.concatenate([problem.load, np.zeros(len(empty))])
         self.rank_load = rank_loads(self.load, self.placement, topology.num_ranks)
         self.limit = problem.load_limit
+        self._groups = None
+        if problem.num_groups > 1:  # they fill their ranks evenly: no slot is empty
+            self._groups = np.arange(self.num_experts) * problem.num_groups // self.num_experts
         self._ranks_per_node = topology.ranks_per_node
         self._has_empty = np.zeros(topology.num_ranks, dtype=np.bool_)
         self._has_empty[empty] = True
@@ -139,6 +144,8 @@ class _SwapSearch:
             changes += penalty * self._excess_changes()
         ranks = self.placement
         changes[ranks[:, None] == ranks] = np.inf
+        if self._groups is not None:
+            changes[self._groups[:, None] != self._groups] = np.inf
         # An empty slot may move, but not onto a rank that has one: sizes would differ by two.
         full = self._has_empty[ranks]
         changes[self.num_experts :, full] = np.inf

@@ -65,10 +65,11 @@ def move_experts(module: nn.Module, comm: Comm, before: Homes, after: Homes) -> 
     if np.array_equal(before.placement, after.placement) and not after.replicas.size:
         return
     # To each rank in the order that it will have; so from each sender they arrive in that order.
-    sent = [_held_as_own(before, after.on(rank), comm.rank) for rank in range(comm.size)]
+    wanted = [after.on(rank) for rank in range(comm.size)]
+    sent = [experts[before.placement[experts] == comm.rank] for experts in wanted]
     row_of = np.cumsum(before.placement == comm.rank) - 1
     order = torch.from_numpy(row_of[np.concatenate(sent)])
-    sources = before.placement[after.on(comm.rank)]
+    sources = before.placement[wanted[comm.rank]]
     arriving = torch.from_numpy(sources.argsort(kind="stable"))
     sizes = SplitSizes(
         send=[len(ids) for ids in sent],
@@ -85,10 +86,6 @@ def move_experts(module: nn.Module, comm: Comm, before: Homes, after: Homes) -> 
         return moved
 
     replace_experts(module, move)
-
-
-def _held_as_own(homes: Homes, experts: Int, rank: int) -> Int:
-    return experts[homes.placement[experts] == rank]
 
 
 @torch.no_grad()

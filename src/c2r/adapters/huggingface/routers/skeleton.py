@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
+from c2r.adapters.expert_groups import num_expert_groups
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.registry import STATIC_ROUTERS
 from c2r.adapters.layers import ModelLayers
@@ -27,6 +28,11 @@ def read_model_layers(source: str | Path) -> ModelLayers:
         ModelError: transformers does not know the model, it has no routers, or its layers have
             different numbers of experts.
     """
+    return model_layers(read_skeleton(source))
+
+
+def read_skeleton(source: str | Path) -> Any:
+    """The model of a folder or hub name without weights. Raises as `read_model_layers`."""
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (
@@ -37,8 +43,7 @@ def read_model_layers(source: str | Path) -> ModelLayers:
         raise InputError(f"cannot read the configuration of {source}: {reason}") from error
     auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=False)
-    return model_layers(model)
+        return auto.from_config(config, trust_remote_code=False)
 
 
 def model_layers(model: nn.Module) -> ModelLayers:
@@ -59,6 +64,7 @@ def model_layers(model: nn.Module) -> ModelLayers:
         num_experts=experts.pop(),
         routers={number: name for number, (name, _) in routers.items()},
         num_layers=max(int(getattr(text, "num_hidden_layers", 0)), last + 1),
+        num_groups=1 if config is None else num_expert_groups(config.to_dict()),
     )
 
 

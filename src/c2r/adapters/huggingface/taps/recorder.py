@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from c2r.adapters.expert_groups import num_expert_groups
 from c2r.adapters.huggingface.models import evaluating, model_type, uncompiled
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
@@ -127,15 +128,21 @@ def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What a profile's provenance says of its model: family, name, fingerprint and sizes."""
+    """What a profile's provenance says of its model: family, name, fingerprint, groups, sizes."""
     sites = find_sites(model)
     name = getattr(getattr(model, "config", None), "name_or_path", "")
     return {
         "model_type": model_type(model),
         "model": str(name),
         "model_fingerprint": fingerprint(model, sites),
+        **_known_groups(model),
         **_known_sizes(model, sites[0].num_experts),
     }
+
+
+def _known_groups(model: nn.Module) -> dict[str, int]:
+    config: Any = getattr(model, "config", None)
+    return {} if config is None else {"num_groups": num_expert_groups(config.to_dict())}
 
 
 def _known_sizes(model: nn.Module, num_experts: int) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""Exports and launch lines, read by the engines' own code; `scripts/engines` runs it."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2r.adapters.engines import export_plan
+from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.routing import make_policy
+
+PROGRAM = Path(__file__).with_name("engine_programs.py")
+PAGE = Path(__file__).parents[3] / "docs" / "engines.md"
+pytestmark = pytest.mark.engines
+
+
+def needs(engine):
+    variable = f"C2R_{engine.upper()}_PYTHON"
+    return pytest.mark.skipif(variable not in os.environ, reason=f"{variable} names no environment")
+
+
+def ask(engine, program, *arguments):
+    python = os.environ[f"C2R_{engine.upper()}_PYTHON"]
+    done = subprocess.run(
+        [python, PROGRAM, program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def plan_of(num_replicas=0):
+    rng = np.random.default_rng(0)
+    layers = []
+    for number in (1, 2):
+        placement = rng.permutation(np.arange(16) % 4)
+        replicas = np.stack(
+            [np.sort(np.flatnonzero(placement != rank)[:num_replicas]) for rank in range(4)]
+        )
+        layers.append(
+            LayerPlan(
+                name=f"model.layers.{number}.mlp.gate",
+                num_experts=16,
+                top_k=4,
+                policy="top_k",
+                strength=0.0,
+                partners=np.empty((16, 0), dtype=np.int64),
+                placement=placement,
+                replicas=replicas,
+            )
+        )
+    return Plan(layers=tuple(layers), topology=ClusterTopology(num_ranks=4))
+
+
+@needs("sglang")
+@pytest.mark.parametrize("num_replicas", [0, 2])
+def test_sglang_places_the_experts_of_the_file_as_the_plan_does(tmp_path, num_replicas):
+    plan, path = plan_of(num_replicas), tmp_path / "plan.json"
+    export_plan(plan, "sglang", path)
+    found = ask("sglang", "sglang_map", path, 3, 16, 4, 4 * num_replicas)
+    for number, layer in zip((1, 2), plan.layers, strict=True):
+        by_rank = np.array(found["experts"][number]).reshape(4, -1)
+        for rank, experts in enumerate(by_rank):
+            assert sorted(experts) == sorted(layer.experts_of(rank))
+        for expert, slots in enumerate(found["slots"][number]):
+            held = [slot for slot in slots if slot >= 0]
+            assert held, f"expert {expert} is nowhere"
+            assert all(by_rank.ravel()[slot] == expert for slot in held)
+
+
+@needs("sglang")
+def test_sglangs_parser_takes_the_launch_line(tmp_path):
+    written = export_plan(plan_of(), "sglang", tmp_path / "plan.json")
+    flags = ask("sglang", "sglang_flags", written.launch_line)
+    assert flags["init_expert_location"] == str(tmp_path / "plan.json")
+    assert (flags["ep_size"], flags["moe_a2a_backend"]) == (4, "deepep")
+    assert flags["ep_num_redundant_experts"] == 0
+
+
+@needs("vllm")
+def test_vllms_parser_takes_the_launch_lines(tmp_path):
+    flags = ask("vllm", "vllm_flags", lines_of_page("vllm serve PERMUTED")[0])
+    assert flags["all2all_backend"] == "deepep_low_latency"
+    assert flags["enable_expert_parallel"]
+    assert ask("vllm", "vllm_flags", "vllm serve MODEL --enable-return-routed-experts")[
+        "enable_return_routed_experts"
+    ]
+    written = export_plan(plan_of(), "vllm-ascend", tmp_path / "map.json")
+    flags = ask("vllm", "vllm_flags", written.launch_line)
+    assert flags["additional_config"]["eplb_config"] == {
+        "expert_map_path": str(tmp_path / "map.json")
+    }
+
+
+@needs("vllm")
+def test_vllm_has_no_first_placement_yet(tmp_path):
+    written = export_plan(plan_of(), "vllm", tmp_path / "map.json")
+    with pytest.raises(AssertionError, match="initial_expert_map_path"):
+        ask("vllm", "vllm_flags", written.launch_line)
+
+
+@needs("sglang")
+def test_sglangs_parser_takes_the_lines_of_the_page():
+    lines = lines_of_page("python -m sglang.launch_server")
+    assert len(lines) == 2
+    for line in lines:
+        assert ask("sglang", "sglang_flags", line)["model_path"] == "MODEL"
+
+
+@needs("megatron")
+def test_megatron_limits_tokens_to_ranks_as_the_policy_group_limited_does(tmp_path):
+    scores = torch.rand(256, 16, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "scores.json").write_text(json.dumps(scores.tolist()))
+    found = ask("megatron", "megatron_groups", tmp_path / "scores.json", 4, 2, 4)
+    layer = LayerPlan(
+        name="",
+        num_experts=16,
+        top_k=4,
+        policy="group_limited",
+        strength=2.0,
+        partners=np.empty((16, 0), dtype=np.int64),
+        placement=np.arange(16) // 4,
+    )
+    ids = make_policy(layer)(scores, 4).sort(-1).values
+    assert ids.tolist() == found
+    assert ids.tolist() != scores.topk(4).indices.sort(-1).values.tolist()
+
+
+def lines_of_page(start):
+    text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(rf"^{re.escape(start)}.*$", text, flags=re.MULTILINE)
