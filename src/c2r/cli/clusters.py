@@ -48,9 +48,16 @@ def workload_of(profile: "CollaborationProfile", tokens_per_rank: int, phase: st
     """The tokens of a step. Raises `InputError` for an unknown phase."""
     from c2r.prediction import Phase, Workload
 
+    check_phase(phase)
+    return Workload.of(profile, tokens_per_rank, Phase(phase))
+
+
+def check_phase(phase: str) -> None:
+    """Raises `InputError` for an unknown phase."""
+    from c2r.prediction import Phase
+
     if phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
-    return Workload.of(profile, tokens_per_rank, Phase(phase))
 
 
 def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:

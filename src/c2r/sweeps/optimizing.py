@@ -5,18 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from c2r.adapters.huggingface import is_parallel
 from c2r.errors import InputError
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
 from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
-from c2r.prediction.shares import RankShares
 from c2r.prediction.time import measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
+from c2r.sweeps.times import shares_of
 from c2r.text import Text
 
 _WORTH_IT = 0.01
@@ -169,12 +167,3 @@ def choose(
         workload=workload,
         sweep=result,
     )
-
-
-def shares_of(found: Measurement) -> list[RankShares]:
-    """What came to each rank in each layer while it was measured."""
-    layers = zip(found.rank_rows, found.rank_visits, found.node_visits, strict=True)
-    return [
-        RankShares(rows=np.array(rows), visits=np.array(visits), node_visits=np.array(nodes))
-        for rows, visits, nodes in layers
-    ]
