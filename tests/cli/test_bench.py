@@ -48,10 +48,6 @@ def test_a_device_is_real_or_has_a_rate(capsys, launched):
     assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
 
 
-def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
-    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))
-
-
 def refusal_of_cluster(capsys, *arguments):
     capsys.readouterr()
     assert run_command(["bench", "cluster", *arguments]) == 2

@@ -67,12 +67,12 @@ def test_planned_tokens_are_not_timed(tmp_path):
 
 
 def test_the_first_bound_that_can_be_kept(tmp_path):
-    """All tokens choose experts 0 and 1 of 4, so that the busiest of 4 ranks has twice the mean."""
+    """Two of three tokens choose experts 0 and 1: the busiest of 4 ranks has 4/3 of the mean."""
     routing = read_routing(saved(tmp_path, experts=np.array([[[0, 1]], [[0, 1]], [[2, 3]]] * 90)))
     topology = ClusterTopology(num_ranks=4)
-    assert record_file(routing, 9, 90, Placing(topology=topology)).max_load == 1.5
+    assert record_file(routing, 9, 135, Placing(topology=topology)).max_load == 1.5
     with pytest.raises(PlanError):
-        record_file(routing, 9, 90, Placing(topology=topology, max_load=1.1))
+        record_file(routing, 9, 135, Placing(topology=topology, max_load=1.1))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,11 @@ def test_the_first_bound_that_can_be_kept(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path, arrays, message):
     with pytest.raises(InputError, match=message):
         read_routing(saved(tmp_path, **arrays))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        read_routing(tmp_path / "none.npz")
 
 
 def test_too_few_tokens(tmp_path):

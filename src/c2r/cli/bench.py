@@ -238,7 +238,7 @@ def _device(
         if cluster is None:
             raise InputError("how fast is the device? Give --cluster or --rows-per-second")
         rows_per_second = cluster.teraflops * 1e12 / _flops(size)
-    launch = 0.0 if cluster is None else 1e-6 * cluster.launch_microseconds
+    launch = 0.0 if cluster is None else cluster.launch_microseconds / 1e6
     return DeviceRate(rows_per_second=rows_per_second, launch_seconds=launch)
 
 

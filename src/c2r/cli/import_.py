@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FLAGS = {
     "model": "--model or --num-experts",
+    "num_experts": "--num-experts",
     "top_k": "--top-k",
     "is_skipping_bad": "--skip-bad",
 }

@@ -94,6 +94,8 @@ class _Lost:
         signs.on_lost = self._end
 
     def _end(self, line: str) -> None:
+        if self.is_over:
+            return
         self.line = line
         _thread.interrupt_main(signal.SIGTERM)
         timer = threading.Timer(_SECONDS_TO_END, self._end_at_once)
