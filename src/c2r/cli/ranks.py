@@ -79,10 +79,9 @@ def together(timeout: float, backend: str | None = None) -> Iterator[Ranks]:
     except Exception as error:
         signs.leave(f"ended with {type(error).__name__}")
         raise
-    else:
-        signs.end()
     finally:
         lost.is_over = True
+        signs.end()
 
 
 class _Lost:
