@@ -30,6 +30,10 @@ class Layer:
 
     def run(self, comm, name, num_chunks=1, **options):
         """This rank's output."""
+        return parallel_moe(*self.given(comm, name, **options), num_chunks)
+
+    def given(self, comm, name, **options):
+        """What `parallel_moe` takes on this rank."""
         rank = comm.rank
         own = np.flatnonzero(self.placement == rank)
         dispatcher = make_dispatcher(name, comm=comm, placement=self.placement, **options)
@@ -38,10 +42,7 @@ class Layer:
             inner = grouped_linear(rows, self.first[own], counts)
             return grouped_linear(inner.tanh(), self.second[own], counts)
 
-        return parallel_moe(
-            *(self.hidden[rank], self.ids[rank], self.weights[rank], experts, dispatcher),
-            num_chunks,
-        )
+        return self.hidden[rank], self.ids[rank], self.weights[rank], experts, dispatcher
 
     def alone(self, rank):
         """The rank's output as one process computes it."""

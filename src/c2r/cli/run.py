@@ -1,7 +1,7 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from c2r.cli.models import (
     resolve_texts,
 )
 from c2r.cli.processes import is_first_process, is_launched
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -32,8 +33,11 @@ def run(
         str, typer.Option(help="zero_redundancy, hierarchical, all_gather or k_fold.")
     ] = "zero_redundancy",
     chunks: Annotated[
-        int, typer.Option(help="Parts of a batch that travel and compute at the same time.")
-    ] = 1,
+        str,
+        typer.Option(
+            help="Parts of a batch that travel and compute at the same time; auto tries several."
+        ),
+    ] = "1",
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for a rank before giving up.")
     ] = 60.0,
@@ -51,7 +55,7 @@ def run(
     from c2r.plans import Plan
     from c2r.text import token_batches
 
-    options = ParallelOptions(dispatcher=dispatcher, num_chunks=chunks, timeout=timeout)
+    options = ParallelOptions(dispatcher=dispatcher, num_chunks=_chunks(chunks), timeout=timeout)
     texts = resolve_texts(text)
     loaded, tokenizer = _load(model, dtype, Plan.load(plan), options)
     batches = list(
@@ -60,7 +64,17 @@ def run(
     with progress_bar("running, tokens of this rank", None) as advance:
         result = measuring.run(loaded, batches, advance)
     if is_first_process():
-        _report({"dispatcher": dispatcher, "num_chunks": chunks, **result.to_json()}, json)
+        _report(
+            {"dispatcher": dispatcher, "num_chunks": options.num_chunks, **result.to_json()}, json
+        )
+
+
+def _chunks(text: str) -> "int | Literal['auto']":
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--chunks {text}: write a number from 1, or auto")
+    return int(text)
 
 
 def _load(model: str, dtype: str, plan: "Plan", options: Any) -> tuple[Any, Any]:

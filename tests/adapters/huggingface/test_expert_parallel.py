@@ -94,10 +94,12 @@ def loss_and_gradients(comm):
     single = tiny()
     ids = tokens(comm.size)
     summed_loss(single, ids).backward()
-    for dispatcher in ("zero_redundancy", "hierarchical"):
+    for dispatcher, num_chunks in (("zero_redundancy", "auto"), ("hierarchical", 3)):
         model = tiny()
         plan = make_plan(model, comm.size, num_nodes=2)
-        parallelize(model, plan, options=ParallelOptions(dispatcher=dispatcher, num_chunks=2))
+        parallelize(
+            model, plan, options=ParallelOptions(dispatcher=dispatcher, num_chunks=num_chunks)
+        )
         loss = summed_loss(model, ids[comm.rank : comm.rank + 1])
         expected = summed_loss(single, ids[comm.rank : comm.rank + 1])
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
