@@ -66,6 +66,21 @@ def test_planned_tokens_are_not_timed(tmp_path):
     assert found.routings["top_k"].loss is None and found.max_load == 1.5
 
 
+def test_replicas_are_planned_too(tmp_path):
+    """Expert 0 is chosen most, and with each other: the rank that does not own it holds it too."""
+    chosen = np.array([[0, 1], [0, 1], [2, 3], [2, 3], [0, 2], [0, 3]] * 50)[:, None]
+    topology = ClusterTopology(num_ranks=2)
+    routing = read_routing(saved(tmp_path, experts=chosen))
+    alone, held = (
+        record_file(routing, 20, 100, Placing(topology=topology, max_load=1.5, replicas=number))
+        for number in (0, 1)
+    )
+    assert alone.replicas.shape == (1, 2, 0) and held.replicas.shape == (1, 2, 1)
+    assert np.array_equal(alone.placement, held.placement)
+    (placement,), (replicas,) = held.placement, held.replicas
+    assert replicas[1 - placement[0]].tolist() == [0]
+
+
 def test_the_first_bound_that_can_be_kept(tmp_path):
     """Two of three tokens choose experts 0 and 1: the busiest of 4 ranks has 4/3 of the mean."""
     routing = read_routing(saved(tmp_path, experts=np.array([[[0, 1]], [[0, 1]], [[2, 3]]] * 90)))
