@@ -74,7 +74,9 @@ def originals(folder):
             ["import", "FILE", "--format", "megatron-trace", "--num-experts", "8", *out]
         ],
         "result.json": [["evaluate", "--compare", "FILE", "FILE"]],
-        "sweep.json": [["plan", good, "--sweep", "FILE", "--max-loss-increase", "0.1", *out]],
+        "sweep.json": [
+            ["plan", good, "--ranks", "2", "--sweep", "FILE", "--max-loss-increase", "0.1", *out]
+        ],
     }
 
 
