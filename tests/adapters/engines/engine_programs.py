@@ -19,7 +19,9 @@ def sglang_map(file, num_layers, num_experts, num_ranks, num_replicas):
     moe = types.SimpleNamespace(
         init_expert_location=file,
         ep_num_redundant_experts=int(num_replicas),
-        moe_a2a_backend="none",
+        moe_a2a_backend="none",  # with one, each rank's map tells only the copy nearest to it
+        ep_dispatch_algorithm="static",
+        ep_join_mode=None,
     )
     parallel = types.SimpleNamespace(
         ep_size=int(num_ranks), elastic_ep_initial_size=None, nnodes=1, tp_size=int(num_ranks)
