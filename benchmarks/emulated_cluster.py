@@ -32,7 +32,7 @@ from pathlib import Path
 
 _PREFIX = "c2r-emulated"
 _SEGMENT_SECONDS = 0.15e-3  # timers are later than two of them at times, and the link would idle
-_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 1600, 64 * 1024  # a frame; what the kernel merges
+_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 8 * 1024, 64 * 1024  # single frames are too slow
 _QUEUE = "200ms"
 _GRACE_SECONDS = 5.0
 
@@ -231,7 +231,10 @@ def _segment_bytes(rate):
 
 def bytes_per_second(rate):
     """What `tc` means by a rate, as `100mbit`."""
-    number, unit = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate).groups()
+    found = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate)
+    if found is None:
+        raise RuntimeError(f"{rate} is no rate of `tc`; write 100mbit or 1gbit")
+    number, unit = found.groups()
     return float(number) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[unit] / 8
 
 

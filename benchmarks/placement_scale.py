@@ -2,7 +2,8 @@
 
     python benchmarks/placement_scale.py
 
-58 layers of 256 experts, k = 8, on 32 ranks, 50,000 distinct routing sets a layer. No such model
+58 layers of 256 experts, k = 8, on 32 ranks, 100,000 distinct routing sets a layer, placed for few
+copies or, with `--by-time`, for the least time on 32 H100s. No such model
 can be run here, so the sets are synthetic: experts of unlike popularity in 32 hidden groups, a
 token preferring one group, with noise that leaves no placement near one copy per token. What they
 show is time and memory; how good a placement is shows `placement_quality.py`, on real sets.
@@ -57,9 +58,11 @@ def main():
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--ranks", type=int, default=32)
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--sets", type=int, default=50_000)
+    parser.add_argument("--sets", type=int, default=100_000)
     parser.add_argument("--max-load", type=float)
     parser.add_argument("--replicas", type=int, default=0)
+    parser.add_argument("--by-time", action="store_true")
+    parser.add_argument("--jobs", type=int)
     args = parser.parse_args()
     profile = CollaborationProfile(
         layers=tuple(synthetic_layer(args, seed) for seed in range(args.layers))
@@ -71,6 +74,8 @@ def main():
         num_nodes=args.nodes,
         max_load=args.max_load,
         replicas=args.replicas,
+        objective="time" if args.by_time else "sets",
+        num_threads=args.jobs,
         on_layer=lambda index: times.append(time.perf_counter()),
     )
     seconds = np.diff(times)

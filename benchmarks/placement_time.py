@@ -28,6 +28,7 @@ PLANS = {
     "little time": {"is_by_time": True},
     "few copies, bounded, 2 replicas": {"max_load": 1.1, "replicas": 2},
     "little time, 2 replicas": {"is_by_time": True, "replicas": 2},
+    "little time, replicas that pay": {"is_by_time": True, "replicas": "auto"},
 }
 BOUNDS = (1.1, 1.15, 1.2, 1.3, 1.5)
 

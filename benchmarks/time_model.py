@@ -18,9 +18,16 @@ from pathlib import Path
 import numpy as np
 from harness import finish, print_table
 
-from c2r.plans import contiguous_placement
 from c2r.prediction import Cluster
-from c2r.timing import Case, DeviceRate, Recording, TimedLayer, predict_case, shares_of
+from c2r.timing import (
+    Case,
+    DeviceRate,
+    Recording,
+    TimedLayer,
+    layer_plan,
+    predict_case,
+    shares_of,
+)
 
 FITTED = ("k_fold", "k_fold, 4 chunks")
 
@@ -49,16 +56,17 @@ class Result:
 
     def shares(self, case):
         """What comes to each rank, by layer."""
-        key = case.routing, case.is_placed
+        key = case.routing, case.is_placed, case.has_replicas
         if key not in self._shares:
-            recording, size = self.recording, self.cluster.num_ranks
-            tokens = self.shape.num_tokens * size
-            in_order = contiguous_placement(recording.num_experts, size)
+            recording, topology = self.recording, self.recording.topology
+            tokens = self.shape.num_tokens * topology.num_ranks
             self._shares[key] = [
-                shares_of(ids[:tokens], placed if case.is_placed else in_order, recording.topology)
-                for ids, placed in zip(
-                    recording.routings[case.routing].expert_ids, recording.placement, strict=True
+                shares_of(
+                    ids[:tokens],
+                    layer_plan(case, recording, index).ranks_of(ids[:tokens], topology),
+                    topology,
                 )
+                for index, ids in enumerate(recording.routings[case.routing].expert_ids)
             ]
         return self._shares[key]
 

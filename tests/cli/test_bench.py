@@ -48,8 +48,10 @@ def test_a_device_is_real_or_has_a_rate(capsys, launched):
     assert "there is no cluster moon" in refusal(capsys, "--cluster", "moon")
 
 
-def test_a_trace_that_cannot_be_read(capsys, launched, tmp_path):
-    assert "cannot read" in refusal(capsys, "--trace", str(tmp_path / "none.npz"))
+def test_replicas_are_planned_when_the_routing_is_recorded(capsys, launched):
+    assert "--replicas" in refusal(capsys, "--replicas", "-1")
+    given = ("--recording", "mine.safetensors", "--replicas", "2")
+    assert "mine.safetensors holds the replicas" in refusal(capsys, *given)
 
 
 def refusal_of_cluster(capsys, *arguments):

@@ -77,6 +77,26 @@ def test_inspect_a_plan(capsys, folder):
     assert call(capsys, "inspect", folder / "plan.safetensors")[0] == 0
 
 
+def test_several_profiles_are_pooled_or_the_worst_counts(capsys, folder):
+    command = ["plan", folder / "profile.safetensors", "--ranks", 4, "--json"]
+    assert_refused(capsys, ["give more than one"], *command, "--worst")
+    twice = [*command, folder / "profile.safetensors"]
+    pooled = call_json(capsys, *twice)
+    worst = call_json(capsys, *twice, "--worst", "--jobs", 2)
+    alone = call_json(capsys, *command)
+    times = [found["time"]["planned"]["layer"] for found in (worst, alone)]
+    assert times[0] == pytest.approx(times[1], rel=0.02)
+    assert pooled["mean"]["copies"] == pytest.approx(alone["mean"]["copies"], rel=0.05)
+
+
+def test_replicas_that_pay_or_a_number(capsys, folder):
+    command = ["plan", folder / "profile.safetensors", "--ranks", 4, "--json"]
+    chosen = call_json(capsys, *command, "--replicas", "auto")
+    plain = call_json(capsys, *command)
+    assert chosen["time"]["planned"]["layer"] <= plain["time"]["planned"]["layer"]
+    assert_refused(capsys, ["--replicas some", "or auto"], *command, "--replicas", "some")
+
+
 def test_replicas_are_planned_shown_and_sent(capsys, folder, tmp_path):
     profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
     planned = call_json(capsys, "plan", profile, "--ranks", 4, "--replicas", 2, "--out", out)

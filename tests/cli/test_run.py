@@ -51,6 +51,12 @@ def test_the_loss_is_that_of_one_process(capsys, plan):
         assert layer["remote_copies"] < layer["copies"]
 
 
+def test_chunks_that_are_no_number(capsys, plan):
+    for text in ("0", "many"):
+        assert run_command(["run", "tiny", "--plan", plan, "--chunks", text]) == 2
+        assert f"--chunks {text}: write a number from 1, or auto" in capsys.readouterr().err
+
+
 @pytest.mark.distributed
 def test_a_plan_for_other_ranks(plan):
     result = torchrun("--plan", plan, *ARGUMENTS, num_ranks=1)

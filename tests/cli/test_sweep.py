@@ -39,14 +39,32 @@ def test_the_document(swept):
     assert swept.with_suffix(".profile.safetensors").is_file()
 
 
+def fewest_copies(swept):
+    return min(point["copies"] for point in json.loads(swept.read_text())["points"])
+
+
+def test_a_plan_by_time(capsys, swept):
+    document = json.loads(swept.read_text())
+    measured = [document["baseline"], *document["points"]]
+    assert all(0 < found["layer_time"] < found["step_time"] for found in measured)
+    profile = swept.with_suffix(".profile.safetensors")
+    command = ["plan", profile, "--ranks", 4, "--sweep", swept, "--json"]
+    fastest = call_json(capsys, *command, "--max-loss-increase", 10)["expected"]
+    assert fastest["layer_time"] == min(found["layer_time"] for found in measured)
+    least = call_json(capsys, *command, "--max-time", 1e9)["expected"]
+    assert least["loss_increase"] == min(found["loss_increase"] for found in measured)
+    assert_refused(capsys, ["the least time"], *command, "--max-time", 1e-9)
+
+
 def test_a_plan_by_target_and_its_confirmation(capsys, swept, tmp_path):
     made_plan = tmp_path / "plan.safetensors"
     profile = swept.with_suffix(".profile.safetensors")
-    by_target = ["plan", profile, "--ranks", 4, "--sweep", swept, "--copies", 1.75]
+    allowed = fewest_copies(swept) + 0.05
+    by_target = ["plan", profile, "--ranks", 4, "--sweep", swept, "--copies", allowed]
     by_target += ["--out", made_plan]
     made = call_json(capsys, *by_target)
     expected = made["expected"]
-    assert expected["copies"] <= 1.75
+    assert expected["copies"] <= allowed
     arguments = ["measure", "tiny", "--plan", made_plan, "--half", *SMALL]
     found = call_json(capsys, *arguments)
     assert {"loss", "perplexity", "kl", "copies", "num_tokens"} <= set(found)
@@ -147,8 +165,8 @@ def test_mistakes(capsys, swept, tmp_path):
     assert_refused(capsys, ["not written by"], "sweep", "tiny", "--ranks", 4, *SMALL, *out)
     command = ["plan", profile, "--ranks", 4, "--json"]
     assert_refused(capsys, ["c2r sweep MODEL"], *command, "--copies", 1.5)
-    assert_refused(capsys, ["--max-loss-increase or --copies"], *command, "--sweep", swept)
-    by_target = [*command, "--sweep", swept, "--copies", 1.75]
+    assert_refused(capsys, ["--max-time or --copies"], *command, "--sweep", swept)
+    by_target = [*command, "--sweep", swept, "--copies", fewest_copies(swept) + 0.05]
     assert_refused(capsys, ["leave out --policy"], *by_target, "--policy", "c2r")
     assert_refused(capsys, ["rank load within 1", "the best has"], *by_target, "--max-load", 1)
     assert_refused(capsys, ["m = 9", "from 1 to 4"], *command, "--policy", "group_limited",

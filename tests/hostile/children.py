@@ -36,7 +36,6 @@ class Child:
             sys.stdout, sys.stderr = (os.fdopen(number, "w", 1) for number in (1, 2))
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             status = run_command(list(map(str, arguments)))
         except BaseException:  # noqa: BLE001 - told as any process tells it
             sys.excepthook(*sys.exc_info())

@@ -32,7 +32,13 @@ COMMANDS = {
     "optimize": ["optimize", "tiny", "--cluster", "h100-8x2", "--tokens", "4096", "--out", "out"],
 }  # fmt: skip
 _FINISHED = ("holds a model already", "exists and is not an empty folder")
-_TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+_TIMES = {
+    "seconds",
+    "train_loss",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+}
 
 
 def inputs(folder, num_ranks=4):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from c2r.assets import tiny_folder
 from c2r.cli import run_command
-from c2r.planning import make_plan
+from c2r.planning import make_plan, placing
 from c2r.profiling import IdProfileBuilder
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps import SweepRequest
@@ -50,7 +50,16 @@ def originals(folder):
     result = {"kind": "task evaluation", "num_ranks": 2, "routing": routing, "tasks": [item]}
     (folder / "result.json").write_text(json.dumps(result))
     request = asdict(SweepRequest(num_ranks=2, policies=("priced=0.1",)))
-    points = [measurement("top_k", 0.0), measurement("priced", 0.1)]
+    points = [
+        measurement(
+            policy,
+            strength,
+            make_plan(
+                profile, policy=policy, strength=strength, **placing(request, profile)
+            ).fingerprint,
+        )
+        for policy, strength in (("top_k", 0.0), ("priced", 0.1))
+    ]
     SweepResult(request=request, baseline=points[0], points=(points[1],)).save(
         folder / "sweep.json"
     )
@@ -74,7 +83,9 @@ def originals(folder):
             ["import", "FILE", "--format", "megatron-trace", "--num-experts", "8", *out]
         ],
         "result.json": [["evaluate", "--compare", "FILE", "FILE"]],
-        "sweep.json": [["plan", good, "--sweep", "FILE", "--max-loss-increase", "0.1", *out]],
+        "sweep.json": [
+            ["plan", good, "--ranks", "2", "--sweep", "FILE", "--max-loss-increase", "0.1", *out]
+        ],
     }
 
 
@@ -101,16 +112,15 @@ def models(folder):
     }
 
 
-def measurement(policy, strength):
+def measurement(policy, strength, fingerprint):
     """One that a sweep could have made."""
     names = (
         "loss", "perplexity", "kl", "top1_agreement", "copies", "copies_contiguous",
         "remote_copies", "node_copies", "rank_load_max_over_mean", "active_experts_per_rank",
-        "loss_increase",
     )  # fmt: skip
     return Measurement(
-        policy=policy, strength=strength, num_tokens=100, num_ranks=2, plan_fingerprint="0" * 16,
-        loss_increase_interval=(0.0, 0.0), **dict.fromkeys(names, 1.0),
+        policy=policy, strength=strength, num_tokens=100, num_ranks=2, plan_fingerprint=fingerprint,
+        loss_increase=0.0, loss_increase_interval=(0.0, 0.0), **dict.fromkeys(names, 1.0),
     )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ def recording():
         num_experts=4,
         topology=ClusterTopology(num_ranks=2),
         placement=np.array([[0, 0, 1, 1]]),
+        replicas=np.array([[[2], [0]]]),
         max_load=1.0,
         routings={"top_k": routing},
     )
@@ -201,6 +202,8 @@ def routed(whole, **changes):
     [
         lambda r: {"placement": r.placement + 1},
         lambda r: {"placement": r.placement[:, :3]},
+        lambda r: {"replicas": r.replicas + 2},
+        lambda r: {"replicas": r.replicas[:, :1]},
         lambda r: {"num_experts": 3},
         lambda r: {"routings": {}},
         lambda r: {"max_load": float("nan")},

@@ -32,4 +32,4 @@ def test_killed_and_run_again_nothing_is_lost_or_left(inputs, tmp_path, name, nu
 @pytest.mark.parametrize("number", lost_ranks.SIGNALS)
 def test_the_others_name_a_lost_rank_in_time(inputs, tmp_path, number):
     work = shutil.copytree(inputs, tmp_path / "work")
-    assert lost_ranks.trial("profile", work, 2, number, 0.5) == "named"
+    assert lost_ranks.trial("profile", work, 2, number, 1.2) == "named"

@@ -42,6 +42,10 @@ class Layer:
 
     def run(self, comm, name, num_chunks=1, **options):
         """This rank's output."""
+        return parallel_moe(*self.given(comm, name, **options), num_chunks)
+
+    def given(self, comm, name, **options):
+        """What `parallel_moe` takes on this rank."""
         rank = comm.rank
         own = self.plan.experts_of(rank)
         dispatcher = make_dispatcher(
@@ -52,10 +56,7 @@ class Layer:
             inner = grouped_linear(rows, self.first[own], counts)
             return grouped_linear(inner.tanh(), self.second[own], counts)
 
-        return parallel_moe(
-            *(self.hidden[rank], self.ids[rank], self.weights[rank], experts, dispatcher),
-            num_chunks,
-        )
+        return self.hidden[rank], self.ids[rank], self.weights[rank], experts, dispatcher
 
     def with_replicas(self, replicas):
         """The same with further experts of each rank."""

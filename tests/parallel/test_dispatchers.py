@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from c2r.errors import InputError, PlanError, RoutingError
 from c2r.parallel import DISPATCHERS, make_dispatcher, simulate
+from c2r.parallel.layer import chunk_sizes
 from c2r.plans.holders import NO_EXPERTS
 from tests.parallel.layers import make_layer
 
@@ -38,7 +39,7 @@ def check(layer, name, num_chunks=1):
         torch.testing.assert_close(mine, other)
 
 
-@pytest.mark.parametrize("num_chunks", [1, 3])
+@pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", DISPATCHERS)
 def test_agrees_with_one_process(name, num_chunks):
     check(make_layer(PLACEMENT, [7, 5, 0, 9], top_k=3), name, num_chunks)
@@ -86,7 +87,7 @@ def test_one_rank(name):
     name=st.sampled_from(DISPATCHERS),
     placement=st.lists(st.integers(0, 3), min_size=1, max_size=7),
     num_tokens=st.lists(st.integers(0, 6), min_size=4, max_size=4),
-    num_chunks=st.integers(1, 3),
+    num_chunks=st.integers(1, 5),
     seed=st.integers(0, 1000),
 )
 def test_any_placement_and_any_tokens(name, placement, num_tokens, num_chunks, seed):
@@ -102,6 +103,31 @@ def test_replicas_send_the_rows_that_the_plan_predicts(num_nodes):
     sent = [handle.num_rows_sent for handle in handles(layer, "zero_redundancy", num_nodes)]
     assert sent == [layer.rows_predicted(rank, num_nodes) for rank in range(4)]
     assert sum(map(sum, sent)) < sum(sum(plain.rows_predicted(rank)) for rank in range(4))
+
+
+@settings(max_examples=25)
+@given(
+    name=st.sampled_from(DISPATCHERS),
+    num_tokens=st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    num_chunks=st.integers(2, 5),
+    seed=st.integers(0, 1000),
+)
+def test_chunks_change_nothing(name, num_tokens, num_chunks, seed):
+    layer = make_layer(PLACEMENT, num_tokens, top_k=3, seed=seed)
+    for ids in layer.ids:
+        ids[::3, seed % 3] = -1
+    for whole, cut in zip(run(layer, name), run(layer, name, num_chunks), strict=True):
+        torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_and_the_last_chunk_are_small():
+    assert [chunk_sizes(12, number) for number in (1, 2, 3, 4)] == [
+        [12],
+        [6, 6],
+        [3, 6, 3],
+        [2, 4, 4, 2],
+    ]
+    assert chunk_sizes(3, 5) == [0, 1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("replicas", [NO_EXPERTS, [[3], [1], [0], [0]]])
@@ -148,7 +174,7 @@ def two_level(layer, rank):
 def test_twice_the_same_bitwise(name, replicas):
     layer = make_layer(PLACEMENT, [9, 5, 0, 7], top_k=4, dtype=torch.float32)
     layer = layer.with_replicas(replicas)
-    for first, second in zip(run(layer, name), run(layer, name), strict=True):
+    for first, second in zip(run(layer, name, 4), run(layer, name, 4), strict=True):
         assert torch.equal(first, second)
 
 

@@ -6,7 +6,8 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from c2r.errors import CommunicationError
-from c2r.parallel import DISPATCHERS, agree
+from c2r.parallel import DISPATCHERS, agree, fastest_chunks
+from c2r.parallel.chunks import TRIED_CHUNKS
 from tests.parallel.layers import make_layer
 from tests.parallel.processes import run_checks
 from tests.parallel.test_world import gather_and_add_up
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.distributed
 
 def agrees_with_one_process(comm):
     for name in DISPATCHERS:
-        for num_chunks in (1, 3):
+        for num_chunks in (1, 2, 3, 4, 5):
             layer = make_layer(PLACEMENT, [40, 30, 0, 20], sizes=(64, 32), dtype=torch.float32)
             output = layer.run(comm, name, num_chunks, num_nodes=2)
             alone = [layer.alone(rank) for rank in range(comm.size)]
@@ -56,11 +57,31 @@ def half_precision_bitwise(comm):
         assert torch.equal(layer.run(comm, "zero_redundancy", num_chunks), expected)
 
 
+def twice_the_same_bitwise(comm):
+    for name in DISPATCHERS:
+        found = []
+        for _ in range(2):
+            layer = make_layer(PLACEMENT, [9, 5, 0, 7], top_k=4, dtype=torch.float32)
+            output = layer.run(comm, name, num_chunks=4, num_nodes=2)
+            own = (layer.hidden[comm.rank], layer.weights[comm.rank], layer.first, layer.second)
+            found.append((output, *torch.autograd.grad(output.sum(), own)))
+        assert all(torch.equal(*both) for both in zip(*found, strict=True)), name
+
+
+def all_ranks_find_the_same_number_of_chunks(comm):
+    layer = make_layer(PLACEMENT, [40, 30, 0, 20])
+    number = fastest_chunks(*layer.given(comm, "zero_redundancy"))
+    assert number in TRIED_CHUNKS
+    found = torch.tensor(number)
+    comm.all_reduce(found)
+    assert found == comm.size * number
+
+
 def recomputed_layers(comm):
     layer = make_layer(PLACEMENT, [9, 5, 3, 7])
-    plain = layer.run(comm, "zero_redundancy")
+    plain = layer.run(comm, "zero_redundancy", 3)
     (expected,) = torch.autograd.grad(plain.sum(), layer.hidden[comm.rank])
-    again = checkpoint(lambda _: layer.run(comm, "zero_redundancy"), plain, use_reentrant=False)
+    again = checkpoint(lambda _: layer.run(comm, "zero_redundancy", 3), plain, use_reentrant=False)
     (grad,) = torch.autograd.grad(again.sum(), layer.hidden[comm.rank])
     assert torch.equal(grad, expected)
 
@@ -108,6 +129,8 @@ CHECKS = {
         agrees_with_one_process,
         gradients_by_finite_differences,
         half_precision_bitwise,
+        twice_the_same_bitwise,
+        all_ranks_find_the_same_number_of_chunks,
         recomputed_layers,
         compiled_around,
         narrow_types,

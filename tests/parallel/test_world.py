@@ -69,7 +69,7 @@ def test_a_process_that_never_comes_is_told_in_time():
     assert set(reports) == {0, 2}
     for seconds, error in reports.values():
         assert "rank 1 did not come to the start (no sign of life; timeout 2 s)" in error
-        assert seconds <= TIMEOUT_SECONDS + 2
+        assert seconds <= TIMEOUT_SECONDS + 10
 
 
 def test_a_store_that_is_not_there_is_told_in_time(monkeypatch):

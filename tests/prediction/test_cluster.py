@@ -86,3 +86,13 @@ def test_a_wrong_rate_of_a_link_is_named(links, words, tmp_path):
         read_cluster(path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_shared_adapter_outlives_its_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    shared = replace(find_cluster("h100-8x2"), is_outer_shared=True)
+    shared.save(path)
+    assert read_cluster(path) == shared
+    path.write_text(path.read_text().replace("is_outer_shared: true", "is_outer_shared: 3"))
+    with pytest.raises(InputError, match=r"line \d+: is_outer_shared is 3; give true or false"):
+        read_cluster(path)

@@ -13,7 +13,7 @@ from tests.reporting.profiles import benchmark_document, clustered_profile, swee
 from tests.reporting.test_verdict import task_document
 from tests.results.measurements import measurement_document
 
-DAMAGE = (None, "x", [], {}, -1, 0, 1e300, True, [[]], ["x"])
+DAMAGE = (None, "x", {}, -1, 1e300, True, [[]])
 
 
 def documents(plan):

@@ -1,10 +1,13 @@
 """Recorded routing is the model's own, and a recording outlives its file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from c2r.adapters.huggingface import load_model, traces
+from c2r.artifacts import read_artifact
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import ArtifactError, InputError, PlanError
 from c2r.measuring import measure
@@ -92,6 +95,20 @@ def test_a_recording_outlives_its_file(recording, tmp_path):
         assert np.array_equal(loaded.routings[name].expert_ids, routing.expert_ids)
         assert np.array_equal(loaded.routings[name].weights, routing.weights)
     assert np.array_equal(Recording.decode(recording.encode()).placement, recording.placement)
+
+
+def test_replicas_outlive_the_file(recording, tmp_path):
+    """A file without them, as older ones are, holds none."""
+    path = tmp_path / "recording.safetensors"
+    recording.save(path)
+    assert "replicas" not in read_artifact(path, "recording").arrays
+    assert Recording.load(path).replicas.shape == (4, 4, 0)
+    held = replace(recording, replicas=np.arange(4 * 4 * 2).reshape(4, 4, 2))
+    held.save(path)
+    assert read_artifact(path, "recording").arrays["replicas"].dtype == np.int16
+    loaded = Recording.load(path)
+    assert np.array_equal(loaded.replicas, held.replicas) and loaded.num_replicas == 2
+    assert np.array_equal(loaded.of_layers(2).replicas, held.replicas[[0, 2]])
 
 
 def test_windows_come_from_all_parts_of_the_texts():

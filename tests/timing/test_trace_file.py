@@ -66,13 +66,28 @@ def test_planned_tokens_are_not_timed(tmp_path):
     assert found.routings["top_k"].loss is None and found.max_load == 1.5
 
 
+def test_replicas_are_planned_too(tmp_path):
+    """Expert 0 is chosen most, and with each other: the rank that does not own it holds it too."""
+    chosen = np.array([[0, 1], [0, 1], [2, 3], [2, 3], [0, 2], [0, 3]] * 50)[:, None]
+    topology = ClusterTopology(num_ranks=2)
+    routing = read_routing(saved(tmp_path, experts=chosen))
+    alone, held = (
+        record_file(routing, 20, 100, Placing(topology=topology, max_load=1.5, replicas=number))
+        for number in (0, 1)
+    )
+    assert alone.replicas.shape == (1, 2, 0) and held.replicas.shape == (1, 2, 1)
+    assert np.array_equal(alone.placement, held.placement)
+    (placement,), (replicas,) = held.placement, held.replicas
+    assert replicas[1 - placement[0]].tolist() == [0]
+
+
 def test_the_first_bound_that_can_be_kept(tmp_path):
-    """All tokens choose experts 0 and 1 of 4, so that the busiest of 4 ranks has twice the mean."""
+    """Two of three tokens choose experts 0 and 1: the busiest of 4 ranks has 4/3 of the mean."""
     routing = read_routing(saved(tmp_path, experts=np.array([[[0, 1]], [[0, 1]], [[2, 3]]] * 90)))
     topology = ClusterTopology(num_ranks=4)
-    assert record_file(routing, 9, 90, Placing(topology=topology)).max_load == 1.5
+    assert record_file(routing, 9, 135, Placing(topology=topology)).max_load == 1.5
     with pytest.raises(PlanError):
-        record_file(routing, 9, 90, Placing(topology=topology, max_load=1.1))
+        record_file(routing, 9, 135, Placing(topology=topology, max_load=1.1))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +104,11 @@ def test_the_first_bound_that_can_be_kept(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path, arrays, message):
     with pytest.raises(InputError, match=message):
         read_routing(saved(tmp_path, **arrays))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        read_routing(tmp_path / "none.npz")
 
 
 def test_too_few_tokens(tmp_path):

@@ -65,6 +65,14 @@ def parallel(
             show_default="1.1, or the next that can be kept",
         ),
     ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Further experts that each rank holds a replica of, as a case beside placement "
+            "without. A training step sums their gradients once, outside the layer: not timed.",
+        ),
+    ] = 0,
     calibration_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to place by; none of them is timed.")
     ] = 65536,
@@ -128,6 +136,7 @@ def parallel(
     _check_launched()
     check_output(out, model, recording, trace, *(text or ()))
     check_output(save_recording, out, model, recording, trace, *(text or ()))
+    _check_replicas(replicas, recording)
     policies = name_policies(policy if trace is None else [])
     where = _cluster(cluster, rows_per_second, hidden_size * intermediate_size)
     shape = TimedLayer(
@@ -142,7 +151,11 @@ def parallel(
         ranks.agree({"the layer": repr(shape), "the policies": list(policies), "rounds": rounds})
         if is_first_process():
             placing = Placing(
-                topology=_topology(), max_load=max_load, cluster=where, workload=workload_of(shape)
+                topology=_topology(),
+                max_load=max_load,
+                cluster=where,
+                workload=workload_of(shape),
+                replicas=replicas,
             )
             num_tokens = tokens * num_processes()
             if recording is not None:
@@ -153,8 +166,9 @@ def parallel(
                 )
             else:
                 note(f"recording the routing of {model} under {len(policies) + 1} policies")
-                texts = resolve_texts(text)
-                own = _record(model, texts, num_tokens, calibration_tokens, policies, placing)
+                own = _record(
+                    model, resolve_texts(text), num_tokens, calibration_tokens, policies, placing
+                )
         shared = share_recording(own)
         if save_recording is not None and is_first_process():
             shared.save(save_recording)
@@ -166,6 +180,7 @@ def parallel(
         "routing": model if trace is None else trace.name,
         "calibration_tokens": calibration_tokens,
         "max_load": shared.max_load,
+        "replicas": shared.num_replicas,
     }
     if is_first_process():
         _report(report, settings, out, json)
@@ -186,6 +201,14 @@ def _check_launched() -> None:
         raise InputError(
             "there is one process and nothing to send; start several: "
             "`torchrun --nproc-per-node 4 -m c2r bench parallel`"
+        )
+
+
+def _check_replicas(replicas: int, recording: Path | None) -> None:
+    if replicas and recording is not None:
+        raise InputError(
+            f"{recording} holds the replicas that were planned when it was recorded; give "
+            "--replicas then, with --save-recording"
         )
 
 
@@ -238,7 +261,7 @@ def _device(
         if cluster is None:
             raise InputError("how fast is the device? Give --cluster or --rows-per-second")
         rows_per_second = cluster.teraflops * 1e12 / _flops(size)
-    launch = 0.0 if cluster is None else 1e-6 * cluster.launch_microseconds
+    launch = 0.0 if cluster is None else cluster.launch_microseconds / 1e6
     return DeviceRate(rows_per_second=rows_per_second, launch_seconds=launch)
 
 

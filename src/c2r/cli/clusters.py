@@ -81,9 +81,16 @@ def workload_with(sizes: "ModelSizes", tokens_per_rank: int, phase: str) -> "Wor
     """The tokens of a step. Raises `InputError` for an unknown phase."""
     from c2r.prediction import Phase, Workload
 
+    check_phase(phase)
+    return Workload(sizes=sizes, tokens_per_rank=tokens_per_rank, phase=Phase(phase))
+
+
+def check_phase(phase: str) -> None:
+    """Raises `InputError` for an unknown phase."""
+    from c2r.prediction import Phase
+
     if phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
-    return Workload(sizes=sizes, tokens_per_rank=tokens_per_rank, phase=Phase(phase))
 
 
 def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:

@@ -71,6 +71,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def print_text(text: str) -> None:
+    """A paragraph on stdout, in lines that fit the terminal."""
+    _stdout().print(Text(without_controls(text)))
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout; floats with three decimals, numbers to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")

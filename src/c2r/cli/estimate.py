@@ -52,7 +52,9 @@ def estimate(
     skew: Annotated[
         float, typer.Option(help="How unlike drawn experts are: weights exp(skew * normal).")
     ] = 0.5,
-    replicas: Annotated[int, typer.Option(min=0, help="With --scale: replicas on each rank.")] = 2,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="With --scale: replicas on each rank; slow.")
+    ] = 0,
     constrained: Annotated[
         Path | None,
         typer.Option(help="With --scale and --plan: profile of the model under the plan's policy."),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FLAGS = {
     "model": "--model or --num-experts",
+    "num_experts": "--num-experts",
     "top_k": "--top-k",
     "is_skipping_bad": "--skip-bad",
 }
@@ -60,7 +61,7 @@ def import_(
     """
     from c2r.adapters.engines import import_traces
 
-    check_output(out, model, *files)
+    check_output(out, model, *_inputs(files))
     layers = num_experts if model is None else _model_layers(model)
     with naming_flags(**_FLAGS), progress_bar("importing, files", None) as advance:
         read = import_traces(
@@ -85,6 +86,16 @@ def import_(
         f"wrote {out}: {profile.num_layers} layers, {profile.num_experts} experts, "
         f"k = {profile.top_k}, {profile.num_tokens:,} tokens"
     )
+
+
+def _inputs(files: list[Path]) -> list[Path]:
+    """The files named, and those of folders but for profiles, which no format is read from."""
+    return [
+        path
+        for named in files
+        for path in (named.iterdir() if named.is_dir() else (named,))
+        if path.suffix != ".safetensors"
+    ]
 
 
 def _model_layers(model: str) -> "ModelLayers":

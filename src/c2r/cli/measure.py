@@ -108,7 +108,7 @@ def _times(
     from c2r.adapters.huggingface import find_sites
     from c2r.adapters.huggingface.sizes import sizes_of
     from c2r.prediction.time import measured_time
-    from c2r.sweeps.optimizing import shares_of
+    from c2r.sweeps.times import shares_of
 
     if plan.topology.num_ranks == 1:
         return None

@@ -151,9 +151,9 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path | None) ->
     if not found.is_worth_it:
         return (
             f"Not worth it here: the best plan within the loss saves {saved:.1f} % of a step "
-            f"({before.total:.2f} to {after.total:.2f} ms). Exchange takes {share:.0f} % of it; no "
-            "plan can save more. What would change that: more tokens a rank, a slower network, or "
-            "more loss (--max-loss-increase)."
+            f"({before.total:.2f} to {after.total:.2f} ms). Exchange takes {share:.0f} % of a "
+            "step. What would change that: more tokens a rank, a slower network, or more loss "
+            "(--max-loss-increase)."
         )
     low, high = (100 * end for end in chosen.loss_increase_interval)
     cost = "no loss, for it places experts only"
@@ -166,7 +166,7 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path | None) ->
     said = (
         f"{chosen.policy}{strength} on the placement found saves {saved:.1f} % of a step "
         f"({before.total:.2f} to {after.total:.2f} ms; a layer {before.layer:.3f} to "
-        f"{after.layer:.3f}), of at most {share:.0f} % that exchange takes. It costs {cost}. "
+        f"{after.layer:.3f}). Exchange took {share:.0f} % of it. It costs {cost}. "
         f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, rows of the busiest rank "
         f"{chosen.busiest_visits:.2f}, rank load {chosen.rank_load_max_over_mean:.2f}."
     )

@@ -22,7 +22,10 @@ _POLICIES = tuple(STRENGTH_NAMES)
 
 
 def plan(
-    profile: Annotated[Path, typer.Argument(help="Profile from `c2r profile` or `c2r import`.")],
+    profile: Annotated[
+        list[Path],
+        typer.Argument(help="Profile from `c2r profile` or `c2r import`; several are pooled."),
+    ],
     ranks: Annotated[
         int | None, typer.Option(help="Devices that the experts are spread over.")
     ] = None,
@@ -58,10 +61,14 @@ def plan(
     ] = None,
     max_loss_increase: Annotated[
         float | None,
-        typer.Option(help="With --sweep: fewest copies within this loss, 0.003 for +0.3 %."),
+        typer.Option(help="With --sweep: least time within this loss, 0.003 for +0.3 %."),
     ] = None,
     copies: Annotated[
         float | None, typer.Option(help="With --sweep: least loss within these copies per token.")
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(help="With --sweep: least loss within so many milliseconds a layer."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same plan.")] = 0,
     objective: Annotated[
@@ -87,9 +94,6 @@ def plan(
             show_default="with --objective sets: 8",
         ),
     ] = None,
-    replicas: Annotated[
-        int, typer.Option(help="Further experts that each rank holds a replica of.")
-    ] = 0,
     keep_groups: Annotated[
         bool,
         typer.Option(
@@ -98,6 +102,24 @@ def plan(
             "`c2r permute` must; the profile tells them.",
         ),
     ] = False,
+    replicas: Annotated[
+        str,
+        typer.Option(
+            help="Further experts that each rank holds a replica of; auto for as many as save time "
+            "and fit the memory."
+        ),
+    ] = "0",
+    worst: Annotated[
+        bool,
+        typer.Option(
+            "--worst",
+            help="Of several profiles, place for the one that takes longest, not for all.",
+        ),
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Layers planned at a time.", show_default="as many as pay"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -109,23 +131,25 @@ def plan(
     """
     from c2r.planning import make_plan
     from c2r.prediction import TrafficReport, best_time, predict_traffic
-    from c2r.profiling import CollaborationProfile
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
-    check_output(out, profile, sweep, cluster)
-    loaded = CollaborationProfile.load(profile)
-    target = {"max_loss_increase": max_loss_increase, "copies": copies}
+    check_output(out, *profile, sweep, cluster)
+    loaded, texts = _load(profile, worst, seed)
+    target = {"max_loss_increase": max_loss_increase, "copies": copies, "max_time": max_time}
+    further = _parse_replicas(replicas)
     reports: list[TrafficReport] = []
     where = cluster_of(cluster, ranks, nodes)
     workload = workload_of(loaded, tokens_per_rank, phase)
-    _check_options(sweep, target, (policy, strength, top_t, replicas or keep_groups or None))
+    _check_options(
+        sweep, target, (policy, strength, top_t, further or keep_groups or None, worst or None)
+    )
     if sweep is not None:
         made = _plan_by_target(loaded, sweep, where.topology, {**target, "max_load": max_load})
     else:
         name, chosen = _choose(policy, strength)
         with (
-            naming_flags(objective="--objective"),
+            naming_flags(objective="--objective", num_threads="--jobs"),
             progress_bar("planning, layers", loaded.num_layers) as advance,
         ):
             made = make_plan(
@@ -141,8 +165,10 @@ def plan(
                 objective=objective or ("time" if inter_node_cost is None else "sets"),
                 max_load=max_load,
                 inter_node_cost=8.0 if inter_node_cost is None else inter_node_cost,
-                replicas=replicas,
+                replicas=further,
                 num_groups=_num_groups(loaded) if keep_groups else 1,
+                worst_of=texts,
+                num_threads=jobs,
                 on_layer=lambda _: advance(),
                 on_traffic=reports.append,
             )
@@ -174,6 +200,14 @@ def _tell(made: Any, mean: Any, steps: Any, cluster: str) -> None:
         f"k-fold {mean.copies_k_fold:.3f}), rank load max/mean {loads[1]:.2f} (contiguous "
         f"{loads[0]:.2f})"
     )
+    if made.provenance.get("load_margin"):
+        note(
+            f"the bound on load was kept with a margin of {made.provenance['load_margin']:.3f} "
+            "where it could be, for the sampling error of the profile"
+        )
+    widths = [layer.replicas.size // made.topology.num_ranks for layer in made.layers]
+    if any(widths):
+        note(f"replicas a rank, layer by layer: {', '.join(map(str, widths))}")
     note(
         f"predicted on {cluster}: {after.layer:.3f} ms a layer (contiguous {before.layer:.3f}), "
         f"{after.total:.1f} ms a step (contiguous {before.total:.1f})"
@@ -183,6 +217,8 @@ def _tell(made: Any, mean: Any, steps: Any, cluster: str) -> None:
             "copies, load and time are those of plain top-k routing on this placement; "
             "`c2r measure` shows them under the policy"
         )
+    if first.policy == "top_k" and made.topology.num_ranks > 1:
+        note("next: c2r sweep MODEL tells what policies cost, --policy priced=0.03 tries one")
     if loads[1] > loads[0] + 0.05:
         note(f"WARNING: the busiest rank's load rises from {loads[0]:.2f} to {loads[1]:.2f}")
     if after.total > before.total:
@@ -195,15 +231,17 @@ def _check_options(
     asked = [value for value in target.values() if value is not None]
     if sweep is None and asked:
         raise InputError(
-            "--max-loss-increase and --copies pick from a measured curve; run `c2r sweep MODEL "
-            "--ranks R --out sweep.json` and give --sweep sweep.json"
+            "--max-loss-increase, --max-time and --copies pick from a measured curve; run `c2r "
+            "sweep MODEL --ranks R --out sweep.json` and give --sweep sweep.json"
         )
     if sweep is not None and not asked:
-        raise InputError("--sweep picks by a target; give --max-loss-increase or --copies")
+        raise InputError(
+            "--sweep picks by a target; give --max-loss-increase, --max-time or --copies"
+        )
     if sweep is not None and any(choice is not None for choice in choices):
         raise InputError(
             "--sweep picks a plan that was measured; leave out --policy, --strength, --top-t, "
-            "--replicas and --keep-groups"
+            "--replicas, --keep-groups and --worst"
         )
 
 
@@ -233,6 +271,31 @@ def _plan_by_target(
         "token were measured"
     )
     return made
+
+
+def _load(paths: list[Path], worst: bool, seed: int) -> tuple[Any, list[Any]]:
+    """The profile of all texts, and those of which the worst counts."""
+    from c2r.profiling import CollaborationProfile
+
+    if worst and len(paths) < 2:
+        raise InputError("--worst places for the worst of several profiles; give more than one")
+    texts = [CollaborationProfile.load(path) for path in paths]
+    pooled = texts[0]
+    for text in texts[1:]:
+        pooled = pooled.merge(text, seed)
+    return pooled, texts if worst else []
+
+
+def _parse_replicas(text: str) -> Any:
+    if text == "auto":
+        return text
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise InputError(f"--replicas {text} is no number of experts; give 0, 1, 2, ... or auto")
+    return number
 
 
 def _choose(policy: str | None, strength: str | None) -> tuple[str | None, Any]:

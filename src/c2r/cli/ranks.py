@@ -79,10 +79,9 @@ def together(timeout: float, backend: str | None = None) -> Iterator[Ranks]:
     except Exception as error:
         signs.leave(f"ended with {type(error).__name__}")
         raise
-    else:
-        signs.end()
     finally:
         lost.is_over = True
+        signs.end()
 
 
 class _Lost:
@@ -94,6 +93,8 @@ class _Lost:
         signs.on_lost = self._end
 
     def _end(self, line: str) -> None:
+        if self.is_over:
+            return
         self.line = line
         _thread.interrupt_main(signal.SIGTERM)
         timer = threading.Timer(_SECONDS_TO_END, self._end_at_once)

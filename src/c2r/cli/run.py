@@ -1,7 +1,7 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from c2r.cli.models import (
 )
 from c2r.cli.processes import is_first_process, is_launched
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -33,8 +34,11 @@ def run(
         str, typer.Option(help="zero_redundancy, hierarchical, all_gather or k_fold.")
     ] = "zero_redundancy",
     chunks: Annotated[
-        int, typer.Option(help="Parts of a batch that travel and compute at the same time.")
-    ] = 1,
+        str,
+        typer.Option(
+            help="Parts of a batch that travel and compute at the same time; auto tries several."
+        ),
+    ] = "1",
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     dtype: DtypeOption = "auto",
     json: JsonOption = False,
@@ -52,7 +56,9 @@ def run(
         from c2r.plans import Plan
         from c2r.text import token_batches
 
-        options = ParallelOptions(dispatcher=dispatcher, num_chunks=chunks, timeout=timeout)
+        options = ParallelOptions(
+            dispatcher=dispatcher, num_chunks=_chunks(chunks), timeout=timeout
+        )
         chosen, texts = Plan.load(plan), resolve_texts(text)
         facts = {"the text": [item.digest for item in texts], "the plan": chosen.fingerprint}
         ranks.agree({**facts, **cutting, "the dispatcher": [dispatcher, chunks], "dtype": dtype})
@@ -61,7 +67,17 @@ def run(
         with progress_bar("running, tokens of this rank", None) as advance:
             result = measuring.run(loaded, batches, advance)
     if is_first_process():
-        _report({"dispatcher": dispatcher, "num_chunks": chunks, **result.to_json()}, json)
+        _report(
+            {"dispatcher": dispatcher, "num_chunks": options.num_chunks, **result.to_json()}, json
+        )
+
+
+def _chunks(text: str) -> "int | Literal['auto']":
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--chunks {text}: write a number from 1, or auto")
+    return int(text)
 
 
 def _load(model: str, dtype: str, plan: "Plan", options: Any) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ def show_scale(points: "Sequence[ScalePoint]", title: str) -> None:
     print(
         "group: ranks that share the experts; further ranks are groups for other tokens. k-fold:\n"
         "a step, experts in order. Then what each saves of that step on top of the best before;\n"
-        "below zero it is slower. Placed on one half of the tokens, told of the other half."
+        "below zero it is slower. Placed on 2,048 tokens or half of them, told of the others."
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from c2r.cli.clusters import ClusterOption, PhaseOption, TokensOption, check_phase, cluster_of
 from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
 from c2r.cli.models import (
     DtypeOption,
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 
 def sweep(
     model: ModelArgument,
-    ranks: Annotated[int, typer.Option(help="Devices that the experts are spread over.")],
+    ranks: Annotated[
+        int | None, typer.Option(help="Devices that the experts are spread over.")
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
+    cluster: ClusterOption = None,
+    tokens_per_rank: TokensOption = 4096,
+    phase: PhaseOption = "prefill",
     text: TextOption = None,
     out: Annotated[
         Path | None,
@@ -59,9 +65,10 @@ def sweep(
 ) -> None:
     """Measure what each routing policy costs in quality and saves in traffic.
 
-    The first half of every text is profiled and planned on, the second half measures: loss, KL to
-    the unconstrained model, copies per token and load, with 95 % intervals of the loss over windows
-    of text. An interrupted sweep goes on from --out with the same command.
+    The first half of every text is profiled and planned on, experts placed for the least predicted
+    time; the second half measures: loss, KL to the unconstrained model, copies per token and load,
+    with 95 % intervals of the loss over windows of text. Times on the cluster are predicted from
+    what was measured. An interrupted sweep goes on from --out with the same command.
     """
     from c2r import sweeps
     from c2r.reporting import check_matplotlib, write_sweep_chart
@@ -71,10 +78,15 @@ def sweep(
     check_output(plot, out)
     if plot is not None:
         check_matplotlib()
+    where = cluster_of(cluster, ranks, nodes)
+    check_phase(phase)
     loaded, tokenizer = load_model_and_tokenizer(model, dtype)
     request = sweeps.SweepRequest(
-        num_ranks=ranks,
-        num_nodes=nodes,
+        num_ranks=where.num_ranks,
+        num_nodes=where.num_nodes,
+        cluster=cluster,
+        tokens_per_rank=tokens_per_rank,
+        phase=phase,
         policies=tuple(policy or ()),
         spread=tuple(spread or ()),
         max_load=max_load,
@@ -113,16 +125,29 @@ def _show(found: "SweepResult") -> None:
             point.copies,
             f"{point.copies / contiguous:.2f}x",
             point.rank_load_max_over_mean,
+            point.layer_time or 0.0,
+            point.step_time or 0.0,
         ]
         for point in (found.baseline, *found.points)
     ]
-    columns = ["policy", "loss", "change", "KL", "copies", "of contiguous", "rank load"]
+    columns = [
+        "policy",
+        "loss",
+        "change",
+        "KL",
+        "copies",
+        "of contiguous",
+        "rank load",
+        "layer, ms",
+        "step, ms",
+    ]
     print_table(f"Quality and traffic on {found.topology.num_ranks} ranks", columns, rows)
     if found.transfer:
         _show_transfer(found.transfer)
     print(
         "loss: nats per token of held-out text. copies: rows sent per token and layer, the\n"
-        "token's own rank counted; of contiguous: over plain top-k with experts in order."
+        "token's own rank counted; of contiguous: over plain top-k with experts in order. ms:\n"
+        "predicted for the cluster from what came to each rank."
     )
 
 

@@ -13,7 +13,7 @@ from c2r.cli.clusters import (
     describe,
     workload_of,
 )
-from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table
+from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from c2r.plans import ClusterTopology, Plan
@@ -74,7 +74,7 @@ def traffic(
     rows.append(["mean", *(document["mean"][key] for key in columns)])
     title = f"Copies per token on {document['num_ranks']} ranks"
     print_table(title, ["layer", *columns.values()], rows)
-    print(_said(document["time"], placed))
+    print_text(_said(document["time"], placed))
     names, values = zip(*document["rows_to_ranks"].items(), strict=True)
     print_heat_map("Rows of a token to each rank", names, values, "rows")
 

@@ -10,6 +10,7 @@ draws one token through a dispatch.
 """
 
 from c2r.parallel.agreement import agree
+from c2r.parallel.chunks import fastest_chunks
 from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
@@ -33,6 +34,7 @@ __all__ = [
     "SimulatedComm",
     "SplitSizes",
     "agree",
+    "fastest_chunks",
     "gather_bytes",
     "is_sharded",
     "join_world",

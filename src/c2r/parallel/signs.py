@@ -106,7 +106,9 @@ class Signs:
         if absent and words is not None:
             raise CommunicationError(words)
         if absent:
-            raise CommunicationError(self._told(self._lost(absent), f"did not come to {what}"))
+            told = self._told(self._lost(absent), f"did not come to {what}")
+            self.end()
+            raise CommunicationError(told)
 
     def missing(self, members: list[int], failed_in: str, seconds: float) -> list[int]:
         """Who does not answer in an exchange that failed: the lost ranks, else the silent members.
@@ -133,9 +135,14 @@ class Signs:
         return self.first_words() or f"rank {self.rank}: {words}"
 
     def end(self) -> None:
-        """Tells the others that this rank is through, so that none takes it for lost."""
+        """Tells the others that this rank ends, so that none takes it for lost.
+
+        Who keeps the store stays until the others have seen that, and who is lost, for themselves.
+        """
+        if self._own.is_ending:
+            return
         self._tell(is_ending=True)
-        time.sleep(2 * _SECONDS_BETWEEN_SIGNS if self.rank == self._keeper else 0.1)
+        time.sleep(4 * _SECONDS_BETWEEN_SIGNS if self.rank == self._keeper else 0.1)
 
     def interrupted(self, seconds: float = 3.0) -> str | None:
         """Tells the others of an interrupt; gives a line where it came because a rank was lost.

@@ -1,6 +1,6 @@
 """Profile and devices in, plan out. Knows neither models nor process groups."""
 
-from c2r.planning.from_sweep import placing, plan_from_sweep
+from c2r.planning.from_sweep import cluster_of, placing, plan_from_sweep
 from c2r.planning.partners import order_partners
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
 from c2r.planning.planner import make_plan
@@ -21,6 +21,7 @@ __all__ = [
     "LayerShape",
     "PlacementOptions",
     "PolicySetting",
+    "cluster_of",
     "free_strength",
     "make_plan",
     "order_partners",

@@ -8,6 +8,7 @@ from c2r.errors import PlanMismatchError
 from c2r.planning.planner import make_plan
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction import Phase, Workload, find_cluster
+from c2r.prediction.cluster import DEFAULT, PRESETS, Cluster
 from c2r.profiling import CollaborationProfile
 from c2r.results import SweepResult, Target
 
@@ -15,11 +16,18 @@ from c2r.results import SweepResult, Target
 def placing(request: Mapping[str, Any], profile: CollaborationProfile) -> dict[str, Any]:
     """What `make_plan` was told by a sweep, of which `request` is JSON data, to place experts."""
     arguments = {name: request[name] for name in ("num_ranks", "num_nodes", "seed", "max_load")}
-    if request.get("cluster") is None:
-        return arguments
-    cluster = find_cluster(request["cluster"])
+    if request.get("objective", "sets") == "sets" and request.get("cluster") is None:
+        return arguments  # of an earlier version, which placed for copies
+    cluster = cluster_of(request)
     workload = Workload.of(profile, request["tokens_per_rank"], Phase(request["phase"]))
     return {**arguments, "cluster": cluster, "workload": workload}
+
+
+def cluster_of(request: Mapping[str, Any]) -> Cluster:
+    """The cluster that a sweep named; else as many ranks and nodes of the default kind."""
+    if request.get("cluster") is not None:
+        return find_cluster(request["cluster"])
+    return PRESETS[DEFAULT].of_size(request["num_ranks"], request["num_nodes"])
 
 
 def plan_from_sweep(
@@ -57,8 +65,8 @@ def plan_from_sweep(
     )
     if plan.fingerprint != found.plan_fingerprint:
         raise PlanMismatchError(
-            "the sweep planned by another profile; give the one that it wrote beside its JSON "
-            "(*.profile.safetensors)"
+            "the sweep planned by another profile, or by another version of c2r; give the one "
+            "that it wrote beside its JSON (*.profile.safetensors), or sweep again"
         )
     provenance = {**plan.provenance, "target": asdict(target), "expected": found.to_json()}
     return replace(plan, provenance=provenance)

@@ -6,24 +6,22 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import PlanError
-from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.layers import LayerTask, Replicas, Sets, Text, known, plan_layers
+from c2r.planning.placement import PlacementOptions
 from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.policies import settings_per_layer
 from c2r.plans import contiguous_placement, load_max_over_mean, rank_loads
-from c2r.plans.holders import NO_EXPERTS
 from c2r.plans.plan import LayerPlan, Plan
 from c2r.plans.topology import ClusterTopology
-from c2r.prediction import LayerTraffic, TrafficReport, predict_layer, sets_on
+from c2r.prediction import TrafficReport, sets_on
 from c2r.prediction.cluster import DEFAULT, PRESETS, Cluster
-from c2r.prediction.time import best_time, bottleneck_weights
+from c2r.prediction.memory import check_memory, most_replicas
+from c2r.prediction.shares import RankShares
+from c2r.prediction.time import bottleneck_weights, measured_time
 from c2r.prediction.workload import Workload
 from c2r.profiling import CollaborationProfile, LayerProfile
-from c2r.types import Int
 
 OBJECTIVES = ("time", "sets", "pairs")
-
-Sets = tuple[Int, Int]
-"""Distinct routing sets `[sets, k]` and their counts `[sets]`."""
 
 
 def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -40,8 +38,10 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     workload: Workload | None = None,
     max_load: float | None = None,
     inter_node_cost: float = 8.0,
-    replicas: int = 0,
     num_groups: int = 1,
+    replicas: Replicas = 0,
+    worst_of: Sequence[CollaborationProfile] = (),
+    num_threads: int | None = None,
     on_layer: Callable[[int], None] | None = None,
     on_traffic: Callable[[TrafficReport], None] | None = None,
 ) -> Plan:
@@ -65,14 +65,22 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         cluster: where the plan will run, with as many ranks and nodes; for the objective
             `"time"` 8 H100s in a node, or as many as there are ranks, where none is given.
         workload: what will run there; 4,096 tokens a rank of the profiled model where None.
-        max_load: bound on the busiest rank's load over the mean, 1.1 for ten per cent.
+        max_load: bound on the busiest rank's load over the mean, 1.1 for ten per cent. The plan
+            stays below it by the sampling error of the profile (`load_margin`) where it can, so
+            that the bound holds on other text of the same kind.
         inter_node_cost: what a copy that reaches another node costs, counted in copies between
             ranks of one node: how many times slower the network between nodes is. 8 suits NVLink
             (450 GB/s) beside one 400 Gbit/s adapter per GPU; 0 plans as if all were one node.
         replicas: r, further experts that each rank holds a replica of; a token takes the one on
-            a rank that it visits anyway (see `assign_ranks`).
+            a rank that it visits anyway (see `assign_ranks`). `"auto"` holds, by layer, as many as
+            save predicted time and fit the memory of the cluster's ranks.
         num_groups: groups of neighbouring experts that the model's routers limit tokens to, kept
             whole so that its checkpoint can be permuted; 1 for none, or where it will not be.
+        worst_of: profiles of several kinds of text: each layer is then placed for the worst of
+            them, and `max_load` holds in each. Lists of partners are those of `profile`, which
+            holds them all, as `merge` gives it.
+        num_threads: layers planned at a time; None for one a core, or one where they are small.
+            The plan is the same.
         on_layer: called with the number of each layer when it is planned.
         on_traffic: called with what `predict_traffic` says of the plan, which was predicted for its
             provenance anyway; not called where the profile does not hold the routing sets.
@@ -80,46 +88,47 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     Raises:
         PlanError: the profile is empty, the strength does not fit, there are more ranks than
             experts, the nodes do not divide the ranks, no placement keeps to `max_load`, the
-            replicas do not fit or would raise the largest rank load, or the profile has no
-            routing sets to place by.
+            replicas do not fit, in experts or in memory, or would raise the largest rank load,
+            the profile has no routing sets to place by, or profiles are of several models.
     """
     topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
     objective = objective or ("sets" if cluster is None else "time")
     _check_profile(profile, objective)
-    bottleneck = None
-    if objective == "time":
-        bottleneck = _bottleneck(profile, topology, cluster, workload)
     policy = policy or ("top_k" if top_t is None else "c2r")
     if top_t is not None:
         strength = _lengths(top_t, policy, strength)
     settings = settings_per_layer(policy, strength, profile.layers, num_ranks)
-    layers: list[LayerPlan] = []
-    traffic: list[LayerTraffic] = []
-    for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True)):
-        options = PlacementOptions(
-            seed=seed + index,
-            max_load=max_load,
-            inter_node_cost=inter_node_cost,
-            bottleneck=bottleneck,
-            num_groups=num_groups,
+    _check_texts(profile, worst_of, objective)
+    sets = [sets_on(layer, topology) for layer in profile.layers]
+    where, bottleneck = None, None
+    if objective == "time":
+        where = _cluster(cluster, topology), workload or Workload.of(profile)
+        bottleneck = _bottleneck(profile.layers, sets, topology, *where)
+    fitting = _most_replicas(profile, replicas, objective, where)
+    tasks = [
+        LayerTask(
+            layer=layer,
+            sets=sets[index],
+            texts=_texts(worst_of, index, topology),
+            setting=setting,
+            topology=topology,
+            objective=objective,
+            options=PlacementOptions(
+                seed=seed + index,
+                max_load=max_load,
+                inter_node_cost=inter_node_cost,
+                bottleneck=bottleneck,
+                num_groups=num_groups,
+            ),
+            replicas=replicas,
+            most_replicas=fitting,
+            where=where,
         )
-        sets = sets_on(layer, topology)
-        placement = _place_layer(layer, sets, topology, objective, options)
-        planned = LayerPlan(
-            name=layer.name,
-            num_experts=layer.num_experts,
-            top_k=layer.top_k,
-            policy=setting.policy,
-            strength=setting.strength,
-            partners=setting.partners(layer, placement),
-            placement=placement,
-            replicas=_replicate_layer(layer, sets, placement, topology, replicas, options),
-        )
-        layers.append(planned)
-        if sets is not None:
-            traffic.append(predict_layer(layer, planned, topology, sets))
-        if on_layer is not None:
-            on_layer(index)
+        for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True))
+    ]
+    planned = list(plan_layers(tasks, num_threads, on_layer))
+    layers = [layer for layer, _ in planned]
+    traffic = [sent for _, sent in planned if sent is not None]
     report = TrafficReport(topology=topology, layers=tuple(traffic))
     if on_traffic is not None and len(traffic) == len(layers):
         on_traffic(report)
@@ -129,6 +138,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "seed": seed,
         "objective": objective,
         "max_load": max_load,
+        "load_margin": float(np.mean([task.margin for task in tasks])),
+        "worst_of": len(worst_of),
         "inter_node_cost": inter_node_cost,
         "cluster": None if cluster is None else cluster.name,
         "predicted": _predicted(profile, layers, report),
@@ -137,24 +148,82 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
 
 
 def _bottleneck(
-    profile: CollaborationProfile,
+    layers: Sequence[LayerProfile],
+    sets: Sequence[Sets | None],
     topology: ClusterTopology,
-    cluster: Cluster | None,
-    workload: Workload | None,
+    cluster: Cluster,
+    workload: Workload,
 ) -> BottleneckCost:
     """What the busiest rank and node cost in a layer, by the dispatcher that is fastest there."""
+    dispatcher, shares = "zero_redundancy", []
+    for layer, found in zip(layers, sets, strict=True):
+        experts, counts = known(found, layer, 'give objective="pairs"')
+        if cluster.is_nested:
+            ranks = contiguous_placement(layer.num_experts, topology.num_ranks)[experts]
+            shares.append(RankShares.of(ranks, experts, counts, topology))
+    if shares:
+        dispatcher = measured_time(shares, cluster, workload).dispatcher
+    load, visits, node_visits = bottleneck_weights(cluster, workload, dispatcher)
+    return BottleneckCost(load=load, visits=visits, node_visits=node_visits)
+
+
+def _cluster(cluster: Cluster | None, topology: ClusterTopology) -> Cluster:
     cluster = cluster or PRESETS[DEFAULT].of_size(topology.num_ranks, topology.num_nodes)
     if cluster.topology != topology:
         raise PlanError(
             f"the cluster {cluster.name} has {cluster.num_ranks} ranks on {cluster.num_nodes} "
             f"nodes, not {topology.num_ranks} on {topology.num_nodes}; plan for its ranks and nodes"
         )
-    for layer in profile.layers:
-        _known(sets_on(layer, topology), layer, 'give objective="pairs"')
-    workload = workload or Workload.of(profile)
-    fastest = best_time(profile, None, cluster, workload, chunks=(1,))
-    load, visits, node_visits = bottleneck_weights(cluster, workload, fastest.dispatcher)
-    return BottleneckCost(load=load, visits=visits, node_visits=node_visits)
+    return cluster
+
+
+def _most_replicas(
+    profile: CollaborationProfile,
+    replicas: Replicas,
+    objective: str,
+    where: tuple[Cluster, Workload] | None,
+) -> int:
+    """Replicas of a rank that fit its memory; raises `PlanError` where those asked for do not."""
+    if where is None or objective != "time":
+        if replicas == "auto":
+            raise PlanError(
+                f"replicas by themselves are those that save time, and the objective is "
+                f'{objective}; plan with objective="time", or give a number of replicas'
+            )
+        return profile.num_experts
+    experts = [layer.num_experts for layer in profile.layers]
+    if replicas != "auto":
+        check_memory(*where, experts, replicas)
+    return most_replicas(*where, experts)
+
+
+def _check_texts(
+    profile: CollaborationProfile, worst_of: Sequence[CollaborationProfile], objective: str
+) -> None:
+    for other in worst_of:
+        _check_profile(other, objective)
+        if _shapes(other) != _shapes(profile):
+            raise PlanError(
+                f"a profile of {other.num_layers} layers is of another model than that of "
+                f"{profile.num_layers}; give profiles of one model (worst_of, --worst)"
+            )
+    if worst_of and objective == "pairs":
+        raise PlanError('the worst text is found by its routing sets; leave out objective="pairs"')
+
+
+def _texts(
+    worst_of: Sequence[CollaborationProfile], index: int, topology: ClusterTopology
+) -> tuple[Text, ...]:
+    """The sets, their counts and the experts' load of a layer in each text."""
+    layers = [text.layers[index] for text in worst_of]
+    return tuple(
+        (*known(sets_on(layer, topology), layer, "leave out worst_of"), layer.load)
+        for layer in layers
+    )
+
+
+def _shapes(profile: CollaborationProfile) -> list[tuple[int, int]]:
+    return [(layer.num_experts, layer.top_k) for layer in profile.layers]
 
 
 def _check_profile(profile: CollaborationProfile, objective: str) -> None:
@@ -174,48 +243,6 @@ def _lengths(
     if policy != "c2r" or strength is not None:
         raise PlanError(f"T is the strength of the policy c2r; give {policy} its strength only")
     return top_t
-
-
-def _place_layer(
-    layer: LayerProfile,
-    sets: Sets | None,
-    topology: ClusterTopology,
-    objective: str,
-    options: PlacementOptions,
-) -> Int:
-    if topology.num_ranks == 1:
-        return contiguous_placement(layer.num_experts, 1)
-    if objective == "pairs":
-        first, second = np.nonzero(np.triu(layer.coactivation, 1))
-        pairs = np.stack([first, second], axis=1)
-        return place_experts(
-            pairs, layer.coactivation[first, second], layer.load, topology, options
-        )
-    known = _known(sets, layer, 'give objective="pairs"')
-    return place_experts(*known, layer.load, topology, options)
-
-
-def _replicate_layer(
-    layer: LayerProfile,
-    sets: Sets | None,
-    placement: Int,
-    topology: ClusterTopology,
-    num_replicas: int,
-    options: PlacementOptions,
-) -> Int:
-    if num_replicas == 0:
-        return NO_EXPERTS
-    known = _known(sets, layer, "plan without replicas")
-    return replicate_experts(*known, placement, topology, num_replicas, options)
-
-
-def _known(sets: Sets | None, layer: LayerProfile, otherwise: str) -> Sets:
-    if sets is None:
-        raise PlanError(
-            f"the profile holds pairs only, which do not tell the routing sets at "
-            f"k = {layer.top_k}; {otherwise}, or profile the model itself"
-        )
-    return sets
 
 
 def _origin(profile: CollaborationProfile) -> dict[str, Any]:

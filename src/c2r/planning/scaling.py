@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import InputError
-from c2r.planning.planner import make_plan
-from c2r.plans import ClusterTopology, Plan
+from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.placement.bottleneck import BottleneckCost
+from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.plans.holders import NO_EXPERTS
 from c2r.prediction import Cluster, StepTime, Workload, best_time, predict_time
-from c2r.prediction.time import rest_time
+from c2r.prediction.time import bottleneck_weights, rest_time
 from c2r.prediction.traffic import known_sets
 from c2r.profiling import CollaborationProfile, IdProfileBuilder
 
 SIZES = tuple(8 << exponent for exponent in range(9))
 """Ranks: 8 to 2,048."""
 _SEVERAL = ClusterTopology(num_ranks=2)  # on which sets are asked for
-_MOST_TOKENS = 16_384  # of a layer, half to plan on
+_EFFORT = 0.02  # of the search for a placement: seconds a layer on hundreds of ranks
+_MOST_PLANNED = 2_048  # tokens of a layer that are planned on; the others judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +84,8 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
 
     As many ranks as the largest power of two that is no more than the experts form a group that
     shares them; further ranks are further groups, whose tokens are their own. What groups exchange
-    among themselves, the gradients, is not counted. Experts are placed anew for every size, on one
-    half of the tokens; times are those of the other half.
+    among themselves, the gradients, is not counted. Experts are placed anew for every size, on
+    half of the tokens or 2,048; times are those of the others.
 
     Args:
         profile: the routing, with sets.
@@ -108,14 +110,7 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
         where = _group(cluster, size, min(layer.num_experts for layer in planned.layers))
         if where.num_ranks not in known:
             settings: dict[str, Any] = {"cluster": where, "workload": workload}
-            plan = make_plan(
-                planned,
-                where.num_ranks,
-                seed=seed,
-                num_nodes=where.num_nodes,
-                replicas=replicas if where.num_ranks > 1 else 0,
-                **settings,
-            )
+            plan = _plan(planned, **settings, replicas=replicas, seed=seed)
             steps = _steps(judged, plan, **settings)
             if under is not None and _is_measured(under[0], where):
                 steps["policy"] = best_time(under[1], plan, **settings, chunks=(1,))
@@ -126,6 +121,41 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
                 steps={name: _of_all_layers(step, **settings) for name, step in steps.items()},
             )
         yield replace(known[where.num_ranks], num_ranks=size)
+
+
+def _plan(
+    profile: CollaborationProfile, cluster: Cluster, workload: Workload, replicas: int, seed: int
+) -> Plan:
+    """Placement for time as `make_plan` does it, by a shorter search."""
+    fastest = best_time(profile, None, cluster, workload, chunks=(1,))
+    load, visits, node_visits = bottleneck_weights(cluster, workload, fastest.dispatcher)
+    options = PlacementOptions(
+        seed=seed,
+        effort=_EFFORT,
+        bottleneck=BottleneckCost(load=load, visits=visits, node_visits=node_visits),
+    )
+    topology, layers = cluster.topology, []
+    for index, layer in enumerate(profile.layers):
+        sets, counts = known_sets(index, layer, topology)
+        placement = contiguous_placement(layer.num_experts, topology.num_ranks)
+        held = NO_EXPERTS
+        if topology.num_ranks > 1:
+            placement = place_experts(sets, counts, layer.load, topology, options)
+            if replicas:
+                held = replicate_experts(sets, counts, placement, topology, replicas, options)
+        layers.append(
+            LayerPlan(
+                name=layer.name,
+                num_experts=layer.num_experts,
+                top_k=layer.top_k,
+                policy="top_k",
+                strength=float(layer.top_k),
+                partners=NO_EXPERTS,
+                placement=placement,
+                replicas=held,
+            )
+        )
+    return Plan(layers=tuple(layers), topology=topology)
 
 
 def _steps(
@@ -174,15 +204,16 @@ def _layers(profile: CollaborationProfile, num_layers: int) -> CollaborationProf
 def _halves(
     profile: CollaborationProfile, num_layers: int, seed: int
 ) -> tuple[CollaborationProfile, CollaborationProfile]:
-    """Two halves of the tokens of some layers, drawn; of many, a part."""
+    """Tokens of some layers to plan on, half of them at most, and the others to judge by."""
     builders = [IdProfileBuilder(profile.num_experts) for _ in range(2)]
     chosen = _layers(profile, num_layers)
     rng = np.random.default_rng(seed)
     for index, layer in enumerate(chosen.layers):
         sets, counts = known_sets(index, layer, _SEVERAL)
-        tokens = rng.permutation(np.repeat(np.arange(len(sets)), counts))[:_MOST_TOKENS]
-        for builder, half in zip(builders, np.array_split(tokens, 2), strict=True):
-            builder.update(index, sets[half])
+        tokens = rng.permutation(np.repeat(np.arange(len(sets)), counts))
+        cut = min(len(tokens) // 2, _MOST_PLANNED)
+        for builder, part in zip(builders, (tokens[:cut], tokens[cut:]), strict=True):
+            builder.update(index, sets[part])
     names = dict.fromkeys(range(len(chosen.layers)), "")
     first, second = (builder.build(names, profile.provenance) for builder in builders)
     return first, second

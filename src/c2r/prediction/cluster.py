@@ -70,6 +70,8 @@ class Cluster:
         """Writes what `read_cluster` reads. Raises `InputError` if it cannot be written."""
         document = asdict(self)
         links = document.pop("link_gigabytes")
+        if not self.is_outer_shared:
+            del document["is_outer_shared"]
         text = yaml.safe_dump(document, sort_keys=False, width=1000)
         if links:
             rows = "".join(f"- [{', '.join(f'{rate:.4g}' for rate in row)}]\n" for row in links)

@@ -60,9 +60,7 @@ _SECONDS = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerTime:
-    """Milliseconds of one MoE layer; in training forward and backward together.
-
-    The parts are what each takes alone, all chunks together.
+    """Milliseconds of an MoE layer, in training of both passes; parts as if each were alone.
 
     Attributes:
         dispatch: rows on their way to the experts.

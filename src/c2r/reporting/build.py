@@ -56,7 +56,7 @@ def build_report(
     if inputs.profile is not None and found.setting is not None:
         measured = None if chosen is None else chosen.point
         times = find_times(inputs.profile, inputs.plan, measured, found.setting)
-    saving = answer_saving(inputs, found.traffic, found.setting)
+    saving = answer_saving(inputs, found.traffic, chosen, found.setting)
     quality, load = answer_quality(inputs, chosen), answer_load(times, chosen)
     answers = (
         answer_collaboration(inputs, found.metrics),

@@ -189,6 +189,8 @@ def _sweep(path: Path, document: Document) -> SweepResult:
     with damaged_file(path):
         for found in (sweep.baseline, *sweep.points):
             _check_shares(found, sweep.topology)
+            if found.rank_rows and found.num_ranks != sweep.topology.num_ranks:
+                raise ValueError(f"a point is not of {sweep.topology.num_ranks} ranks")
     return sweep
 
 
@@ -205,12 +207,9 @@ def _check_shares(found: Measurement, topology: ClusterTopology | None) -> None:
         raise ValueError("a share of the tokens is more than all")
     if any(row > _MOST_ROWS for layer in rows for row in layer):
         raise ValueError(f"a token has more than {_MOST_ROWS} expert rows")
-    if topology is None:
-        return
-    if found.num_ranks != topology.num_ranks or any(
-        len(row) != topology.num_nodes for row in nodes
-    ):
-        raise ValueError(f"a point is not of {topology.num_ranks} ranks on {topology.num_nodes}")
+    num_nodes = None if topology is None else topology.num_nodes
+    if num_nodes is not None and any(len(row) != num_nodes for row in nodes):
+        raise ValueError(f"a layer has no share for each of {num_nodes} nodes")
 
 
 def _check_benchmark(path: Path, document: Document) -> None:

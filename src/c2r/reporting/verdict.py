@@ -12,10 +12,11 @@ from c2r.prediction.time import WORTH_IT
 from c2r.profiling import CollaborationProfile
 from c2r.reporting.charts import Answer, Bar, State, Verdict
 from c2r.reporting.inputs import Inputs
-from c2r.reporting.sections.answers import NOT_MEASURED
+from c2r.reporting.sections.answers import NOT_MEASURED, is_constrained
 from c2r.reporting.times import Setting, Times, mean_load, milliseconds
 from c2r.types import Int
 
+_UNKNOWN = "not known"
 _PARTS = ("dispatch", "combine", "compute", "copies", "rest")
 """Of a step, as `Bar` holds them."""
 
@@ -51,7 +52,7 @@ def _unknown(inputs: Inputs) -> Verdict:
         command = f"c2r plan {_file(inputs, 'profile')} --cluster h100-8 --out plan.safetensors"
     return Verdict(
         state="plain",
-        word="not known",
+        word=_UNKNOWN,
         headline="Not known yet whether a plan pays",
         reason=f"Times are predicted from a profile and a plan: add {missing}.",
         bars=(),
@@ -62,6 +63,9 @@ def _unknown(inputs: Inputs) -> Verdict:
 
 def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     state, word, headline = _sentence(times, quality)
+    if not times.is_measured and times.saved < WORTH_IT and _is_constrained(inputs):
+        state, word = "plain", _UNKNOWN
+        headline = "Not known yet: the plan's placement alone does not pay, its policy may"
     return Verdict(
         state=state,
         word=word,
@@ -71,6 +75,10 @@ def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
         facts=(),
         command=_next_command(inputs, times, word, quality),
     )
+
+
+def _is_constrained(inputs: Inputs) -> bool:
+    return inputs.plan is not None and is_constrained(inputs.plan)
 
 
 def _sentence(times: Times, quality: Answer) -> tuple[State, str, str]:
@@ -132,7 +140,7 @@ def _next_command(inputs: Inputs, times: Times, word: str, quality: Answer) -> s
         return f"c2r estimate {profile} --plan {plan} {where}"
     if word == "at a price":
         return f"c2r finetune MODEL --plan {plan} --data TEXT --out tuned"
-    if quality.number == NOT_MEASURED:
+    if word == _UNKNOWN or quality.number == NOT_MEASURED:
         return f"c2r measure MODEL --plan {plan} --json > measured.json"
     return f"c2r apply MODEL --plan {plan} --out constrained"
 

@@ -45,6 +45,9 @@ class Measurement:
         rank_rows: by layer, expert rows per token of each rank; empty in files of earlier versions.
         rank_visits: by layer, the share of the tokens that visit each rank.
         node_visits: by layer, the share that visits each node.
+        layer_time: predicted milliseconds of an MoE layer with what came to each rank, mean over
+            layers, on the cluster that was asked for; None where none was.
+        step_time: the same of a step of the model.
         reference: plain top-k on the same placement and text; None of plain top-k itself, and in a
             sweep, whose `baseline` it is.
     """
@@ -69,6 +72,8 @@ class Measurement:
     rank_rows: ByLayer = ()
     rank_visits: ByLayer = ()
     node_visits: ByLayer = ()
+    layer_time: float | None = None
+    step_time: float | None = None
     reference: "Measurement | None" = None
 
     @property
@@ -90,6 +95,9 @@ class Measurement:
         del document["reference"]
         for name in ("rank_rows", "rank_visits", "node_visits"):
             if not document[name]:
+                del document[name]
+        for name in _TIMES:
+            if document[name] is None:
                 del document[name]
         if self.reference is not None:
             document["reference"] = self.reference.to_json()
@@ -115,6 +123,7 @@ class Measurement:
             rank_rows=_by_layer(document.get("rank_rows", ())),
             rank_visits=_by_layer(document.get("rank_visits", ())),
             node_visits=_by_layer(document.get("node_visits", ())),
+            **{name: _number(document, name) for name in _TIMES if name in document},
             **{name: _number(document, name) for name in _FIGURES},
         )
 
@@ -130,6 +139,7 @@ class Measurement:
             return cls.from_json(document)
 
 
+_TIMES = ("layer_time", "step_time")
 _FIGURES = tuple(name for name, kind in Measurement.__annotations__.items() if kind is float)
 
 

@@ -10,11 +10,11 @@ from c2r.errors import InputError
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
 from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
-from c2r.prediction.shares import RankShares, measured_shares
 from c2r.prediction.time import WORTH_IT, measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
+from c2r.sweeps.times import shares_of
 from c2r.text import Text
 
 
@@ -164,8 +164,3 @@ def choose(
         workload=workload,
         sweep=result,
     )
-
-
-def shares_of(found: Measurement) -> tuple[RankShares, ...]:
-    """What came to each rank in each layer while it was measured."""
-    return measured_shares(found.rank_rows, found.rank_visits, found.node_visits)

@@ -12,13 +12,15 @@ from c2r.adapters.huggingface import describe_model, find_sites, profile, remove
 from c2r.artifacts import damaged_file, read_json, write_text
 from c2r.errors import ArtifactError, InputError
 from c2r.measuring import keeping_plan
-from c2r.planning import make_plan, placing, settings_per_layer
+from c2r.planning import cluster_of, make_plan, placing, settings_per_layer
 from c2r.plans import ClusterTopology, Plan
+from c2r.prediction import Phase, Workload
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepPoint, SweepResult, TransferResult
 from c2r.sweeps.grid import DEFAULT_POLICIES, parse_points
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import spread_points
+from c2r.sweeps.times import with_times
 from c2r.text import Batch, Text, split_texts, token_batches
 
 _SECONDS_BETWEEN_SAVES = 30.0
@@ -50,7 +52,9 @@ class SweepRequest:
         seq_len: tokens per window of text.
         batch_size: windows per forward pass.
         seed: draws the parts of the text and the placement.
-        cluster: a preset or a YAML file; experts are then placed for the least time there.
+        cluster: a preset or a YAML file, for which times are predicted; None for as many H100s.
+        objective: experts are placed for the least `"time"` there, or for the fewest copies
+            (`"sets"`) where no cluster is named.
         tokens_per_rank: tokens of each rank in a step there.
         phase: what is done with them there, as `Phase` names it.
     """
@@ -66,6 +70,7 @@ class SweepRequest:
     batch_size: int = 16
     seed: int = 0
     cluster: str | None = None
+    objective: str = "time"
     tokens_per_rank: int = 4096
     phase: str = "prefill"
 
@@ -307,7 +312,10 @@ class _ResumableSweep:
             if self.out is not None:
                 self.note(f"{self.out} holds what was measured; run the same command to resume")
             raise
-        return running.measured()
+        where = cluster_of(asdict(self.request))
+        phase = Phase(self.request.phase)
+        workload = Workload.of(calibration.profile, self.request.tokens_per_rank, phase)
+        return tuple(with_times(found, where, workload) for found in running.measured())
 
 
 def _read_state(path: Path) -> Document | None:

@@ -4,7 +4,15 @@ All cases run on the same ranks, with the same expert weights and GEMM, on recor
 are interleaved, so that a disturbance hits all of them. Only what is sent, and how, differs.
 """
 
-from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, dispatcher_cases, predict_rows
+from c2r.timing.cases import (
+    Case,
+    CaseTimes,
+    Network,
+    TimedLayer,
+    dispatcher_cases,
+    layer_plan,
+    predict_rows,
+)
 from c2r.timing.clocks import Spread, Stopwatch, interface_bytes, spread_of_ratios
 from c2r.timing.cluster import ClusterReport, ClusterSettings, measure_cluster
 from c2r.timing.experts import DeviceRate, EmulatedExperts, SwiGLUExperts
@@ -41,6 +49,7 @@ __all__ = [
     "dispatcher_cases",
     "interface_bytes",
     "interleave",
+    "layer_plan",
     "measure_cluster",
     "name_policies",
     "place",

@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from c2r.plans import ClusterTopology
-from c2r.prediction import Cluster, rows_per_rank
+from c2r.plans import (
+    NO_EXPERTS,
+    ClusterTopology,
+    LayerPlan,
+    contiguous_placement,
+    count_visits,
+)
+from c2r.prediction import Cluster
 from c2r.timing.clocks import Spread
 from c2r.timing.experts import DeviceRate
-from c2r.timing.recording import UNCONSTRAINED
+from c2r.timing.recording import UNCONSTRAINED, Recording
 from c2r.types import Int
 
 
@@ -53,6 +59,7 @@ class Case:
         dispatcher: as `make_dispatcher` knows it.
         routing: name of a routing of the recording.
         is_placed: experts are placed as planned; otherwise in the order of their ids.
+        has_replicas: ranks hold the planned replicas too; the experts are then placed as planned.
         num_chunks: parts of the batch whose exchanges and compute overlap.
     """
 
@@ -60,6 +67,7 @@ class Case:
     dispatcher: str
     routing: str = UNCONSTRAINED
     is_placed: bool = False
+    has_replicas: bool = False
     num_chunks: int = 1
 
 
@@ -113,7 +121,10 @@ class CaseTimes:
 
 
 def dispatcher_cases(
-    routings: Iterable[str], topology: ClusterTopology, chunks: Sequence[int] = ()
+    routings: Iterable[str],
+    topology: ClusterTopology,
+    chunks: Sequence[int] = (),
+    num_replicas: int = 0,
 ) -> list[Case]:
     """Every way to run the layer, k-fold dispatch first: the baseline.
 
@@ -121,6 +132,7 @@ def dispatcher_cases(
         routings: names of those of a recording; all but the unconstrained run placed only.
         topology: the ranks; on several nodes of several ranks there is hierarchical dispatch too.
         chunks: numbers of parts in which k-fold and the placed cases also overlap.
+        num_replicas: further experts of each rank; 0 for no case that has them.
     """
     once = Case(name="zero_redundancy", dispatcher="zero_redundancy")
     placed = replace(once, name="zero_redundancy, placed", is_placed=True)
@@ -135,6 +147,9 @@ def dispatcher_cases(
         for routing in routings
         if routing != UNCONSTRAINED
     ]
+    if num_replicas:
+        name = f"{placed.name}, {num_replicas} replicas"
+        cases.append(replace(placed, name=name, has_replicas=True))
     overlapped = [case for case in cases if case.is_placed or case.dispatcher == "k_fold"]
     if 1 < topology.num_nodes < topology.num_ranks:
         name = "hierarchical"
@@ -151,27 +166,39 @@ def dispatcher_cases(
     return cases
 
 
-def predict_rows(case: Case, expert_ids: Int, placement: Int, topology: ClusterTopology) -> int:
+def layer_plan(case: Case, recording: Recording, index: int) -> LayerPlan:
+    """Which rank holds which expert of a layer in this case; its policy is not told."""
+    num_experts, num_ranks = recording.num_experts, recording.topology.num_ranks
+    placement = contiguous_placement(num_experts, num_ranks)
+    return LayerPlan(
+        num_experts=num_experts,
+        top_k=recording.routings[case.routing].expert_ids.shape[2],
+        placement=recording.placement[index] if case.is_placed else placement,
+        replicas=recording.replicas[index] if case.has_replicas else NO_EXPERTS,
+    )
+
+
+def predict_rows(case: Case, ranks: Int, topology: ClusterTopology) -> int:
     """Rows that leave a rank for another on their way to experts, of all ranks together.
 
     Args:
         case: whose dispatcher sends them.
-        expert_ids: `[ranks, tokens, k]`.
-        placement: `[E]`.
+        ranks: `[ranks, tokens, k]`, those that compute the experts of each rank's tokens.
         topology: the ranks; hierarchical dispatch goes once to each node, then inside.
     """
     size, per_node = topology.num_ranks, topology.ranks_per_node
     total = 0
-    for rank, ids in enumerate(expert_ids):
+    for rank, visited in enumerate(ranks):
+        counts = np.ones(len(visited))
         others = np.arange(size) != rank
         if case.dispatcher == "k_fold":
-            total += int(np.count_nonzero(placement[ids] != rank))
+            total += int(np.count_nonzero(visited != rank))
         elif case.dispatcher == "all_gather":
-            total += len(ids) * (size - 1)
+            total += len(visited) * (size - 1)
         elif case.dispatcher == "hierarchical":
-            nodes = rows_per_rank(ids, placement // per_node, topology.num_nodes)
+            nodes = count_visits(visited // per_node, counts, topology.num_nodes)
             total += int(nodes.sum() - nodes[rank // per_node])
             others = np.arange(size) % per_node != rank % per_node
         if case.dispatcher in ("zero_redundancy", "hierarchical"):
-            total += int(rows_per_rank(ids, placement, size)[others].sum())
+            total += int(count_visits(visited, counts, size)[others].sum())
     return total

@@ -21,12 +21,14 @@ class Placing:
         max_load: bound on the busiest rank's load over the mean; None takes the first of `BOUNDS`.
         cluster: place for the least time there; None places for the fewest copies.
         workload: what runs there.
+        replicas: further experts of each rank.
     """
 
     topology: ClusterTopology
     max_load: float | None = None
     cluster: Cluster | None = None
     workload: Workload | None = None
+    replicas: int = 0
 
 
 def place(profile: CollaborationProfile, placing: Placing) -> tuple[Plan, float]:
@@ -55,4 +57,5 @@ def _plan(
         max_load=max_load,
         cluster=placing.cluster,
         workload=placing.workload,
+        replicas=placing.replicas,
     )

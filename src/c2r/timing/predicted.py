@@ -30,10 +30,10 @@ def workload_of(shape: TimedLayer) -> Workload:
     )
 
 
-def shares_of(expert_ids: Int, placement: Int, topology: ClusterTopology) -> RankShares:
-    """What comes to each rank of a layer: of tokens `[..., k]` with experts placed `[E]`."""
-    sets = expert_ids.reshape(-1, expert_ids.shape[-1])
-    return RankShares.of(placement[sets], sets, np.ones(len(sets)), topology)
+def shares_of(expert_ids: Int, ranks: Int, topology: ClusterTopology) -> RankShares:
+    """What comes to each rank of a layer: of tokens `[..., k]`, computed on `ranks` `[..., k]`."""
+    sets, computed = (each.reshape(-1, each.shape[-1]) for each in (expert_ids, ranks))
+    return RankShares.of(computed, sets, np.ones(len(sets)), topology)
 
 
 def predict_case(case: Case, shares: RankShares, cluster: Cluster, shape: TimedLayer) -> LayerTime:

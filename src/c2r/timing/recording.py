@@ -62,6 +62,7 @@ class Recording:
         topology: the ranks that the placement is for.
         placement: `[layers, E]` int64, planned from the unconstrained routing of another text. The
             policies chose for it.
+        replicas: `[layers, ranks, r]` int64, further experts of each rank; r = 0 for none.
         max_load: bound on the busiest rank's load that it keeps on that text.
         routings: by name; `"top_k"` is the model's own routing.
     """
@@ -69,6 +70,7 @@ class Recording:
     num_experts: int
     topology: ClusterTopology
     placement: Int
+    replicas: Int
     max_load: float
     routings: Mapping[str, RecordedRouting]
 
@@ -76,6 +78,26 @@ class Recording:
     def num_layers(self) -> int:
         """MoE layers."""
         return len(self.placement)
+
+    @property
+    def num_replicas(self) -> int:
+        """r, further experts of each rank."""
+        return int(self.replicas.shape[2])
+
+    @classmethod
+    def of_plan(
+        cls, plan: Plan, max_load: float, routings: Mapping[str, RecordedRouting]
+    ) -> "Recording":
+        """The recording of routings of layers that are placed as `place` says."""
+        num_ranks = plan.topology.num_ranks
+        return cls(
+            num_experts=plan.layers[0].num_experts,
+            topology=plan.topology,
+            placement=np.stack([layer.placement for layer in plan.layers]),
+            replicas=np.stack([layer.replicas.reshape(num_ranks, -1) for layer in plan.layers]),
+            max_load=max_load,
+            routings=routings,
+        )
 
     def of_layers(self, num_layers: int | None) -> "Recording":
         """As many of the layers, spread evenly; all where None."""
@@ -86,7 +108,12 @@ class Recording:
             )
             for name, routing in self.routings.items()
         }
-        return replace(self, placement=self.placement[kept], routings=routings)
+        return replace(
+            self,
+            placement=self.placement[kept],
+            replicas=self.replicas[kept],
+            routings=routings,
+        )
 
     def encode(self) -> bytes:
         """The content of the file that holds the recording."""
@@ -115,6 +142,8 @@ class Recording:
             "losses": {name: routing.loss for name, routing in self.routings.items()},
         }
         arrays: dict[str, npt.NDArray[Any]] = {"placement": self.placement.astype(np.int16)}
+        if self.num_replicas:
+            arrays["replicas"] = self.replicas.astype(np.int16)
         for name, routing in self.routings.items():
             arrays[f"{name}.expert_ids"] = routing.expert_ids.astype(np.int16)
             arrays[f"{name}.weights"] = routing.weights
@@ -124,12 +153,16 @@ class Recording:
     def _from_artifact(cls, artifact: Artifact, source: str | Path) -> "Recording":
         header, arrays = artifact.header, artifact.arrays
         with damaged_file(source):
+            topology = ClusterTopology(
+                num_ranks=int(header["num_ranks"]), num_nodes=int(header["num_nodes"])
+            )
+            placement = arrays["placement"].astype(np.int64)
+            none = np.empty((len(placement), topology.num_ranks, 0))
             recording = cls(
                 num_experts=int(header["num_experts"]),
-                topology=ClusterTopology(
-                    num_ranks=int(header["num_ranks"]), num_nodes=int(header["num_nodes"])
-                ),
-                placement=arrays["placement"].astype(np.int64),
+                topology=topology,
+                placement=placement,
+                replicas=arrays.get("replicas", none).astype(np.int64),
                 max_load=float(header["max_load"]),
                 routings={
                     name: RecordedRouting(
@@ -148,6 +181,10 @@ class Recording:
         layers, num_experts = self.num_layers, self.num_experts
         _require(self.placement.shape == (layers, num_experts), "placement")
         _require(_is_below(self.placement, self.topology.num_ranks), "placement")
+        replicas = self.replicas
+        _require(replicas.ndim == 3, "replicas")
+        _require(replicas.shape[:2] == (layers, self.topology.num_ranks), "replicas")
+        _require(_is_below(replicas, num_experts), "replicas")
         _require(UNCONSTRAINED in self.routings, UNCONSTRAINED)
         for name, routing in self.routings.items():
             ids, weights = routing.expert_ids, routing.weights
@@ -236,7 +273,6 @@ def record_routings(
         raise InputError(
             f"the layers have unlike experts and k, {sorted(shapes)}; only equal ones are timed"
         )
-    ((num_experts, _),) = shapes
     plan, max_load = place(found, placing)
     routings = {UNCONSTRAINED: _record(model, evaluation(), num_tokens)}
     for name, (policy, strength) in policies.items():
@@ -245,13 +281,7 @@ def record_routings(
             routings[name] = _record(model, evaluation(), num_tokens)
         finally:
             remove(model)
-    return Recording(
-        num_experts=num_experts,
-        topology=placing.topology,
-        placement=np.stack([layer.placement for layer in plan.layers]),
-        max_load=max_load,
-        routings=routings,
-    )
+    return Recording.of_plan(plan, max_load, routings)
 
 
 def _constrained(plan: Plan, policy: str, strength: float) -> Plan:

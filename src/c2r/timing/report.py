@@ -75,7 +75,7 @@ def time_dispatchers(
     Raises:
         InputError, CommunicationError: as `time_cases`.
     """
-    cases = dispatcher_cases(recording.routings, recording.topology, chunks)
+    cases = dispatcher_cases(recording.routings, recording.topology, chunks, recording.num_replicas)
     times = time_cases(recording, cases, shape, num_rounds, on_round, network)
     return TimingReport(
         cases=tuple(times),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from c2r.errors import InputError
 from c2r.parallel import Comm, Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
-from c2r.plans import contiguous_placement, load_max_over_mean
-from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, predict_rows
+from c2r.plans import LayerPlan, load_max_over_mean
+from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, layer_plan, predict_rows
 from c2r.timing.clocks import Spread, interface_bytes, spread_of_ratios
 from c2r.timing.experts import EmulatedExperts, SwiGLUExperts
 from c2r.timing.meter import ClockedComm, Meter
@@ -123,21 +123,21 @@ class _Bench:
                     f"{self.shape.num_tokens} each need {needed}; record more text"
                 )
 
-    def placement(self, case: Case, layer: int) -> Int:
-        """`[E]`."""
-        if case.is_placed:
-            planned: Int = self.recording.placement[layer]
-            return planned
-        return contiguous_placement(self.recording.num_experts, self.comm.size)
-
     def expert_ids(self, case: Case, layer: int) -> Int:
         """Of all ranks, `[ranks, tokens, k]`."""
         ids: Int = self._by_rank(self.recording.routings[case.routing].expert_ids[layer])
         return ids
 
-    def experts(self, placement: Int) -> SwiGLUExperts:
-        """Those of this rank."""
-        ids = tuple(np.flatnonzero(placement == self.comm.rank).tolist())
+    def ranks(self, case: Case, layer: int) -> Int:
+        """That compute the experts of all ranks' tokens, `[ranks, tokens, k]`."""
+        ids = self.expert_ids(case, layer)
+        plan = layer_plan(case, self.recording, layer)
+        found = plan.ranks_of(ids.reshape(-1, ids.shape[-1]), self.recording.topology)
+        return found.reshape(ids.shape)
+
+    def experts(self, plan: LayerPlan) -> SwiGLUExperts:
+        """Those of this rank, replicas included."""
+        ids = tuple(plan.experts_of(self.comm.rank).tolist())
         if ids not in self._experts:
             shape = self.shape
             self._experts[ids] = SwiGLUExperts(
@@ -174,16 +174,17 @@ class _Layer:
     """One MoE layer of one case on this rank."""
 
     def __init__(self, case: Case, bench: _Bench, index: int) -> None:
-        placement = bench.placement(case, index)
+        plan = layer_plan(case, bench.recording, index)
         self.meter = bench.meter
         self.num_chunks = case.num_chunks
         self.dispatcher: Dispatcher = make_dispatcher(
             case.dispatcher,
             comm=bench.comm,
-            placement=placement,
+            placement=plan.placement,
+            replicas=plan.replicas,
             num_nodes=bench.recording.topology.num_nodes,
         )
-        self.experts = bench.experts(placement)
+        self.experts = bench.experts(plan)
         # The real products are run once, to check the outputs; what is timed may be emulated.
         rate = bench.shape.device
         self.timed_experts: ExpertsFn = self.experts if rate is None else EmulatedExperts(rate)
@@ -302,12 +303,7 @@ class _Runner:
         """Rows that leave a rank for another, of all ranks together; mean over layers."""
         bench, topology = self.bench, self.bench.recording.topology
         rows = [
-            predict_rows(
-                self.case,
-                bench.expert_ids(self.case, index),
-                bench.placement(self.case, index),
-                topology,
-            )
+            predict_rows(self.case, bench.ranks(self.case, index), topology)
             for index in range(len(self.layers))
         ]
         return float(np.mean(rows))
@@ -322,7 +318,7 @@ class _Runner:
                 case,
                 shares_of(
                     bench.expert_ids(case, index),
-                    bench.placement(case, index),
+                    bench.ranks(case, index),
                     bench.recording.topology,
                 ),
                 bench.network.cluster,

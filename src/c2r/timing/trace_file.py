@@ -96,19 +96,12 @@ def record_file(
     timed = timed[spread(len(timed), num_tokens)]
     profile = _profile(routing.expert_ids[:, planned], num_experts)
     plan, max_load = place(profile, placing)
-    return Recording(
-        num_experts=num_experts,
-        topology=placing.topology,
-        placement=np.stack([layer.placement for layer in plan.layers]),
-        max_load=max_load,
-        routings={
-            UNCONSTRAINED: RecordedRouting(
-                loss=None,
-                expert_ids=routing.expert_ids[:, timed],
-                weights=routing.weights[:, timed],
-            )
-        },
+    recorded = RecordedRouting(
+        loss=None,
+        expert_ids=routing.expert_ids[:, timed],
+        weights=routing.weights[:, timed],
     )
+    return Recording.of_plan(plan, max_load, {UNCONSTRAINED: recorded})
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -17,7 +17,11 @@ def sglang_map(file, num_layers, num_experts, num_ranks, num_replicas):
     from sglang.srt.eplb import expert_location as module
 
     moe = types.SimpleNamespace(
-        init_expert_location=file, ep_num_redundant_experts=int(num_replicas)
+        init_expert_location=file,
+        ep_num_redundant_experts=int(num_replicas),
+        moe_a2a_backend="none",  # with one, each rank's map tells only the copy nearest to it
+        ep_dispatch_algorithm="static",
+        ep_join_mode=None,
     )
     parallel = types.SimpleNamespace(
         ep_size=int(num_ranks), elastic_ep_initial_size=None, nnodes=1, tp_size=int(num_ranks)
@@ -48,7 +52,7 @@ def sglang_flags(line):
 
 def vllm_flags(line):
     """The flags of a launch line, as vLLM's parser reads them."""
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     return _flags(make_arg_parser(FlexibleArgumentParser()), line, "serve")

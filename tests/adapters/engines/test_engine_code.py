@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from c2r.adapters.engines import export_plan
-from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan, Plan
 from c2r.routing import make_policy
 
 PROGRAM = Path(__file__).with_name("engine_programs.py")
@@ -42,9 +42,7 @@ def plan_of(num_replicas=0):
     layers = []
     for number in (1, 2):
         placement = rng.permutation(np.arange(16) % 4)
-        replicas = np.stack(
-            [np.sort(np.flatnonzero(placement != rank)[:num_replicas]) for rank in range(4)]
-        )
+        others = [np.flatnonzero(placement != rank)[:num_replicas] for rank in range(4)]
         layers.append(
             LayerPlan(
                 name=f"model.layers.{number}.mlp.gate",
@@ -54,7 +52,7 @@ def plan_of(num_replicas=0):
                 strength=0.0,
                 partners=np.empty((16, 0), dtype=np.int64),
                 placement=placement,
-                replicas=replicas,
+                replicas=np.stack(others) if num_replicas else NO_EXPERTS,
             )
         )
     return Plan(layers=tuple(layers), topology=ClusterTopology(num_ranks=4))

@@ -108,9 +108,11 @@ def loss_and_gradients(comm):
     for dispatcher, num_replicas in product(DISPATCHERS, (0, 3)):
         if num_replicas == 0 and dispatcher in ("all_gather", "k_fold"):
             continue
+        num_chunks = "auto" if dispatcher == "zero_redundancy" else 3
         model = tiny()
         plan = make_plan(model, comm.size, num_nodes=2, num_replicas=num_replicas)
-        parallelize(model, plan, options=ParallelOptions(dispatcher=dispatcher, num_chunks=2))
+        options = ParallelOptions(dispatcher=dispatcher, num_chunks=num_chunks)
+        parallelize(model, plan, options=options)
         loss = summed_loss(model, ids[comm.rank : comm.rank + 1])
         expected = summed_loss(single, ids[comm.rank : comm.rank + 1])
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)

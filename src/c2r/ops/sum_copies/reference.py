@@ -73,7 +73,7 @@ def sum_copies_backward(
         strict=True,
     ):
         wide = grads.to(precise)
-        # One wide product and one in place: every new tensor of this size costs page faults.
+        # One wide product and one in place: new tensors cost more time here than products.
         products.append((block * wide).sum(1))
         grads.copy_(wide.mul_(scale[:, None]))
     return grad_rows, torch.cat(products)[copies.members].to(weights.dtype)

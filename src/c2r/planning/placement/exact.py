@@ -30,7 +30,7 @@ def count_placements(num_experts: int, num_ranks: int) -> int:
 def is_small(problem: PlacementProblem) -> bool:
     """Whether `best_of_all` is quick: copies, one node, at most 50,000 placements, few sets."""
     num_ranks = problem.topology.num_ranks
-    if problem.bottleneck is not None:
+    if problem.bottleneck is not None or problem.others:
         return False
     if problem.topology.num_nodes > 1 or num_ranks > _MAX_RANKS or problem.num_experts > 64:
         return False

@@ -14,7 +14,7 @@ from c2r.planning.placement.search import PlacementProblem, improve_placement
 from c2r.plans.contiguous import contiguous_placement
 from c2r.plans.copies import load_max_over_mean, rank_loads
 from c2r.plans.topology import ClusterTopology
-from c2r.types import Counts, Int
+from c2r.types import Counts, Float, Int
 
 # All chosen by hand when the search was made. benchmarks/placement_quality.py holds what comes out
 # against long mt-kahypar runs, benchmarks/placement_scale.py tells the time that large layers take.
@@ -48,6 +48,10 @@ class PlacementOptions:
         bottleneck: place for the least cost of the busiest rank and node instead of the fewest
             copies; None for the fewest copies.
         num_groups: groups of neighbouring experts that stay whole, see `place_groups`; 1 for none.
+        load_margin: how far below `max_load` to stay where that can be; half of it is tried next,
+            then none.
+        others: the same experts chosen in other texts: sets, counts and load of each. Then the
+            worst text counts, and `max_load` holds in each.
     """
 
     seed: int = 0
@@ -57,6 +61,8 @@ class PlacementOptions:
     effort: float = 1.0
     bottleneck: BottleneckCost | None = None
     num_groups: int = 1
+    load_margin: float = 0.0
+    others: tuple[tuple[Int, Counts, Counts], ...] = ()
 
 
 def place_experts(
@@ -95,32 +101,68 @@ def place_experts(
     _check_start(options.start, num_experts, num_ranks)
     if not options.inter_node_cost >= 0:
         raise PlanError(f"inter_node_cost = {options.inter_node_cost:g}; choose 0 or more")
-    rng = np.random.default_rng(options.seed)
-    problem = PlacementProblem(
-        sets=sets,
-        counts=counts,
-        load=load.astype(np.float64),
-        topology=topology,
-        load_limit=_load_limit(load, num_ranks, options.max_load),
-        inter_node_cost=options.inter_node_cost,
-        bottleneck=options.bottleneck,
-        num_groups=options.num_groups,
+    margins = dict.fromkeys((options.load_margin, options.load_margin / 2, 0.0))
+    for margin in margins:
+        rng = np.random.default_rng(options.seed)
+        problem = _problem(sets, counts, load, topology, options, margin)
+        placement = _placed(problem, options, rng)
+        if problem.excess(placement) <= 0:
+            return canonical_placement(placement, num_ranks, topology.num_nodes)
+    tried = [placement] if problem.others else [placement, _packed(problem, rng)]
+    best = min(_largest_load(problem, each) for each in tried)
+    raise PlanError(
+        f"no placement of {num_experts} experts on {num_ranks} ranks keeps the rank load "
+        f"within {options.max_load:g} times the mean; the best found has {best:.4f}: ask for "
+        f"at least {np.ceil(best * 1000) / 1000:g}, or for fewer ranks"
     )
-    if options.num_groups > 1:
-        placement = place_groups(problem, *_budget(problem, options), rng)
-    else:
-        placement = best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
-    if problem.excess(placement) > 0:
-        best = min(
-            load_max_over_mean(rank_loads(problem.load, tried, num_ranks))
-            for tried in (placement, _packed(problem, rng))
+
+
+def _placed(problem: PlacementProblem, options: PlacementOptions, rng: np.random.Generator) -> Int:
+    if problem.num_groups > 1:
+        return place_groups(problem, *_budget(problem, options), rng)
+    return best_of_all(problem) if is_small(problem) else _search(problem, options, rng)
+
+
+def _problem(
+    sets: Int,
+    counts: Counts,
+    load: Counts,
+    topology: ClusterTopology,
+    options: PlacementOptions,
+    margin: float,
+) -> PlacementProblem:
+    max_load = options.max_load
+    if max_load is not None and margin:
+        max_load = max(max_load - margin, 1.0)
+    total = float(counts.sum())
+    problems = [
+        PlacementProblem(
+            sets=chosen,
+            # Costs of texts are compared: each counts as many tokens as the first.
+            counts=number if number is counts else _scaled(number, total),
+            load=loads.astype(np.float64),
+            topology=topology,
+            load_limit=_load_limit(loads, topology.num_ranks, max_load),
+            inter_node_cost=options.inter_node_cost,
+            bottleneck=options.bottleneck,
+            num_groups=options.num_groups,
         )
-        raise PlanError(
-            f"no placement of {num_experts} experts on {num_ranks} ranks keeps the rank load "
-            f"within {options.max_load:g} times the mean; the best found has {best:.4f}: ask for "
-            f"at least {np.ceil(best * 1000) / 1000:g}, or for fewer ranks"
-        )
-    return canonical_placement(placement, num_ranks, topology.num_nodes)
+        for chosen, number, loads in ((sets, counts, load), *options.others)
+    ]
+    return replace(problems[0], others=tuple(problems[1:]))
+
+
+def _scaled(counts: Counts, total: float) -> Float:
+    scaled: Float = counts.astype(np.float64) * (total / float(counts.sum()))
+    return scaled
+
+
+def _largest_load(problem: PlacementProblem, placement: Int) -> float:
+    """Load of the busiest rank over the mean, in the worst of the texts."""
+    return max(
+        load_max_over_mean(rank_loads(text.load, placement, text.topology.num_ranks))
+        for text in (problem, *problem.others)
+    )
 
 
 def check_ranks(num_experts: int, num_ranks: int) -> None:
@@ -228,6 +270,7 @@ def _nodes_first(
         topology=ClusterTopology(num_ranks=topology.num_nodes),
         load_limit=float("inf"),
         bottleneck=None,
+        others=(),
     )
     nodes = improve_placement(by_node, start // topology.ranks_per_node, steps, rng)
     placement = np.empty_like(start)

@@ -35,6 +35,8 @@ class PlacementProblem:
         inter_node_cost: what a copy to a node costs on top, in copies to a rank.
         bottleneck: where given, the cost is that of the busiest rank and node, not of all copies.
         num_groups: only experts of the same of so many groups of neighbours change places.
+        others: the same experts chosen in other texts: the worst text costs, and the load is
+            bounded in each.
     """
 
     sets: Int
@@ -45,6 +47,7 @@ class PlacementProblem:
     inter_node_cost: float = 0.0
     bottleneck: BottleneckCost | None = None
     num_groups: int = 1
+    others: tuple["PlacementProblem", ...] = ()
 
     @property
     def num_experts(self) -> int:
@@ -53,6 +56,9 @@ class PlacementProblem:
 
     def cost(self, placement: Int) -> float:
         """Weighted copies of all tokens, those to nodes weighted; or that of the bottleneck."""
+        return max([self._own_cost(placement), *(other.cost(placement) for other in self.others)])
+
+    def _own_cost(self, placement: Int) -> float:
         if self.bottleneck is not None:
             return self._bottleneck_cost(self.bottleneck, placement)
         cost = float(self.counts @ count_copies(self.sets, placement))
@@ -79,7 +85,8 @@ class PlacementProblem:
     def excess(self, placement: Int) -> float:
         """Load above the limit, summed over ranks."""
         loads = rank_loads(self.load, placement, self.topology.num_ranks)
-        return float(np.maximum(loads - self.load_limit, 0).sum())
+        own = float(np.maximum(loads - self.load_limit, 0).sum())
+        return own + sum(other.excess(placement) for other in self.others)
 
     def order(self, placement: Int) -> tuple[float, float]:
         """Sorts placements, better ones first: less excess load, then lower cost."""
@@ -134,14 +141,19 @@ class _SwapSearch:
 
     def changes(self, penalty: float) -> Float:
         """Penalised change of every swap; infinite for swaps that are none."""
-        if self._bottleneck is None:
-            changes = self._levels[0][1].changes()
-            for weight, gains in self._levels[1:]:
-                changes += weight * gains.changes()
-        else:
-            changes = self._bottleneck_changes(self._bottleneck)
-        if np.isfinite(self.limit):
-            changes += penalty * self._excess_changes()
+        return self.possible(self.cost_changes() + penalty * self.excess_changes())
+
+    def cost_changes(self) -> Float:
+        """`[E, E]` change of the cost, smoothed over ranks where the busiest costs."""
+        if self._bottleneck is not None:
+            return self._bottleneck_changes(self._bottleneck)
+        changes = self._levels[0][1].changes()
+        for weight, gains in self._levels[1:]:
+            changes += weight * gains.changes()
+        return changes
+
+    def possible(self, changes: Float) -> Float:
+        """The same changes, infinite for swaps that are none."""
         ranks = self.placement
         changes[ranks[:, None] == ranks] = np.inf
         if self._groups is not None:
@@ -163,8 +175,10 @@ class _SwapSearch:
                 changes += weight * norm_changes(gains.visits, gains.labels, gains.visit_changes())
         return changes
 
-    def _excess_changes(self) -> Float:
-        """`[E, E]` change of the load above the limit when two experts swap ranks."""
+    def excess_changes(self) -> Float | float:
+        """`[E, E]` change of the load above the limit when two experts swap; 0 without a limit."""
+        if not np.isfinite(self.limit):
+            return 0.0
 
         def over(load: Float) -> Float:
             return np.maximum(load - self.limit, 0)
@@ -188,28 +202,67 @@ class _SwapSearch:
                 self._has_empty[[ours, theirs]] ^= True
 
 
+class _WorstSearch:
+    """One placement seen in several texts: what the worst of them costs."""
+
+    def __init__(self, problem: PlacementProblem, placement: Int) -> None:
+        texts = (problem, *problem.others)
+        self._texts = [_SwapSearch(text, placement) for text in texts]
+        self.num_experts = problem.num_experts
+
+    @property
+    def placement(self) -> Int:
+        return self._texts[0].placement
+
+    @property
+    def cost(self) -> float:
+        return max(text.cost for text in self._texts)
+
+    @property
+    def excess(self) -> float:
+        return sum(text.excess for text in self._texts)
+
+    def changes(self, penalty: float) -> Float:
+        costs = [text.cost for text in self._texts]
+        after = [cost + text.cost_changes() for cost, text in zip(costs, self._texts, strict=True)]
+        excess = sum(text.excess_changes() for text in self._texts)
+        changes: Float = np.maximum.reduce(after) - max(costs) + penalty * excess
+        return self._texts[0].possible(changes)
+
+    def swap(self, first: int, second: int) -> None:
+        for text in self._texts:
+            text.swap(first, second)
+
+
+_Search = _SwapSearch | _WorstSearch
+
+
+def _searching(problem: PlacementProblem, placement: Int) -> _Search:
+    return (_WorstSearch if problem.others else _SwapSearch)(problem, placement)
+
+
 class _Memory:
     """Until which step an expert may not return to a rank, and the best placement met."""
 
-    def __init__(self, state: _SwapSearch, num_ranks: int) -> None:
+    def __init__(self, state: _Search, num_ranks: int) -> None:
         self._until = np.zeros((len(state.placement), num_ranks), dtype=np.int64)
         self._tolerance = 1e-9 * max(state.cost, 1.0)
         self.best = state.placement[: state.num_experts].copy()
         self._best_key = (state.excess, state.cost)
         self.stale = 0
 
-    def forbid(self, changes: Float, state: _SwapSearch, step: int) -> None:
+    def forbid(self, changes: Float, state: _Search, step: int) -> None:
         """Makes forbidden swaps infinite, unless they lead below the best cost."""
         # Aspiration: a swap back is allowed where it beats the best placement met.
         held = self._until[:, state.placement] > step
         beaten = state.cost + changes < self._best_key[1] - self._tolerance
         changes[(held | held.T) & ~beaten] = np.inf
 
-    def remember(self, state: _SwapSearch, pair: tuple[int, int], until: Int) -> None:
+    def remember(self, state: _Search, pair: tuple[int, int], until: Int) -> None:
         """Forbids the swap back of `pair`, which is about to be swapped."""
         self._until[pair, state.placement[list(pair)]] = until
 
-    def compare(self, state: _SwapSearch) -> None:
+    def compare(self, state: _Search) -> None:
         """Keeps the state where it has less excess, or the same and a lower cost."""
         excess, cost = self._best_key
         less_excess = state.excess < excess - self._tolerance
@@ -235,7 +288,7 @@ def improve_placement(
         steps: how many swaps at most.
         rng: draws for how long a swap back is forbidden.
     """
-    state = _SwapSearch(problem, start)
+    state = _searching(problem, start)
     memory = _Memory(state, problem.topology.num_ranks)
     # How long a swap back is forbidden is drawn anew each time, so that the search falls into no
     # cycle (Taillard 1991). The bounds, 3 to 4 + E / 4, are chosen by hand.

@@ -71,10 +71,17 @@ def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     return Answer(question=_TRAFFIC, number=number, unit=unit, text=text)
 
 
-def answer_saving(inputs: Inputs, traffic: TrafficReport | None, setting: Setting | None) -> Answer:
-    """Copies saved over plain routing in order; at the loss measured, where a sweep is given."""
+def answer_saving(
+    inputs: Inputs,
+    traffic: TrafficReport | None,
+    chosen: ChosenPoint | None,
+    setting: Setting | None,
+) -> Answer:
+    """Copies saved over plain routing in order; at the loss measured, where that is known."""
     if inputs.sweep is not None:
         return _answer_from_sweep(inputs, setting)
+    if chosen is not None:
+        return _answer_from_measured(chosen)
     if traffic is None:
         return Answer(
             question=_SAVING,
@@ -212,6 +219,19 @@ def _answer_from_sweep(inputs: Inputs, setting: Setting | None) -> Answer:
         f"token instead of {before:.2f}, loss {point.loss:.4f} instead of "
         f"{baseline.loss:.4f}. Placement alone gives {baseline.copies:.2f} at the same output. "
         f"The busiest rank does {point.rank_load_max_over_mean:.2f} times the mean work.",
+        state=_better_if_fewer(point.copies, before),
+    )
+
+
+def _answer_from_measured(chosen: ChosenPoint) -> Answer:
+    point = chosen.point
+    before = point.copies_contiguous
+    return Answer(
+        question=_SAVING,
+        number=_change(point.copies, before),
+        unit=f"copies, at {100 * point.loss_increase:+.2f} % loss on held-out text",
+        text=f"{name_of(point)} ({chosen.reason}): {point.copies:.2f} copies of each token "
+        f"instead of {before:.2f} with the experts in order.",
         state=_better_if_fewer(point.copies, before),
     )
 

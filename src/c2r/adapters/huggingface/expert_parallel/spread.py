@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from c2r.parallel import (
     Handle,
     ProcessGroupComm,
     agree,
+    fastest_chunks,
     join_world,
     make_dispatcher,
     parallel_moe,
@@ -59,13 +60,14 @@ class ParallelOptions:
 
     Attributes:
         dispatcher: one of `c2r.parallel.DISPATCHERS`.
-        num_chunks: parts of a batch that overlap.
+        num_chunks: parts of a batch that overlap; "auto": each layer tries several on its first
+            batch and keeps the fastest, the same on all ranks.
         dispatch_dtype: type of the rows on the way; their own where absent.
         timeout: seconds after which a rank that does not answer is an error.
     """
 
     dispatcher: str = "zero_redundancy"
-    num_chunks: int = 1
+    num_chunks: int | Literal["auto"] = 1
     dispatch_dtype: torch.dtype | None = None
     timeout: float = 60.0
 
@@ -115,9 +117,10 @@ class LocalExperts:
         """The weighted sums `[tokens, h]` of this rank's tokens, as the module itself would."""
         if self.has_stale_replicas:
             self.refresh_replicas()
-        output: Tensor = parallel_moe(
-            hidden, expert_ids, weights, self.run, self.dispatcher, self.num_chunks
-        )
+        given = hidden, expert_ids, weights, self.run, self.dispatcher
+        if self.num_chunks == "auto":
+            self.num_chunks = fastest_chunks(*given)
+        output: Tensor = parallel_moe(*given, self.num_chunks)
         return output.to(hidden.dtype)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -1,0 +1,187 @@
+"""Plans layers, each by itself: so they may be planned side by side, with the same result."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from c2r.errors import InputError, PlanError
+from c2r.planning.margin import load_margin
+from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.policies import PolicySetting
+from c2r.plans import contiguous_placement
+from c2r.plans.holders import NO_EXPERTS
+from c2r.plans.plan import LayerPlan
+from c2r.plans.topology import ClusterTopology
+from c2r.prediction import LayerTraffic, predict_layer
+from c2r.prediction.cluster import Cluster
+from c2r.prediction.shares import RankShares
+from c2r.prediction.time import measured_time
+from c2r.prediction.workload import Workload
+from c2r.profiling import LayerProfile
+from c2r.types import Int
+
+Sets = tuple[Int, Int]
+"""Distinct routing sets `[sets, k]` and their counts `[sets]`."""
+Text = tuple[Int, Int, Int]
+"""The same, and the load `[E]` of the experts."""
+Replicas = int | Literal["auto"]
+
+_WORTH_IT = 0.01
+"""Share of a layer's time that more replicas must save: predictions are not better than that."""
+_WORK_OF_THREADS = 20_000_000
+"""Expert ids times k of all sets from which threads are used, chosen by hand: small arrays leave
+the interpreter locked. Layers of 256 experts and 100,000 sets were 1.4 times as fast in two."""
+_MAX_THREADS = 8  # numpy holds the interpreter between its calls: more threads wait for each other
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTask:
+    """A layer to plan.
+
+    Attributes:
+        layer: what was counted.
+        sets: of it; None where it has pairs only.
+        texts: of the same layer in each kind of text, of which the worst counts; may be empty.
+        setting: the policy.
+        topology: the devices.
+        objective: as `make_plan` takes it.
+        options: of the search.
+        replicas: of each rank, or `"auto"`: as many as pay.
+        most_replicas: that fit the memory.
+        where: cluster and workload; needed by `"auto"`.
+    """
+
+    layer: LayerProfile
+    sets: Sets | None
+    texts: tuple[Text, ...]
+    setting: PolicySetting
+    topology: ClusterTopology
+    objective: str
+    options: PlacementOptions
+    replicas: Replicas
+    most_replicas: int
+    where: tuple[Cluster, Workload] | None
+
+    @property
+    def margin(self) -> float:
+        """Kept to the bound on load, 0 where there is none."""
+        bound = self.options.max_load
+        if bound is None or self.sets is None or self.topology.num_ranks == 1:
+            return 0.0
+        return load_margin(self.layer, *self.sets, self.topology, bound)
+
+    def plan(self) -> tuple[LayerPlan, LayerTraffic | None]:
+        """The layer's plan and, where the sets are known, what it sends."""
+        layer, setting = self.layer, self.setting
+        placement = self._place()
+        planned = LayerPlan(
+            name=layer.name,
+            num_experts=layer.num_experts,
+            top_k=layer.top_k,
+            policy=setting.policy,
+            strength=setting.strength,
+            partners=setting.partners(layer, placement),
+            placement=placement,
+        )
+        if self.replicas == "auto":
+            planned = self._with_replicas_that_pay(planned)
+        elif self.replicas:
+            planned = self._with_replicas(planned, self.replicas)
+        if self.sets is None:
+            return planned, None
+        return planned, predict_layer(layer, planned, self.topology, self.sets)
+
+    def _place(self) -> Int:
+        layer, topology = self.layer, self.topology
+        if topology.num_ranks == 1:
+            return contiguous_placement(layer.num_experts, 1)
+        if self.objective == "pairs":
+            first, second = np.nonzero(np.triu(layer.coactivation, 1))
+            pairs = np.stack([first, second], axis=1)
+            counts = layer.coactivation[first, second]
+            return place_experts(pairs, counts, layer.load, topology, self.options)
+        pooled = known(self.sets, layer, 'give objective="pairs"')
+        texts = self.texts or ((*pooled, layer.load),)
+        options = replace(self.options, load_margin=self.margin, others=texts[1:])
+        return place_experts(*texts[0], topology, options)
+
+    def _with_replicas(self, planned: LayerPlan, num_replicas: int) -> LayerPlan:
+        sets, counts = known(self.sets, self.layer, "plan without replicas")
+        replicas = replicate_experts(
+            sets, counts, planned.placement, self.topology, num_replicas, self.options
+        )
+        return replace(planned, replicas=replicas)
+
+    def _with_replicas_that_pay(self, planned: LayerPlan) -> LayerPlan:
+        """1, 2, 4, ... replicas, until twice as many save less than 1 % more, or do not fit."""
+        own = int(np.bincount(planned.placement).max())
+        most = min(self.most_replicas, self.layer.num_experts - own)
+        best, time = replace(planned, replicas=NO_EXPERTS), self._time(planned)
+        number = 1
+        while number <= most:
+            tried = self._with_replicas(planned, number)
+            found = self._time(tried)
+            if found > (1 - _WORTH_IT) * time:
+                break
+            best, time, number = tried, found, 2 * number
+        return best
+
+    def _time(self, planned: LayerPlan) -> float:
+        """Milliseconds of the layer, in the worst of the texts."""
+        assert self.where is not None, "make_plan gives a cluster"
+        pooled = known(self.sets, self.layer, "plan without replicas")
+        shares = [
+            RankShares.of(planned.ranks_of(sets, self.topology), sets, counts, self.topology)
+            for sets, counts, *_ in self.texts or (pooled,)
+        ]
+        return max(measured_time([each], *self.where).layer for each in shares)
+
+
+def known(sets: Sets | None, layer: LayerProfile, otherwise: str) -> Sets:
+    """The sets. Raises `PlanError` where there are none."""
+    if sets is None:
+        raise PlanError(
+            f"the profile holds pairs only, which do not tell the routing sets at "
+            f"k = {layer.top_k}; {otherwise}, or profile the model itself"
+        )
+    return sets
+
+
+def plan_layers(
+    tasks: Sequence[LayerTask], num_threads: int | None, on_layer: Callable[[int], None] | None
+) -> Iterator[tuple[LayerPlan, LayerTraffic | None]]:
+    """Plans the layers, `num_threads` at a time, and gives them in order.
+
+    An error or Ctrl-C ends it when the layers that are under way are done; no other is begun.
+    None takes all cores, at most 8, or one where the layers are so small that threads would cost.
+    Raises `InputError` for fewer than 1.
+    """
+    threads = _threads(tasks) if num_threads is None else num_threads
+    if threads < 1:
+        raise InputError(f"{threads} layers at a time; give at least 1 (num_threads, --jobs)")
+    if threads == 1:
+        for index, task in enumerate(tasks):
+            yield task.plan()
+            if on_layer is not None:
+                on_layer(index)
+        return
+    pool = ThreadPoolExecutor(threads, "c2r-plan")
+    try:
+        futures = [pool.submit(task.plan) for task in tasks]
+        for index, future in enumerate(futures):
+            yield future.result()
+            if on_layer is not None:
+                on_layer(index)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _threads(tasks: Sequence[LayerTask]) -> int:
+    work = sum(task.sets[0].size * task.sets[0].shape[1] for task in tasks if task.sets is not None)
+    if work < _WORK_OF_THREADS:
+        return 1
+    return min(os.cpu_count() or 1, _MAX_THREADS, len(tasks))
