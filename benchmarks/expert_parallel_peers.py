@@ -24,10 +24,11 @@ from transformers import Qwen2MoeConfig
 from transformers.distributed.expert_parallel import EPImplementationInterface
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
+from c2r.adapters.huggingface.expert_parallel.expert_weights import Homes
 from c2r.adapters.huggingface.expert_parallel.spread import LocalExperts, ParallelOptions
 from c2r.parallel import ProcessGroupComm
 from c2r.plans import contiguous_placement
-from c2r.timing import Recording, interleave
+from c2r.timing import DeviceRate, EmulatedExperts, Recording, interleave
 
 BASELINE = "transformers all_to_all"
 
@@ -209,13 +210,18 @@ class Contenders:
         calls = [call] * self.recording.num_layers
         return Layers(calls, [experts], self.recording.routings["top_k"], tokens, self.args)
 
-    def placed(self, routing):
-        """Our implementation, experts placed as planned."""
-        placements = self.recording.placement
+    def own_layer(self, routing, is_placed, dispatcher="zero_redundancy", num_chunks=1):
+        """Our implementation; experts in order, or placed as planned."""
+        size, num_experts = self.size, self.recording.num_experts
+        placements = [
+            placement if is_placed else contiguous_placement(num_experts, size)
+            for placement in self.recording.placement
+        ]
         modules = [self._module(placement) for placement in placements]
-        comm, options = ProcessGroupComm(), ParallelOptions()
+        comm = ProcessGroupComm()
+        options = ParallelOptions(dispatcher=dispatcher, num_chunks=num_chunks)
         calls = [
-            LocalExperts(experts, "experts", comm, placement, options, 1)
+            LocalExperts(experts, "experts", comm, Homes(placement=placement), options, 1)
             for experts, placement in zip(modules, placements, strict=True)
         ]
         return Layers(calls, modules, self.recording.routings[routing], self.own, self.args)
@@ -233,8 +239,17 @@ class Contenders:
             layers["DeepSpeed"] = self.deepspeed()
         for routing in self.recording.routings:
             name = "c2r, placed" if routing == "top_k" else f"c2r, placed, {routing}"
-            layers[name] = self.placed(routing)
+            layers[name] = self.own_layer(routing, is_placed=True)
+            for count in self.args.chunks:
+                layers[f"{name}, {count} chunks"] = self.own_layer(routing, True, num_chunks=count)
+        for count in (1, *self.args.chunks):
+            name = "c2r k_fold" if count == 1 else f"c2r k_fold, {count} chunks"
+            layers[name] = self.own_layer("top_k", False, "k_fold", count)
         return layers
+
+    def emulate(self, rate):
+        """From here on the experts of all implementations are those of an emulated device."""
+        PeerExperts.device = EmulatedExperts(DeviceRate(rows_per_second=rate))
 
     def _module(self, placement):
         ids = (placement == self.rank).nonzero()[0]
@@ -270,7 +285,7 @@ def report(contenders, seconds, deviations):
         "expert_parallel_peers",
         BASELINE,
         rows,
-        vars(args),
+        vars(args) | {"compute": "emulated" if args.rows_per_second else "real"},
         num_ranks=contenders.size,
         losses={name: routing.loss for name, routing in recording.routings.items()},
     )
@@ -284,6 +299,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=1024, help="of each rank")
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--intermediate-size", type=int, default=512)
+    parser.add_argument("--chunks", type=int, nargs="*", default=[])
+    parser.add_argument("--rows-per-second", type=float, help="emulate devices so fast")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -293,6 +310,8 @@ def main():
     for each in layers.values():
         each.run()
     deviations = errors(layers, contenders.own)
+    if args.rows_per_second:
+        contenders.emulate(args.rows_per_second)
     runs = {name: each.run for name, each in layers.items()}
     seconds = interleave(runs, ProcessGroupComm(), args.rounds)
     if contenders.rank == 0:
