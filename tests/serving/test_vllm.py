@@ -125,7 +125,8 @@ def by_backend(answers):
 def test_the_transformers_backend_is_reached_or_refused(answers, by_backend, name):
     error = by_backend / f"{name}-backend.npz.error"
     if error.exists():
-        assert "routes this model by transformers' own block" in error.read_text()
+        # By the router that was asked for, or, where none was (gpt-oss), once the model is loaded.
+        assert "where c2r cannot choose; serve" in error.read_text()
         return
     log_probs, sets = answers[1][name][1]
     result = found(by_backend, f"{name}-backend")
