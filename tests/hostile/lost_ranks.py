@@ -1,6 +1,5 @@
 """Ranks that are killed or stopped at a random moment, and what the others say of them."""
 
-import contextlib
 import os
 import re
 import signal
@@ -21,6 +20,10 @@ COMMANDS = {
     "finetune": [*_TUNE, "--out", "out"],
     "finetune, experts spread": [*_TUNE, "--expert-parallel", "--out", "out"],
 }
+
+
+_LONGER = {"run": ["--tokens", "65536"], "profile": ["--tokens", "65536"]}
+"""Options with which a command is still at work when a rank is lost, on a fast machine too."""
 
 
 def start(name, work, timeout, odd=None, more=()):
@@ -45,7 +48,7 @@ def start(name, work, timeout, odd=None, more=()):
 
 def trial(name, work, victim, number, moment, timeout=6):
     """Kills or stops a rank; gives the verdict: `late`, `named`, or what was wrong."""
-    children = start(name, work, timeout)
+    children = start(name, work, timeout, more=_LONGER.get(name, ()))
     try:
         time.sleep(moment)
         if children[victim].wait(0.02) is not None:
@@ -64,18 +67,11 @@ def trial(name, work, victim, number, moment, timeout=6):
     finally:
         for child in children:
             child.end()
-            if child.pid != 0:
-                _reap(child)
 
 
 def _names(line, victim):
     found = re.match(r"c2r: rank ([\d, ]+)\b", line)
     return found is not None and found[1].strip(", ") == str(victim)
-
-
-def _reap(child):
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(child.pid, 0)
 
 
 def duration(name, work):
