@@ -20,6 +20,14 @@ from c2r.prediction import Workload, best_time, find_cluster
 from c2r.prediction.shares import layer_shares
 from c2r.profiling import IdProfileBuilder
 
+GPT_OSS_20B = {
+    "hidden_size": 2880,
+    "expert_size": 2880,
+    "shared_expert_size": 0,
+    "num_layers": 24,
+    "num_moe_layers": 24,
+    "dense_parameters": 1_200_000_000,
+}
 CLUSTERS = (("h100-8", 4, 1), ("h100-8", 8, 1), ("h100-8x2", 8, 2), ("hosts-4-10g", 4, 4))
 PLANS = {
     "in order": None,
@@ -86,19 +94,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("routing", type=Path)
-    parser.add_argument("--hidden-size", type=int, default=2880)
-    parser.add_argument("--expert-size", type=int, default=2880)
-    parser.add_argument("--dense-parameters", type=int, default=1_200_000_000)
+    parser.add_argument("--hidden-size", type=int, default=GPT_OSS_20B["hidden_size"])
+    parser.add_argument("--expert-size", type=int, default=GPT_OSS_20B["expert_size"])
+    parser.add_argument("--dense-parameters", type=int, default=GPT_OSS_20B["dense_parameters"])
     parser.add_argument("--tokens-per-rank", type=int, default=4096)
     args = parser.parse_args()
-    sizes = {
-        "hidden_size": args.hidden_size,
-        "expert_size": args.expert_size,
-        "shared_expert_size": 0,
-        "num_layers": 24,
-        "num_moe_layers": 24,
-        "dense_parameters": args.dense_parameters,
-    }
+    given = ("hidden_size", "expert_size", "dense_parameters")
+    sizes = {**GPT_OSS_20B, **{name: getattr(args, name) for name in given}}
     planned, judged = read_profiles(args.routing, sizes)
     rows = []
     for name, num_ranks, num_nodes in CLUSTERS:

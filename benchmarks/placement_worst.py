@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import finish, print_table
+from placement_time import GPT_OSS_20B
 
 from c2r.errors import PlanError
 from c2r.planning import make_plan
@@ -21,14 +22,7 @@ from c2r.plans import Plan, load_max_over_mean, rank_loads
 from c2r.prediction import ModelSizes, Workload, best_time, find_cluster
 from c2r.profiling import IdProfileBuilder
 
-SIZES = ModelSizes(
-    hidden_size=2880,
-    expert_size=2880,
-    shared_expert_size=0,
-    num_layers=24,
-    num_moe_layers=24,
-    dense_parameters=1_200_000_000,
-)
+SIZES = ModelSizes(**GPT_OSS_20B)
 BOUNDS = (1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 
 

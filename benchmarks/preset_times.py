@@ -11,34 +11,12 @@ ids, a row for each rank (or node) that a token visits. Times are predicted.
 import argparse
 from pathlib import Path
 
-import numpy as np
 from harness import finish, print_table
-from placement_time import read_profiles
+from placement_time import GPT_OSS_20B, read_profiles
 
 from c2r.planning import make_plan
-from c2r.prediction import PRESETS, StepTime, Workload, best_time
-from c2r.profiling import CollaborationProfile
-
-SIZES = {
-    "hidden_size": 2880,
-    "expert_size": 2880,
-    "shared_expert_size": 0,
-    "num_layers": 24,
-    "num_moe_layers": 24,
-    "dense_parameters": 1_200_000_000,
-}
-
-
-def some_layers(profile, count):
-    chosen = np.linspace(0, profile.num_layers - 1, count).round().astype(int)
-    layers = tuple(profile.layers[index] for index in chosen)
-    return CollaborationProfile(layers=layers, provenance=profile.provenance)
-
-
-def whole(step, count):
-    """The step of all layers, those chosen taking turns."""
-    layers = tuple(step.layers[index % len(step.layers)] for index in range(count))
-    return StepTime(dispatcher=step.dispatcher, layers=layers, rest=step.rest)
+from c2r.planning.scaling import of_all_layers, some_layers
+from c2r.prediction import PRESETS, Workload, best_time
 
 
 def compare(preset, planned, judged, tokens_per_rank):
@@ -49,7 +27,9 @@ def compare(preset, planned, judged, tokens_per_rank):
     where = {"num_ranks": cluster.num_ranks, "num_nodes": cluster.num_nodes}
     plan = make_plan(planned, cluster=cluster, workload=workload, **where)
     before, after = (
-        whole(best_time(judged, tried, cluster, workload, chunks=(1,)), SIZES["num_moe_layers"])
+        of_all_layers(
+            best_time(judged, tried, cluster, workload, chunks=(1,)), GPT_OSS_20B["num_moe_layers"]
+        )
         for tried in (None, plan)
     )
     return {
@@ -75,7 +55,7 @@ def main():
     parser.add_argument("--tokens-per-rank", type=int, default=4096)
     args = parser.parse_args()
     planned, judged = (
-        some_layers(profile, args.layers) for profile in read_profiles(args.routing, SIZES)
+        some_layers(profile, args.layers) for profile in read_profiles(args.routing, GPT_OSS_20B)
     )
     rows = [compare(preset, planned, judged, args.tokens_per_rank) for preset in PRESETS.values()]
     print_table(rows)

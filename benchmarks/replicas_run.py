@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from harness import finish, print_table
-from placement_time import plan_of, read_profiles
+from placement_time import GPT_OSS_20B, plan_of, read_profiles
 
 from c2r.parallel import ProcessGroupComm, make_dispatcher
 from c2r.plans import LayerPlan, contiguous_placement
@@ -39,9 +39,7 @@ def held_out(path):
 
 def make_plans(path, args):
     """The layers of each side, and the devices they are for."""
-    sizes = {"hidden_size": 2880, "expert_size": 2880, "shared_expert_size": 0}
-    sizes |= {"num_layers": 24, "num_moe_layers": 24, "dense_parameters": 0}
-    planned, judged = read_profiles(path, sizes)
+    planned, judged = read_profiles(path, GPT_OSS_20B)
     cluster = find_cluster("h100-8").of_size(NUM_RANKS, 1)
     workload = Workload.of(judged, 4096)
     sides = {"bounded": {}, f"bounded, {args.replicas} replicas": {"replicas": args.replicas}}

@@ -38,9 +38,10 @@ from c2r.measuring import measure
 from c2r.planning import make_plan, parse_policy, with_policy
 from c2r.plans import Plan, contiguous_placement
 from c2r.prediction import Phase, Workload, find_cluster
-from c2r.prediction.shares import RankShares
+from c2r.prediction.shares import measured_shares
 from c2r.prediction.time import layer_time
 from c2r.prediction.workload import UNKNOWN_SIZES
+from c2r.results import Measurement
 from c2r.training import FinetuneSettings, finetune
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
@@ -141,14 +142,13 @@ def cluster_of(name, num_ranks):
 
 def milliseconds(found, cluster, dispatcher="zero_redundancy"):
     """Predicted time of a layer whose ranks had the shares of a measurement; mean over layers."""
-    nodes = found["rank_visits"] if cluster.num_nodes > 1 else [[1.0]] * len(found["rank_visits"])
-    shares = [
-        RankShares(rows=np.array(rows), visits=np.array(visits), node_visits=np.array(node_visits))
-        for rows, visits, node_visits in zip(
-            found["rank_rows"], found["rank_visits"], nodes, strict=True
-        )
+    measured = Measurement.from_json(found)
+    if cluster.num_nodes == 1:  # every token visits the one node there is
+        measured = replace(measured, node_visits=((1.0,),) * len(measured.rank_visits))
+    times = [
+        layer_time(layer, cluster, WORKLOAD, dispatcher).total
+        for layer in measured_shares(measured)
     ]
-    times = [layer_time(layer, cluster, WORKLOAD, dispatcher).total for layer in shares]
     return float(np.mean(times))
 
 

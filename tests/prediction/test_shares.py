@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -20,8 +22,13 @@ def test_visits_add_up_to_the_copies_and_rows_to_the_experts_of_a_token(replicas
 
 
 def test_measured_shares_are_as_given_and_of_as_many_layers():
-    (layer,) = measured_shares([[1.0, 3.0]], [[0.5, 1.0]], [[1.0]])
+    names = ("rank_rows", "rank_visits", "node_visits")
+
+    def found(*figures):
+        return measured_shares(SimpleNamespace(**dict(zip(names, figures, strict=True))))
+
+    (layer,) = found([[1.0, 3.0]], [[0.5, 1.0]], [[1.0]])
     assert layer.rows.tolist() == [1.0, 3.0] and layer.visits.tolist() == [0.5, 1.0]
     assert layer.node_visits.tolist() == [1.0] and layer.expert_chances is None
     with pytest.raises(ValueError, match="shorter"):
-        measured_shares([[1.0]], [], [[1.0]])
+        found([[1.0]], [], [[1.0]])

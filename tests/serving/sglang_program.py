@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 _KERNELS = ("aiter", "flashinfer", "sgl_kernel", "triton_kernels", "tvm_ffi")
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
 GROUPS = {"use_grouped_topk": True, "num_expert_group": 4, "topk_group": 2}
 SCALED = {"routed_scaling_factor": 2.5, "apply_routed_scaling_factor_on_output": True}
 CONFIGS = {
@@ -62,7 +62,7 @@ def stub_kernels():
     """Puts stubs in the place of GPU kernels, and of those that torchvision asks torch about."""
     sys.meta_path.append(Finder())
     for name in ("nms", "qnms"):
-        _LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def layers(topk_module, **changes):

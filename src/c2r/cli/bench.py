@@ -30,8 +30,6 @@ app.command(
     "cluster", epilog=example("torchrun --nproc-per-node 8 -m c2r bench cluster --out mine.yaml")
 )(bench_cluster.cluster)
 
-_SEQ_LEN = 512
-_TOKENS_READ = 1 << 20
 _LOSS_TOKENS = 16384  # fewer would not tell 0.1 % of loss
 
 
@@ -273,26 +271,16 @@ def _record(
     policies: dict[str, tuple[str, float]],
     placing: "Placing",
 ) -> "Recording":
-    from c2r.text import split_texts, token_batches
-    from c2r.timing import record_routings
+    from c2r.text import split_texts
+    from c2r.timing import record_routings, spread_windows
 
     loaded, tokenizer = load_model_and_tokenizer(model)
     calibration, evaluation = split_texts(texts)
 
-    def batches(chosen: Any, count: int) -> Any:
-        """Windows from all parts of the texts, of so many tokens together."""
-        windows = list(
-            token_batches(
-                chosen, tokenizer, seq_len=_SEQ_LEN, batch_size=1, num_tokens=_TOKENS_READ
-            )
-        )
-        wanted = -(-count // _SEQ_LEN)
-        return windows[:: max(len(windows) // wanted, 1)][:wanted]
-
     return record_routings(
         loaded,
-        batches(calibration, calibration_tokens),
-        lambda: batches(evaluation, max(num_tokens, _LOSS_TOKENS)),
+        spread_windows(calibration, tokenizer, calibration_tokens),
+        lambda: spread_windows(evaluation, tokenizer, max(num_tokens, _LOSS_TOKENS)),
         policies,
         placing,
         num_tokens,

@@ -37,12 +37,12 @@ def cluster_of(name: str | None, ranks: int | None, nodes: int) -> "Cluster":
 
     Raises `InputError` where neither is given, or both and they differ.
     """
-    from c2r.prediction.cluster import DEFAULT, PRESETS, find_cluster
+    from c2r.prediction.cluster import default_cluster, find_cluster
 
     if name is None:
         if ranks is None:
             raise InputError("how many devices? Give --ranks, or --cluster (such as h100-8)")
-        return PRESETS[DEFAULT].of_size(ranks, nodes)
+        return default_cluster(ranks, nodes)
     found = find_cluster(name)
     if ranks is not None and (ranks, nodes) != (found.num_ranks, found.num_nodes):
         raise InputError(
@@ -57,10 +57,10 @@ def cluster_for(name: str | None, topology: "ClusterTopology") -> "Cluster":
 
     Raises `InputError` where it has other ranks or nodes.
     """
-    from c2r.prediction.cluster import DEFAULT, PRESETS, find_cluster
+    from c2r.prediction.cluster import default_cluster, find_cluster
 
     if name is None:
-        return PRESETS[DEFAULT].of_size(topology.num_ranks, topology.num_nodes)
+        return default_cluster(topology.num_ranks, topology.num_nodes)
     found = find_cluster(name)
     if found.topology != topology:
         raise InputError(

@@ -155,9 +155,9 @@ class _Demo:
 
 
 def _row(name: str, found: "Measurement", seen: Any, timing: Any) -> dict[str, Any]:
+    from c2r.prediction.shares import measured_shares
     from c2r.prediction.time import measured_time
     from c2r.profiling import mean_metrics, measure_collaboration
-    from c2r.sweeps import shares_of
 
     metrics = mean_metrics([measure_collaboration(layer) for layer in seen.layers])
     return {
@@ -167,7 +167,7 @@ def _row(name: str, found: "Measurement", seen: Any, timing: Any) -> dict[str, A
         "copies": found.copies,
         "busiest_rows": found.busiest_visits,
         "rank_load": found.rank_load_max_over_mean,
-        "layer_ms": measured_time(shares_of(found), *timing).layer,
+        "layer_ms": measured_time(measured_shares(found), *timing).layer,
         "effective_collaborators": metrics.effective_collaborators,
     }
 

@@ -1,6 +1,6 @@
 """`c2r estimate`: how long an MoE layer and a step would take on a cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -207,15 +207,20 @@ def _check_memory(
     workload: "Workload",
 ) -> None:
     """Notes weights that do not fit; raises `InputError` where it is the plan's replicas."""
+    from c2r.prediction import Phase
+    from c2r.prediction.memory import weight_gigabytes
+
     replicas = 0
     if plan is not None:
         replicas = max(
             (layer.replicas.shape[1] for layer in plan.layers if layer.replicas.size), default=0
         )
     own = -(-profile.num_experts // cluster.num_ranks)
-    from c2r.prediction.workload import weights_gigabytes
-
-    plain, held = (weights_gigabytes(workload, count) for count in (own, own + replicas))
+    weights = replace(workload, phase=Phase.PREFILL)  # without what training keeps besides
+    plain, held = (
+        weight_gigabytes(weights, [count] * workload.sizes.num_moe_layers)
+        for count in (own, own + replicas)
+    )
     room = cluster.memory_gigabytes
     if replicas and held > room:
         raise InputError(

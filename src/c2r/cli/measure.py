@@ -107,8 +107,8 @@ def _times(
     """The step from the measured shares, under the policy and plain; None on a single rank."""
     from c2r.adapters.huggingface import find_sites
     from c2r.adapters.huggingface.sizes import sizes_of
+    from c2r.prediction.shares import measured_shares
     from c2r.prediction.time import measured_time
-    from c2r.sweeps.times import shares_of
 
     if plan.topology.num_ranks == 1:
         return None
@@ -116,7 +116,9 @@ def _times(
     sizes = sizes_of(model, find_sites(model)[0].num_experts)
     workload = workload_with(sizes, tokens_per_rank, phase)
     plain = found.reference or found
-    steps = [measured_time(shares_of(each), where, workload).to_json() for each in (found, plain)]
+    steps = [
+        measured_time(measured_shares(each), where, workload).to_json() for each in (found, plain)
+    ]
     return {**describe(where, workload), "policy": steps[0], "top_k": steps[1]}
 
 

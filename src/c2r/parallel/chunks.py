@@ -1,4 +1,4 @@
-"""Into how many parts a batch is cut, and how large they are."""
+"""Into how many parts a batch is cut: found by a trial."""
 
 import time
 

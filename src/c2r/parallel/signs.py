@@ -116,17 +116,8 @@ class Signs:
         Waits at most so many seconds for the others to fail too, or to end with an error.
         """
         self._tell(failed_in=failed_in)
-
-        def unexplained() -> list[int]:
-            return [rank for rank in self._moved if not self._sign(rank).explains_itself]
-
-        def is_decided() -> bool:
-            silent = [self._silence(rank) > 0.8 * seconds for rank in unexplained()]
-            return all(silent) or self.first_words() is not None
-
-        self._wait(is_decided, seconds)
-        lost = [rank for rank in unexplained() if self._silence(rank) > 0.4 * seconds]
-        return lost or [rank for rank in unexplained() if rank in members]
+        lost = self._lost_within(seconds, silence=0.8)
+        return lost or [rank for rank in self._unexplained() if rank in members]
 
     def leave(self, words: str, seconds: float = 1.5) -> str:
         """Tells the others this rank's error; gives the error of the first rank that has one."""
@@ -150,17 +141,24 @@ class Signs:
         torchrun interrupts all ranks when one has failed or died, a user does so of himself.
         """
         self._tell(is_ending=True)
+        lost = self._lost_within(seconds, silence=0.7)
+        return self.first_words() or (self._told(lost, "died") if lost else None)
 
-        def unexplained() -> list[int]:
-            return [rank for rank in self._moved if not self._sign(rank).explains_itself]
+    def _unexplained(self) -> list[int]:
+        return [rank for rank in self._moved if not self._sign(rank).explains_itself]
+
+    def _lost_within(self, seconds: float, silence: float) -> list[int]:
+        """Who gives no sign and no reason, once all such are silent for a share of the seconds.
+
+        Earlier where a rank has told an error.
+        """
 
         def is_decided() -> bool:
-            silent = [self._silence(rank) > 0.7 * seconds for rank in unexplained()]
+            silent = [self._silence(rank) > silence * seconds for rank in self._unexplained()]
             return all(silent) or self.first_words() is not None
 
         self._wait(is_decided, seconds)
-        lost = [rank for rank in unexplained() if self._silence(rank) > 0.4 * seconds]
-        return self.first_words() or (self._told(lost, "died") if lost else None)
+        return [rank for rank in self._unexplained() if self._silence(rank) > 0.4 * seconds]
 
     def first_words(self) -> str | None:
         """The error of the first rank that has told one."""

@@ -8,7 +8,7 @@ from c2r.errors import PlanMismatchError
 from c2r.planning.planner import make_plan
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction import Phase, Workload, find_cluster
-from c2r.prediction.cluster import DEFAULT, PRESETS, Cluster
+from c2r.prediction.cluster import Cluster, default_cluster
 from c2r.profiling import CollaborationProfile
 from c2r.results import SweepResult, Target
 
@@ -27,7 +27,7 @@ def cluster_of(request: Mapping[str, Any]) -> Cluster:
     """The cluster that a sweep named; else as many ranks and nodes of the default kind."""
     if request.get("cluster") is not None:
         return find_cluster(request["cluster"])
-    return PRESETS[DEFAULT].of_size(request["num_ranks"], request["num_nodes"])
+    return default_cluster(request["num_ranks"], request["num_nodes"])
 
 
 def plan_from_sweep(

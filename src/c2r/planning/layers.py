@@ -11,6 +11,7 @@ import numpy as np
 from c2r.errors import InputError, PlanError
 from c2r.planning.margin import load_margin
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.policies import PolicySetting
 from c2r.plans import contiguous_placement
 from c2r.plans.holders import NO_EXPERTS
@@ -19,7 +20,7 @@ from c2r.plans.topology import ClusterTopology
 from c2r.prediction import LayerTraffic, predict_layer
 from c2r.prediction.cluster import Cluster
 from c2r.prediction.shares import RankShares
-from c2r.prediction.time import measured_time
+from c2r.prediction.time import WORTH_IT, bottleneck_weights, measured_time
 from c2r.prediction.workload import Workload
 from c2r.profiling import LayerProfile
 from c2r.types import Int
@@ -30,8 +31,6 @@ Text = tuple[Int, Int, Int]
 """The same, and the load `[E]` of the experts."""
 Replicas = int | Literal["auto"]
 
-_WORTH_IT = 0.01
-"""Share of a layer's time that more replicas must save: predictions are not better than that."""
 _WORK_OF_THREADS = 20_000_000
 """Expert ids times k of all sets from which threads are used, chosen by hand: small arrays leave
 the interpreter locked. Layers of 256 experts and 100,000 sets were 1.4 times as fast in two."""
@@ -125,7 +124,7 @@ class LayerTask:
         while number <= most:
             tried = self._with_replicas(planned, number)
             found = self._time(tried)
-            if found > (1 - _WORTH_IT) * time:
+            if found > (1 - WORTH_IT) * time:
                 break
             best, time, number = tried, found, 2 * number
         return best
@@ -149,6 +148,25 @@ def known(sets: Sets | None, layer: LayerProfile, otherwise: str) -> Sets:
             f"k = {layer.top_k}; {otherwise}, or profile the model itself"
         )
     return sets
+
+
+def bottleneck_cost(
+    layers: Sequence[LayerProfile],
+    sets: Sequence[Sets | None],
+    cluster: Cluster,
+    workload: Workload,
+) -> BottleneckCost:
+    """What the busiest rank and node cost in a layer, by the dispatcher that is fastest there."""
+    topology, dispatcher, shares = cluster.topology, "zero_redundancy", []
+    for layer, found in zip(layers, sets, strict=True):
+        experts, counts = known(found, layer, 'give objective="pairs"')
+        if cluster.is_nested:
+            ranks = contiguous_placement(layer.num_experts, topology.num_ranks)[experts]
+            shares.append(RankShares.of(ranks, experts, counts, topology))
+    if shares:
+        dispatcher = measured_time(shares, cluster, workload).dispatcher
+    load, visits, node_visits = bottleneck_weights(cluster, workload, dispatcher)
+    return BottleneckCost(load=load, visits=visits, node_visits=node_visits)
 
 
 def plan_layers(

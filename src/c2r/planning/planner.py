@@ -6,20 +6,24 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import PlanError
-from c2r.planning.layers import LayerTask, Replicas, Sets, Text, known, plan_layers
+from c2r.planning.layers import (
+    LayerTask,
+    Replicas,
+    Text,
+    bottleneck_cost,
+    known,
+    plan_layers,
+)
 from c2r.planning.placement import PlacementOptions
-from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.policies import settings_per_layer
-from c2r.plans import contiguous_placement, load_max_over_mean, rank_loads
+from c2r.plans import load_max_over_mean, rank_loads
 from c2r.plans.plan import LayerPlan, Plan
 from c2r.plans.topology import ClusterTopology
 from c2r.prediction import TrafficReport, sets_on
-from c2r.prediction.cluster import DEFAULT, PRESETS, Cluster
+from c2r.prediction.cluster import Cluster, default_cluster
 from c2r.prediction.memory import check_memory, most_replicas
-from c2r.prediction.shares import RankShares
-from c2r.prediction.time import bottleneck_weights, measured_time
 from c2r.prediction.workload import Workload
-from c2r.profiling import CollaborationProfile, LayerProfile
+from c2r.profiling import CollaborationProfile
 
 OBJECTIVES = ("time", "sets", "pairs")
 
@@ -103,7 +107,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     where, bottleneck = None, None
     if objective == "time":
         where = _cluster(cluster, topology), workload or Workload.of(profile)
-        bottleneck = _bottleneck(profile.layers, sets, topology, *where)
+        bottleneck = bottleneck_cost(profile.layers, sets, *where)
     fitting = _most_replicas(profile, replicas, objective, where)
     tasks = [
         LayerTask(
@@ -147,28 +151,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     return Plan(layers=tuple(layers), topology=topology, provenance=provenance)
 
 
-def _bottleneck(
-    layers: Sequence[LayerProfile],
-    sets: Sequence[Sets | None],
-    topology: ClusterTopology,
-    cluster: Cluster,
-    workload: Workload,
-) -> BottleneckCost:
-    """What the busiest rank and node cost in a layer, by the dispatcher that is fastest there."""
-    dispatcher, shares = "zero_redundancy", []
-    for layer, found in zip(layers, sets, strict=True):
-        experts, counts = known(found, layer, 'give objective="pairs"')
-        if cluster.is_nested:
-            ranks = contiguous_placement(layer.num_experts, topology.num_ranks)[experts]
-            shares.append(RankShares.of(ranks, experts, counts, topology))
-    if shares:
-        dispatcher = measured_time(shares, cluster, workload).dispatcher
-    load, visits, node_visits = bottleneck_weights(cluster, workload, dispatcher)
-    return BottleneckCost(load=load, visits=visits, node_visits=node_visits)
-
-
 def _cluster(cluster: Cluster | None, topology: ClusterTopology) -> Cluster:
-    cluster = cluster or PRESETS[DEFAULT].of_size(topology.num_ranks, topology.num_nodes)
+    cluster = cluster or default_cluster(topology.num_ranks, topology.num_nodes)
     if cluster.topology != topology:
         raise PlanError(
             f"the cluster {cluster.name} has {cluster.num_ranks} ranks on {cluster.num_nodes} "

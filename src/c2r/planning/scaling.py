@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from c2r.errors import InputError
+from c2r.planning.layers import bottleneck_cost
 from c2r.planning.placement import PlacementOptions, place_experts, replicate_experts
-from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.plans.holders import NO_EXPERTS
 from c2r.prediction import Cluster, StepTime, Workload, best_time, predict_time
-from c2r.prediction.time import bottleneck_weights, rest_time
 from c2r.prediction.traffic import known_sets
 from c2r.profiling import CollaborationProfile, IdProfileBuilder
 
@@ -102,7 +101,10 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
         InputError, PlanError: the profile has no tokens or no sets, or a size is not positive.
     """
     planned, judged = _halves(profile, num_layers, seed)
-    under = None if constrained is None else (constrained[0], _layers(constrained[1], num_layers))
+    under = (
+        None if constrained is None else (constrained[0], some_layers(constrained[1], num_layers))
+    )
+    count = max(workload.sizes.num_moe_layers, 1)
     known: dict[int, ScalePoint] = {}  # by the ranks of a group: more ranks are more of the same
     for size in sizes:
         if size < 1:
@@ -118,7 +120,7 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
                 num_ranks=size,
                 group_ranks=where.num_ranks,
                 group_nodes=where.num_nodes,
-                steps={name: _of_all_layers(step, **settings) for name, step in steps.items()},
+                steps={name: of_all_layers(step, count) for name, step in steps.items()},
             )
         yield replace(known[where.num_ranks], num_ranks=size)
 
@@ -127,16 +129,11 @@ def _plan(
     profile: CollaborationProfile, cluster: Cluster, workload: Workload, replicas: int, seed: int
 ) -> Plan:
     """Placement for time as `make_plan` does it, by a shorter search."""
-    fastest = best_time(profile, None, cluster, workload, chunks=(1,))
-    load, visits, node_visits = bottleneck_weights(cluster, workload, fastest.dispatcher)
-    options = PlacementOptions(
-        seed=seed,
-        effort=_EFFORT,
-        bottleneck=BottleneckCost(load=load, visits=visits, node_visits=node_visits),
-    )
     topology, layers = cluster.topology, []
-    for index, layer in enumerate(profile.layers):
-        sets, counts = known_sets(index, layer, topology)
+    known = [known_sets(index, layer, topology) for index, layer in enumerate(profile.layers)]
+    bottleneck = bottleneck_cost(profile.layers, known, cluster, workload)
+    options = PlacementOptions(seed=seed, effort=_EFFORT, bottleneck=bottleneck)
+    for layer, (sets, counts) in zip(profile.layers, known, strict=True):
         placement = contiguous_placement(layer.num_experts, topology.num_ranks)
         held = NO_EXPERTS
         if topology.num_ranks > 1:
@@ -148,9 +145,6 @@ def _plan(
                 name=layer.name,
                 num_experts=layer.num_experts,
                 top_k=layer.top_k,
-                policy="top_k",
-                strength=float(layer.top_k),
-                partners=NO_EXPERTS,
                 placement=placement,
                 replicas=held,
             )
@@ -192,7 +186,7 @@ def _is_measured(plan: Plan, cluster: Cluster) -> bool:
     return is_of_lists or plan.topology == cluster.topology
 
 
-def _layers(profile: CollaborationProfile, num_layers: int) -> CollaborationProfile:
+def some_layers(profile: CollaborationProfile, num_layers: int) -> CollaborationProfile:
     """Some of the layers, evenly chosen."""
     count = min(num_layers, profile.num_layers)
     chosen = np.linspace(0, profile.num_layers - 1, count).round().astype(int)
@@ -206,7 +200,7 @@ def _halves(
 ) -> tuple[CollaborationProfile, CollaborationProfile]:
     """Tokens of some layers to plan on, half of them at most, and the others to judge by."""
     builders = [IdProfileBuilder(profile.num_experts) for _ in range(2)]
-    chosen = _layers(profile, num_layers)
+    chosen = some_layers(profile, num_layers)
     rng = np.random.default_rng(seed)
     for index, layer in enumerate(chosen.layers):
         sets, counts = known_sets(index, layer, _SEVERAL)
@@ -219,8 +213,7 @@ def _halves(
     return first, second
 
 
-def _of_all_layers(step: StepTime, cluster: Cluster, workload: Workload) -> StepTime:
-    """The step with as many layers as the model has, the chosen ones taking turns."""
-    count = max(workload.sizes.num_moe_layers, 1)
-    layers = tuple(step.layers[index % len(step.layers)] for index in range(count))
-    return StepTime(dispatcher=step.dispatcher, layers=layers, rest=rest_time(cluster, workload))
+def of_all_layers(step: StepTime, num_layers: int) -> StepTime:
+    """The step with so many MoE layers, those that it has taking turns."""
+    layers = tuple(step.layers[index % len(step.layers)] for index in range(num_layers))
+    return replace(step, layers=layers)

@@ -284,6 +284,11 @@ DEFAULT = "h100-8"
 """Of what kind the ranks are taken to be where no cluster is named."""
 
 
+def default_cluster(num_ranks: int, num_nodes: int) -> Cluster:
+    """As many ranks and nodes of the kind that is taken where no cluster is named."""
+    return PRESETS[DEFAULT].of_size(num_ranks, num_nodes)
+
+
 def find_cluster(name_or_path: str) -> Cluster:
     """A preset by name, or the cluster of a file. Raises `InputError` as `read_cluster`."""
     if name_or_path in PRESETS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -80,23 +81,32 @@ def all_shares(
     )
 
 
-def measured_shares(
-    rows: Sequence[Sequence[float]],
-    visits: Sequence[Sequence[float]],
-    node_visits: Sequence[Sequence[float]],
-) -> tuple[RankShares, ...]:
+class Measured(Protocol):
+    """What was counted on ranks, such as a `c2r.results.Measurement`."""
+
+    @property
+    def rank_rows(self) -> Sequence[Sequence[float]]:
+        """`[layers, ranks]` expert rows per token."""
+
+    @property
+    def rank_visits(self) -> Sequence[Sequence[float]]:
+        """`[layers, ranks]` share of the tokens that visit each rank."""
+
+    @property
+    def node_visits(self) -> Sequence[Sequence[float]]:
+        """`[layers, nodes]` share that visits each node."""
+
+
+def measured_shares(found: Measured) -> tuple[RankShares, ...]:
     """What was measured to come to each rank, by layer; which experts were used is not known.
 
-    Args:
-        rows: `[layers, ranks]` expert rows per token.
-        visits: `[layers, ranks]` share of the tokens that visit each rank.
-        node_visits: `[layers, nodes]` share that visits each node.
-
-    Raises `ValueError` unless all are of as many layers.
+    Empty where it was not measured. Raises `ValueError` unless all are of as many layers.
     """
     return tuple(
         RankShares(
             rows=np.array(each), visits=np.array(visited), node_visits=np.array(visited_nodes)
         )
-        for each, visited, visited_nodes in zip(rows, visits, node_visits, strict=True)
+        for each, visited, visited_nodes in zip(
+            found.rank_rows, found.rank_visits, found.node_visits, strict=True
+        )
     )

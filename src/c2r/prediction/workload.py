@@ -142,14 +142,3 @@ class Workload:
     def products(self) -> int:
         """Products with a weight, counted in forward ones: training needs two more."""
         return 3 if self.phase is Phase.TRAINING else 1
-
-
-def weights_gigabytes(workload: Workload, experts_per_rank: int) -> float:
-    """GB of the weights on a rank that holds so many experts of each layer.
-
-    Neither activations nor what training keeps besides.
-    """
-    sizes = workload.sizes
-    layer = sizes.shared_parameters + experts_per_rank * sizes.expert_parameters
-    parameters = sizes.dense_parameters + sizes.num_moe_layers * layer
-    return parameters * workload.value_bytes / 1e9

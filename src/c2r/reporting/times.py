@@ -38,13 +38,8 @@ class Setting:
 
     def time_of(self, found: Measurement) -> StepTime | None:
         """The step as measured under a plan; None where shares of ranks were not measured."""
-        shares = shares_of(found)
+        shares = measured_shares(found)
         return measured_time(shares, self.cluster, self.workload) if shares else None
-
-
-def shares_of(found: Measurement) -> tuple[RankShares, ...]:
-    """What came to each rank by layer; empty where it was not measured."""
-    return measured_shares(found.rank_rows, found.rank_visits, found.node_visits)
 
 
 def find_setting(
@@ -180,7 +175,7 @@ def find_times(
     topology = setting.cluster.topology
     before = all_shares(profile, None, topology)
     placed = None if plan is None else all_shares(profile, plan, topology)
-    after = () if measured is None else shares_of(measured)
+    after = () if measured is None else measured_shares(measured)
     is_measured = bool(after)
     if is_measured:
         _check_shape(after, before)

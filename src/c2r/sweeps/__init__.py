@@ -5,7 +5,7 @@ from c2r.sweeps.optimizing import Optimized, optimize
 from c2r.sweeps.resumable import SweepRequest, describe_request, profile_beside, sweep
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import measure_sensitivity, spread_points
-from c2r.sweeps.times import shares_of, with_times
+from c2r.sweeps.times import with_times
 
 __all__ = [
     "DEFAULT_POLICIES",
@@ -17,7 +17,6 @@ __all__ = [
     "measure_sensitivity",
     "optimize",
     "profile_beside",
-    "shares_of",
     "spread_points",
     "sweep",
     "with_times",

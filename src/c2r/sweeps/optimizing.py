@@ -10,11 +10,11 @@ from c2r.errors import InputError
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
 from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
+from c2r.prediction.shares import measured_shares
 from c2r.prediction.time import WORTH_IT, measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
-from c2r.sweeps.times import shares_of
 from c2r.text import Text
 
 
@@ -133,7 +133,7 @@ def choose(
 ) -> Optimized:
     """The measured plan of least time within the loss; arguments as `optimize`."""
     times = {
-        id(found): measured_time(shares_of(found), cluster, workload)
+        id(found): measured_time(measured_shares(found), cluster, workload)
         for found in (result.baseline, *result.points)
     }
     allowed = [
