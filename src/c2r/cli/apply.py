@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json
-from c2r.cli.models import ModelArgument, resolve_model
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
+from c2r.cli.models import ModelArgument, load_model_and_tokenizer, resolve_model
 
 
+@runs_model()
 def apply(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
@@ -17,6 +19,7 @@ def apply(
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
     ] = False,
+    loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
     """Write a normal Hugging Face folder plus the plan.
@@ -25,14 +28,13 @@ def apply(
     as the unconstrained model.
     """
     from c2r.adapters.huggingface import apply as constrain
-    from c2r.adapters.huggingface import load_model, load_tokenizer, save_pretrained
+    from c2r.adapters.huggingface import save_pretrained
     from c2r.plans import Plan
 
     chosen = Plan.load(plan)
-    location = resolve_model(model)
-    loaded = load_model(location)  # in the checkpoint's own type
+    loaded, tokenizer = load_model_and_tokenizer(resolve_model(model), loading)
     constrain(loaded, chosen, strict=not other_weights)
-    save_pretrained(loaded, out, tokenizer=load_tokenizer(location))
+    save_pretrained(loaded, out, tokenizer=tokenizer)
     if json:
         print_json({"out": str(out), "plan_fingerprint": chosen.fingerprint})
     note(f"wrote {out}; load it with c2r.from_pretrained({str(out)!r})")

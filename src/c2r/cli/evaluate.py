@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, check_output, note, print_json, print_table
-from c2r.cli.models import DtypeOption, PlanOption, load_model_and_tokenizer, plan_of
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
+from c2r.cli.models import PlanOption, load_model_and_tokenizer, plan_of
 from c2r.errors import InputError, without_controls
 
 if TYPE_CHECKING:
     from c2r.tasks import Comparison, LoadedTasks, TaskEvaluation
 
 
+@runs_model()
 def evaluate(
     model: Annotated[
         str | None,
@@ -67,7 +69,7 @@ def evaluate(
         tuple[Path, Path] | None,
         typer.Option(help="Only compare two results that --out wrote; runs nothing."),
     ] = None,
-    dtype: DtypeOption = "auto",
+    loading: ModelOptions = DEFAULT_LOADING,
     other_weights: Annotated[
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
@@ -105,7 +107,7 @@ def evaluate(
             _Side(
                 model=model,
                 plan=plan,
-                dtype=dtype,
+                loading=loading,
                 strict=not other_weights,
                 with_plain=not (other or no_compare),
             )
@@ -137,7 +139,7 @@ class _Side:
 
     model: str
     plan: Path | None
-    dtype: str
+    loading: ModelOptions
     strict: bool
     with_plain: bool
 
@@ -145,7 +147,7 @@ class _Side:
         from c2r.measuring import unconstrained
         from c2r.tasks import evaluate as evaluate_tasks
 
-        model, tokenizer = load_model_and_tokenizer(self.model, self.dtype)
+        model, tokenizer = load_model_and_tokenizer(self.model, self.loading)
         plan = plan_of(model, self.plan)
         plain = unconstrained(plan)
         plans = [plan]

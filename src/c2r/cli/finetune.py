@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
-from c2r.cli.models import DtypeOption, ModelArgument, load_model_and_tokenizer
-from c2r.cli.processes import is_first_process, num_processes, place_on_machine
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
+from c2r.cli.models import ModelArgument, load_model_and_tokenizer
+from c2r.cli.processes import is_first_process, num_processes
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
 from c2r.errors import InputError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 
+@runs_model(dtype="float32")
 def finetune(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
@@ -110,7 +113,7 @@ def finetune(
         bool, typer.Option(help="Report to W&B too; TensorBoard files are written if installed.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
-    dtype: DtypeOption = "float32",
+    loading: ModelOptions = DEFAULT_LOADING,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
@@ -123,7 +126,7 @@ def finetune(
     is loaded with `c2r.from_pretrained(OUT)`.
     """
     arguments = dict(locals())  # options that are settings have the settings' names
-    with together(timeout) as ranks:
+    with together(timeout, loading.backend) as ranks:
         document = _finetune(arguments, ranks)
     if is_first_process():
         _report(document, json)
@@ -146,7 +149,7 @@ def _finetune(arguments: Document, ranks: Ranks) -> Document:
     check_unfinished(out)
     names = ("seq_len", "overlong", "packing", "seed")
     cutting = {name: arguments[name] for name in names}
-    facts = {"the plan": chosen.fingerprint, "dtype": arguments["dtype"]}
+    facts = {"the plan": chosen.fingerprint, "dtype": arguments["loading"].dtype}
     ranks.agree({**asdict(settings), **cutting, **facts})
     loaded, tokenizer = _load(arguments, chosen, settings)
     windows = DataSettings(**cutting)
@@ -185,8 +188,6 @@ def _note(message: str) -> None:
 
 
 def _load(arguments: Document, plan: "Plan", settings: "FinetuneSettings") -> tuple[Any, Any]:
-    import torch
-
     from c2r.adapters.huggingface import ParallelOptions, load_parallel, remove
 
     if settings.expert_parallel and num_processes() == 1:
@@ -195,16 +196,14 @@ def _load(arguments: Document, plan: "Plan", settings: "FinetuneSettings") -> tu
             f"{plan.topology.num_ranks} -m c2r finetune ...`"
         )
     options = ParallelOptions(timeout=arguments["timeout"])
-    load = (
-        (lambda source, chosen: load_parallel(source, plan, chosen, options))
-        if settings.expert_parallel
-        else None
-    )
-    loaded, tokenizer = load_model_and_tokenizer(arguments["model"], arguments["dtype"], load)
+    loading: ModelOptions = arguments["loading"]
+    load = None
+    if settings.expert_parallel:
+        load = partial(load_parallel, plan=plan, options=options)
+    loaded, tokenizer = load_model_and_tokenizer(arguments["model"], loading, load)
     remove(loaded)  # a folder may carry a plan
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        loaded.to(f"{kind}:{place_on_machine()}")
+    if settings.expert_parallel:
+        loaded.to(loading.own_device())
     return loaded, tokenizer
 
 

@@ -13,8 +13,8 @@ from c2r.cli.clusters import (
     workload_with,
 )
 from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
-    DtypeOption,
     ModelArgument,
     PlanOption,
     TextOption,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from c2r.results import Measurement
 
 
+@runs_model()
 def measure(
     model: ModelArgument,
     plan: PlanOption = None,
@@ -40,7 +41,7 @@ def measure(
     ] = 65536,
     seq_len: Annotated[int, typer.Option(help="Tokens per window of text.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 16,
-    dtype: DtypeOption = "auto",
+    loading: ModelOptions = DEFAULT_LOADING,
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     other_weights: Annotated[
         bool,
@@ -60,7 +61,7 @@ def measure(
     from c2r import measuring
     from c2r.text import split_texts, token_batches
 
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+    loaded, tokenizer = load_model_and_tokenizer(model, loading)
     texts = resolve_texts(text)
     chosen = plan_of(loaded, plan)
     batches = token_batches(

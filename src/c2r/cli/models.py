@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import note
-from c2r.errors import InputError
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions
+from c2r.cli.processes import is_first_process
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -33,10 +34,6 @@ PlanOption = Annotated[
     ),
 ]
 
-DtypeOption = Annotated[
-    str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")
-]
-
 
 def resolve_model(name: str) -> str:
     """The folder or hub name behind a command's MODEL."""
@@ -54,11 +51,12 @@ def resolve_texts(paths: Sequence[Path] | None) -> "tuple[Text, ...]":
 
 
 def load_model_and_tokenizer(
-    name: str, dtype: str = "auto", load: Callable[[str, Any], Any] | None = None
+    name: str, loading: ModelOptions = DEFAULT_LOADING, load: Callable[..., Any] | None = None
 ) -> tuple[Any, Any]:
-    """The model, constrained if its folder holds a plan, and its tokenizer.
+    """The model where it is to run, constrained if its folder holds a plan, and its tokenizer.
 
-    `load`, given the location and the type, takes the place of `c2r.load_model`.
+    `load`, given the location, the type and what else `from_pretrained` takes, stands in for
+    `c2r.load_model`; it places the model itself.
 
     `auto` keeps the checkpoint's type, but runs the embedded model in float32: on most CPUs
     bfloat16 is several times slower.
@@ -67,9 +65,10 @@ def load_model_and_tokenizer(
     from transformers.utils.logging import disable_progress_bar
 
     from c2r.adapters.huggingface import is_hub_name, load_model, load_tokenizer
+    from c2r.adapters.huggingface.placement import describe_placement
 
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise InputError(f"--dtype {dtype} is unknown; choose auto, float32, bfloat16 or float16")
+    loading.check()
+    dtype = loading.dtype
     if name == "tiny":
         dtype = "float32" if dtype == "auto" else dtype
         disable_progress_bar()
@@ -78,7 +77,15 @@ def load_model_and_tokenizer(
         note(f"{name} is no folder here; asking the Hugging Face hub")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
-    return (load or load_model)(location, chosen), load_tokenizer(location)
+    options = dict(loading.origin)
+    if loading.attn_implementation is not None:
+        options["attn_implementation"] = loading.attn_implementation
+    if load is None:
+        load, options = load_model, {**options, **loading.placement(location, chosen)}
+    model, tokenizer = load(location, chosen, **options), load_tokenizer(location, **loading.origin)
+    if is_first_process():
+        note(f"{name} runs on {describe_placement(model)}")
+    return model, tokenizer
 
 
 def plan_of(model: Any, path: Path | None) -> "Plan":

@@ -7,8 +7,8 @@ import typer
 
 from c2r.cli.clusters import PhaseOption, TokensOption, describe
 from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
-    DtypeOption,
     ModelArgument,
     TextOption,
     load_model_and_tokenizer,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FILES = ("sweep.json", "sweep.profile.safetensors", "plan.safetensors", "report.html")
 
 
+@runs_model()
 def optimize(
     model: ModelArgument,
     cluster: Annotated[
@@ -39,7 +40,7 @@ def optimize(
     tokens_per_rank: TokensOption = 4096,
     phase: PhaseOption = "prefill",
     tokens: Annotated[int, typer.Option(help="Tokens to calibrate on, and to measure.")] = 65536,
-    dtype: DtypeOption = "auto",
+    loading: ModelOptions = DEFAULT_LOADING,
     seed: Annotated[int, typer.Option(help="Draws the parts of the text and the placement.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for plan, sweep, profile and report.")] = Path(
         "c2r-optimized"
@@ -56,7 +57,7 @@ def optimize(
 
     for name in _FILES:
         check_output(out / name, model, cluster, *(text or ()))
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+    loaded, tokenizer = load_model_and_tokenizer(model, loading)
     out.mkdir(parents=True, exist_ok=True)
     found = search(
         loaded,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
-    DtypeOption,
     ModelArgument,
     TextOption,
     load_model_and_tokenizer,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile
 
 
+@runs_model()
 def profile(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Profile to write.")],
@@ -30,7 +31,7 @@ def profile(
     tokens: Annotated[int, typer.Option(help="Tokens to count, or all the text if less.")] = 204800,
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 4,
-    dtype: DtypeOption = "auto",
+    loading: ModelOptions = DEFAULT_LOADING,
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
@@ -47,8 +48,10 @@ def profile(
         from c2r.text import token_batches
 
         texts = resolve_texts(text)
-        ranks.agree({"the text": [item.digest for item in texts], **cutting, "dtype": dtype})
-        loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+        ranks.agree(
+            {"the text": [item.digest for item in texts], **cutting, "dtype": loading.dtype}
+        )
+        loaded, tokenizer = load_model_and_tokenizer(model, loading)
         rank, num_ranks = process_rank(), num_processes()
         part = out if num_ranks == 1 else out.with_name(f"{out.name}.rank{rank}of{num_ranks}")
         request = {

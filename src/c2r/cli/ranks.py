@@ -4,7 +4,7 @@ import _thread
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,12 +44,12 @@ class Ranks:
 
 
 @contextmanager
-def together(timeout: float, backend: str | None = None) -> Iterator[Ranks]:
+def together(timeout: float, backend: Callable[[], str] | str | None = None) -> Iterator[Ranks]:
     """Joins the ranks before anything else, and tells all of an error of one.
 
     Args:
         timeout: seconds after which a rank that gives no sign of life is lost.
-        backend: of torch's; its choice for the machine where absent.
+        backend: of torch's, or what chooses it; torch's choice for the machine where absent.
 
     Raises:
         CommunicationError: a rank does not come, or is lost.
@@ -61,7 +61,7 @@ def together(timeout: float, backend: str | None = None) -> Iterator[Ranks]:
         return
     from c2r.parallel import join_world, world_signs
 
-    comm = join_world(timeout, backend)
+    comm = join_world(timeout, backend() if callable(backend) else backend)
     signs = world_signs()
     assert signs is not None, "the ranks were joined"
     lost = _Lost(signs)

@@ -1,13 +1,14 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
-    DtypeOption,
     ModelArgument,
     TextOption,
     load_model_and_tokenizer,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from c2r.plans import Plan
 
 
+@runs_model()
 def run(
     model: ModelArgument,
     plan: Annotated[Path, typer.Option(help="Plan: placement, and the policy that is applied.")],
@@ -40,7 +42,7 @@ def run(
         ),
     ] = "1",
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    dtype: DtypeOption = "auto",
+    loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
     """Run a model on text with its experts spread over ranks; report loss, speed and traffic.
@@ -50,7 +52,7 @@ def run(
     is the same.
     """
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
-    with together(timeout) as ranks:
+    with together(timeout, loading.backend) as ranks:
         from c2r import measuring
         from c2r.adapters.huggingface import ParallelOptions
         from c2r.plans import Plan
@@ -61,8 +63,10 @@ def run(
         )
         chosen, texts = Plan.load(plan), resolve_texts(text)
         facts = {"the text": [item.digest for item in texts], "the plan": chosen.fingerprint}
-        ranks.agree({**facts, **cutting, "the dispatcher": [dispatcher, chunks], "dtype": dtype})
-        loaded, tokenizer = _load(model, dtype, chosen, options)
+        ranks.agree(
+            {**facts, **cutting, "the dispatcher": [dispatcher, chunks], "dtype": loading.dtype}
+        )
+        loaded, tokenizer = _load(model, loading, chosen, options)
         batches = list(token_batches(texts, tokenizer, **cutting))
         with progress_bar("running, tokens of this rank", None) as advance:
             result = measuring.run(loaded, batches, advance)
@@ -80,16 +84,17 @@ def _chunks(text: str) -> "int | Literal['auto']":
     return int(text)
 
 
-def _load(model: str, dtype: str, plan: "Plan", options: Any) -> tuple[Any, Any]:
+def _load(model: str, loading: ModelOptions, plan: "Plan", options: Any) -> tuple[Any, Any]:
     from c2r.adapters.huggingface import apply, load_parallel
 
     if is_launched():
         loaded, tokenizer = load_model_and_tokenizer(
-            model, dtype, lambda source, chosen: load_parallel(source, plan, chosen, options)
+            model, loading, partial(load_parallel, plan=plan, options=options)
         )
+        loaded.to(loading.own_device())
     else:
         note("one process: the experts stay together; see `c2r run --help` for torchrun")
-        loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+        loaded, tokenizer = load_model_and_tokenizer(model, loading)
     apply(loaded, plan)
     return loaded, tokenizer
 

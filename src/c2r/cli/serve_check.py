@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, print_json, print_table
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
     TextOption,
@@ -19,6 +20,7 @@ from c2r.errors import InputError
 _WINDOW = 256
 
 
+@runs_model(dtype="float32")
 def serve_check(
     model: ModelArgument,
     python: Annotated[
@@ -41,9 +43,10 @@ def serve_check(
         float,
         typer.Option(help="Share of a layer's tokens that may choose other experts; ties may."),
     ] = 0.0,
+    loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
-    """Replay in transformers, in float32, the experts that a serving engine chose.
+    """Replay in transformers, by default in float32, the experts that a serving engine chose.
 
     Tells for each layer whether it runs under the plan, and for how many tokens transformers would
     have chosen others; ties, of equal scores, apart. Exit status 1: a layer does not run under the
@@ -56,7 +59,7 @@ def serve_check(
         raise InputError(f"--engine {engine} cannot be checked; choose vllm")
     if (python is None) == (routed is None):
         raise InputError("give --python of the engine's environment, or --routed FILE.npz")
-    loaded, tokenizer = load_model_and_tokenizer(model, "float32")
+    loaded, tokenizer = load_model_and_tokenizer(model, loading)
     plan = applied_plan(loaded)
     if routed is not None:
         sequences, answer = _returned(model, routed)

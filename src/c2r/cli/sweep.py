@@ -8,8 +8,8 @@ import typer
 
 from c2r.cli.clusters import ClusterOption, PhaseOption, TokensOption, check_phase, cluster_of
 from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
+from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
-    DtypeOption,
     ModelArgument,
     TextOption,
     load_model_and_tokenizer,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from c2r.results import Measurement, SweepResult, TransferResult
 
 
+@runs_model()
 def sweep(
     model: ModelArgument,
     ranks: Annotated[
@@ -58,7 +59,7 @@ def sweep(
     tokens: Annotated[int, typer.Option(help="Tokens to calibrate on, and to measure.")] = 65536,
     seq_len: Annotated[int, typer.Option(help="Tokens per window of text.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 16,
-    dtype: DtypeOption = "auto",
+    loading: ModelOptions = DEFAULT_LOADING,
     seed: Annotated[int, typer.Option(help="Draws the parts of the text and the placement.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="PNG of the curve to draw.")] = None,
     json: JsonOption = False,
@@ -80,7 +81,7 @@ def sweep(
         check_matplotlib()
     where = cluster_of(cluster, ranks, nodes)
     check_phase(phase)
-    loaded, tokenizer = load_model_and_tokenizer(model, dtype)
+    loaded, tokenizer = load_model_and_tokenizer(model, loading)
     request = sweeps.SweepRequest(
         num_ranks=where.num_ranks,
         num_nodes=where.num_nodes,

@@ -1,5 +1,6 @@
 """A model folder that carries its plan: an ordinary Hugging Face folder plus one file."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,15 +13,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from c2r.adapters.checkpoints.shards import check_files_inside
+from c2r.adapters.huggingface.model_class import empty_model, model_class, read_config
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
@@ -75,18 +71,16 @@ def load_weights(
     """The model of `load_model` in evaluation mode, unconstrained and not yet known to be MoE."""
     with _loading(source):
         options = {"trust_remote_code": False, **kwargs, "output_loading_info": True}
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype or "auto", **options
-        )
+        chosen = model_class(read_config(source, **options))
+        model, info = chosen.from_pretrained(str(source), dtype=dtype or "auto", **options)
     _check_weights(source, info)
     return model.eval()
 
 
-def skeleton_of(source: str | Path) -> PreTrainedModel:
+def skeleton_of(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     """The model without weights, on the meta device. Raises as `load_model`."""
     with _loading(source), torch.device("meta"):
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return empty_model(read_config(source, **kwargs), **kwargs)
 
 
 def _check_weights(source: str | Path, info: Mapping[str, Any]) -> None:
@@ -119,19 +113,28 @@ def _loading(source: str | Path) -> Iterator[None]:
         if lost is not None:
             raise lost from None
         raise InputError(
-            f"cannot load a model from {source}: {_first_line(error)}; give a model folder, or a "
-            "hub name while online"
+            f"cannot load a model from {source}{_packed(folder)}: {_first_line(error)}; give a "
+            "model folder, or a hub name while online"
         ) from error
     except _CONFIG_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{source} needs code of its own, which c2r does not run; use a model that "
-                "transformers itself knows"
+                f"{source} needs code of its own, which c2r runs only where you trust it: give "
+                "--trust-remote-code, in Python trust_remote_code=True"
             ) from None
         raise ModelError(
-            f"transformers cannot load {source} as a causal language model: {_first_line(error)}; "
-            "use a supported MoE model"
+            f"transformers cannot load {source}{_packed(folder)} as a causal language model: "
+            f"{_first_line(error)}; use a supported MoE model"
         ) from error
+
+
+def _packed(folder: Path) -> str:
+    """Words for how a model folder is quantised; none where it is not."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return f" (quantised, {config['quantization_config']['quant_method']})"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def constrain(model: PreTrainedModel, source: str | Path) -> None:
@@ -217,10 +220,11 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     return load_model(folder, **kwargs)
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        options = {"trust_remote_code": False, **kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
         if tokenizer.vocab_size < 2:  # what transformers makes for some families without files
             raise ValueError("it has no words")
         return tokenizer

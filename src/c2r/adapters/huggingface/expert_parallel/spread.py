@@ -197,6 +197,7 @@ def load_parallel(
     plan: Plan,
     dtype: torch.dtype | str | None = None,
     options: ParallelOptions = ParallelOptions(),
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Loads a model of which each rank reads and keeps only its own experts.
 
@@ -208,6 +209,7 @@ def load_parallel(
         plan: for this model and as many ranks as torchrun started.
         dtype: of the weights; None keeps that of the checkpoint.
         options: how tokens travel.
+        kwargs: passed on to `c2r.load_model`.
 
     Raises:
         InputError, ArtifactError: as `c2r.load_model`.
@@ -216,15 +218,15 @@ def load_parallel(
     """
     comm = join_world(options.timeout)
     if comm.size == 1:
-        model = load_model(source, dtype)
+        model = load_model(source, dtype, **kwargs)
         parallelize(model, plan, options=options)
         return model
-    skeleton = skeleton_of(source)
+    skeleton = skeleton_of(source, **kwargs)
     names = _experts_of(skeleton)
     config = sharding_of_experts(skeleton, names, comm.size)
     facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
     agree({**facts, "the plan": plan.fingerprint}, comm)
-    model = load_weights(source, dtype, distributed_config=config)
+    model = load_weights(source, dtype, distributed_config=config, **kwargs)
     forget_distribution(model)
     for name in names:
         module = model.get_submodule(name)
