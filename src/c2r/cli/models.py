@@ -82,7 +82,8 @@ def load_model_and_tokenizer(
         options["attn_implementation"] = loading.attn_implementation
     if load is None:
         load, options = load_model, {**options, **loading.placement(location, chosen)}
-    model, tokenizer = load(location, chosen, **options), load_tokenizer(location, **loading.origin)
+    model = load(location, dtype=chosen, **options)
+    tokenizer = load_tokenizer(location, **loading.origin)
     if is_first_process():
         note(f"{name} runs on {describe_placement(model)}")
     return model, tokenizer

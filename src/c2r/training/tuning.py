@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -68,7 +67,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
     again with the same arguments, to the same weights.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers causal language model; it is trained on the device where it is.
         windows: what `read_windows` gave, or dicts of your own: `input_ids`, `labels` (-100: no
             loss) and `position_ids` (from 0 in each packed piece), `[tokens]` int64 each.
         plan: made for a model of this structure; with `settings.control`, of its placement only.
@@ -78,8 +77,8 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         tokenizer: saved beside the model, if given.
 
     Raises:
-        InputError: no windows, a setting that does not fit, accelerate is not installed, or `out`
-            is another run's or cannot be written.
+        InputError: no windows, a setting that does not fit, or `out` is another run's or cannot
+            be written.
         PlanMismatchError: the plan was made for another model.
         TrainingError: the loss is not finite; the model holds the last weights that were.
         KeyboardInterrupt: after a checkpoint, where there is `out`.
@@ -89,7 +88,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
     apply(model, plan, strict=False)
     start = time.perf_counter()
     with _restoring(model), _folder(out) as folder:
-        arguments = _arguments(settings, len(windows), folder)
+        arguments = _arguments(settings, len(windows), folder, str(model.device))
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan)
         if out is not None:
@@ -128,10 +127,6 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
 
 
 def _check(model: Any, windows: Sequence[Window]) -> None:
-    if find_spec("accelerate") is None:
-        raise InputError(
-            "training needs accelerate; install it with `pip install 'c2r-moe[train]'`"
-        )
     if not len(windows):
         raise InputError("there are no windows to train on; give at least one")
     if any(_is_reentrant(module) for module in model.modules()):
@@ -181,7 +176,9 @@ def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings
     return Constraint(plan=plan, aux_weight=weight, teacher=teacher)
 
 
-def _arguments(settings: FinetuneSettings, num_windows: int, folder: Path) -> TrainingArguments:
+def _arguments(
+    settings: FinetuneSettings, num_windows: int, folder: Path, device: str
+) -> TrainingArguments:
     """The Trainer's own settings; what it would do besides is switched off."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -194,7 +191,7 @@ def _arguments(settings: FinetuneSettings, num_windows: int, folder: Path) -> Tr
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         bf16=settings.bf16,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=device == "cpu",  # where the model is, though there be a GPU
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=settings.log_every,
