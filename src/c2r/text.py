@@ -37,7 +37,7 @@ class Text:
 
 
 def read_texts(paths: Sequence[Path]) -> tuple[Text, ...]:
-    """The files' contents.
+    """The files' contents, without a byte order mark; lines end with a line feed alone.
 
     Raises:
         InputError: a file is missing, empty, or not UTF-8.
@@ -47,7 +47,7 @@ def read_texts(paths: Sequence[Path]) -> tuple[Text, ...]:
 
 def _read_text(path: Path) -> Text:
     try:
-        content = path.read_bytes().decode("utf-8")
+        content = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise InputError(f"cannot read text {path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
@@ -77,6 +77,12 @@ def json_lines(text: Text) -> Iterator[tuple[dict[str, Any], str]]:
 def _json_object(line: str, source: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{source} holds half of a surrogate pair (\\u{ord(error.object[error.start]):04x}), "
+            "which is no character; write the line again"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not JSON ({error}); give one JSON object per line") from None
     if not isinstance(record, dict):

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from safetensors.numpy import save_file
 from c2r.errors import InputError
 from c2r.planning import make_plan
 from c2r.reporting import read_inputs
+from c2r.reporting.sections.benchmark import show_training
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 
 ONE = {"model": "one", "model_fingerprint": {"structure": "a", "weights": "b"}}
@@ -122,3 +124,19 @@ def test_missing_foreign_and_truncated_files(write, tmp_path):
     content = write(clustered_profile(), "whole").read_bytes()
     (tmp_path / "cut").write_bytes(content[:1000])
     refused(["truncated"], tmp_path / "cut")
+
+
+def test_a_loss_that_was_not_a_number_is_a_gap(write):
+    """As transformers writes it: NaN, which is no JSON."""
+    text = '{"log_history": [{"step": 1, "loss": 3.5}, {"step": 2, "loss": NaN}]}'
+    log = read_inputs([write(text)]).trainings[0]["log_history"]
+    assert [row["loss"] for row in log] == [3.5, None]
+    (losses,) = show_training(0, {"log_history": log}).charts
+    (series,) = losses.series
+    assert series.y[0] == 3.5 and math.isnan(series.y[1])
+    refused(["logs no loss"], write('{"log_history": [{"step": 1, "loss": NaN}]}'))
+
+
+def test_a_byte_order_mark_before_json_is_dropped(write):
+    text = '\ufeff{"log_history": [{"step": 1, "loss": 3.5}]}'
+    assert read_inputs([write(text)]).trainings[0]["log_history"][0]["loss"] == 3.5

@@ -77,9 +77,12 @@ def import_(
     profile, num_bad = read.profile, read.num_bad
     if num_bad:
         note(f"left out {num_bad} bad records; the first: {read.first_bad}")
+    if read.num_padding:
+        note(f"left out {read.num_padding:,} tokens of padding, of the same expert k times")
     profile.save(out)
     if json:
         document = {"out": str(out), "num_layers": profile.num_layers, "num_bad": num_bad}
+        document["num_padding"] = read.num_padding
         document |= {"num_tokens": profile.num_tokens, "top_k": profile.top_k}
         print_json({**document, "num_experts": profile.num_experts})
     note(

@@ -68,7 +68,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 def _named_plan(folder: Path) -> str | None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
         return str(config["c2r"]["plan_fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

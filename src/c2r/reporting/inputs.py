@@ -1,12 +1,13 @@
 """The files that a report is made from, recognised by their content, never by their names."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from c2r.artifacts import damaged_file, decode_artifact, parse_json
+from c2r.artifacts import damaged_file, decode_artifact
 from c2r.errors import ArtifactError, InputError
 from c2r.plans import ClusterTopology, Plan
 from c2r.profiling import CollaborationProfile
@@ -171,8 +172,11 @@ def _load(path: Path, kind: str) -> CollaborationProfile | Plan:
 
 
 def _parse(path: Path, content: bytes) -> Document:
+    constants: list[str] = []
     try:
-        document = parse_json(content)
+        document = json.loads(content, parse_constant=constants.append)  # such a value is None
+        if constants and not (isinstance(document, dict) and "log_history" in document):
+            raise ValueError(f"{constants[0]} is not a number")
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is neither a file of c2r nor JSON ({error}); give {_KINDS}"
@@ -222,11 +226,11 @@ def _check_benchmark(path: Path, document: Document) -> None:
 def _check_training(path: Path, document: Document) -> None:
     _check_rows(path, document, "log_history", ("step",))
     log = document["log_history"]
-    losses = [row[name] for row in log for name in LOSSES if name in row]
+    losses = [row[name] for row in log for name in LOSSES if row.get(name) is not None]
     if not losses:
         raise InputError(f"{path} logs no {' and no '.join(LOSSES)}; give another file")
     for name in (*LOSSES, COPIES):
-        if not all(_is_number(row[name]) for row in log if name in row):
+        if not all(_is_number(row[name]) for row in log if row.get(name) is not None):
             raise InputError(f"{path} logs a {name} that is no number; give another file")
 
 

@@ -83,7 +83,7 @@ class TaskEvaluation:
     def load(cls, path: Path) -> "TaskEvaluation":
         """Reads a JSON file of `to_json`. Raises `ArtifactError` if it is not one."""
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
         except (ValueError, RecursionError):

@@ -196,6 +196,21 @@ def test_dense_rows_of_zeros(tmp_path: Path, routed: tuple[Ids, CollaborationPro
     )
 
 
+def test_rows_of_zeros_are_padding(
+    tmp_path: Path, routed: tuple[Ids, CollaborationProfile]
+) -> None:
+    """As in a vLLM buffer that is longer than its tokens, or has holes."""
+    ids, expected = routed
+    tokens = np.stack([np.zeros_like(ids[0]), *ids], axis=1)
+    padded = np.insert(tokens, [0, 7, 7, len(tokens)], 0, axis=0)
+    np.save(tmp_path / "r.npy", padded)
+    read = import_traces(ImportFormat.VLLM_ROUTED, [tmp_path / "r.npy"], EXPERTS)
+    assert (read.num_padding, read.num_bad, read.profile.num_layers) == (4, 0, 4)
+    assert read.profile.provenance["num_padding"] == 4
+    for ours, theirs in zip(read.profile.layers, expected.layers, strict=True):
+        assert np.array_equal(ours.load, theirs.load) and ours.num_tokens == len(tokens)
+
+
 @pytest.mark.parametrize(
     ("dump", "mode"),
     [

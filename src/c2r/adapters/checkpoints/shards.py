@@ -142,7 +142,7 @@ def _check_inside(index: Path, name: object) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `InputError` if it holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {one_line(error)}; download it again") from None
     if not isinstance(value, dict):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -36,11 +37,12 @@ _SHARES_PER_WORKER = 4  # with more, progress would be told finer and counts mer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Import:
-    """A profile from traces, and the records that were left out."""
+    """A profile from traces, the records that were left out, and the tokens that were padding."""
 
     profile: CollaborationProfile
     num_bad: int
     first_bad: str
+    num_padding: int = 0
 
 
 def import_traces(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -104,6 +106,7 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         "files": [path.name for path in files],
         "is_ordered": is_ordered,
         "num_bad_records": total.num_bad,
+        "num_padding": max(total.padding.values(), default=0),
         "complete": True,
     }
     if isinstance(model, ModelLayers):
@@ -111,7 +114,12 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     profile = CollaborationProfile(
         layers=tuple(layers[number] for number in sorted(layers)), provenance=provenance
     )
-    return Import(profile=profile, num_bad=total.num_bad, first_bad=total.first_bad)
+    return Import(
+        profile=profile,
+        num_bad=total.num_bad,
+        first_bad=total.first_bad,
+        num_padding=provenance["num_padding"],
+    )
 
 
 @contextmanager
@@ -153,11 +161,12 @@ def _import_pairs(paths: Sequence[Path], top_k: int | None) -> Import:
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """What one process counted: layers by number, and what it left out."""
+    """What one process counted: layers by number, and what it left out, padding by layer."""
 
     layers: dict[int, LayerProfile]
     num_bad: int
     first_bad: str
+    padding: Counter[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +177,7 @@ class _Job:
     is_ordered: bool
 
     def count(self, files: Iterable[Path]) -> _Counts:
-        bad = BadRecords(is_skipping=self.is_skipping_bad)
+        bad, padding = BadRecords(is_skipping=self.is_skipping_bad), Counter[int]()
         builder: IdProfileBuilder | None = None
         model = self.model if isinstance(self.model, ModelLayers) else None
         known = model.num_experts if model else self.model
@@ -179,13 +188,13 @@ class _Job:
                 known = _agreed(known, _mapped_experts(record), path)
                 if builder is None:
                     builder = IdProfileBuilder(_known(known, path), is_ordered=self.is_ordered)
-                _count(record, builder, model, bad)
+                padding[record.layer] += _count(record, builder, model, bad)
         if builder is None or not builder.layers:
-            return _Counts({}, bad.count, bad.first)
+            return _Counts({}, bad.count, bad.first, padding)
         names = {n: model.routers[n] if model else f"layers.{n}" for n in builder.layers}
         profile = builder.build(names)
         layers = dict(zip(builder.layers, profile.layers, strict=True))
-        return _Counts(layers, bad.count, bad.first)
+        return _Counts(layers, bad.count, bad.first, padding)
 
 
 def _telling(
@@ -199,12 +208,13 @@ def _telling(
 
 
 def _total(shares: Iterable[_Counts]) -> _Counts:
-    total = _Counts({}, 0, "")
+    total = _Counts({}, 0, "", Counter())
     for share in shares:
         total = _Counts(
             layers=_merged(total.layers, share.layers),
             num_bad=total.num_bad + share.num_bad,
             first_bad=total.first_bad or share.first_bad,
+            padding=total.padding + share.padding,
         )
     return total
 
@@ -287,14 +297,18 @@ def _agreed(known: int | None, stated: int | None, path: Path) -> int | None:
 
 def _count(
     record: Record, builder: IdProfileBuilder, model: ModelLayers | None, bad: BadRecords
-) -> None:
+) -> int:
+    """Counts a record; gives how many of its tokens were padding, none where all were."""
     number = _layer(record, model)
     if number is None:
-        return
+        return 0
     try:
-        builder.update(number, expert_ids(record))
+        ids = expert_ids(record)
+        builder.update(number, ids)
     except (ValueError, InputError) as error:
         bad.report(record.where, str(error))
+        return 0
+    return len(record.ids) - len(ids) if len(ids) else 0
 
 
 def _layer(record: Record, model: ModelLayers | None) -> int | None:

@@ -48,9 +48,9 @@ class BadRecords:
 def expert_ids(record: Record) -> Ids:
     """The experts `[tokens, k]` of a record: padding dropped, slots turned into experts.
 
-    Tokens of nothing but -1 are dropped, and columns that are -1 for all others. Where the source
-    has a row for every layer, one whose tokens all "chose" one number k times is dense: what its
-    buffer held at first.
+    Tokens of nothing but -1 are dropped, and columns that are -1 for all others; so are tokens of
+    one number k times, which is what an engine's buffer held at first. Where all are such, the
+    source has a row for every layer, and this one is dense.
 
     Raises:
         ValueError: tokens have different numbers of experts, or a slot is out of range.
@@ -61,9 +61,8 @@ def expert_ids(record: Record) -> Ids:
     ids = ids.astype(np.int64) if ids.dtype == np.uint64 else ids
     if ids.size and ids.min() < 0:
         ids = _without_padding(ids)
-    has_dense_rows = record.num_layers is not None and ids.shape[1] > 1
-    if has_dense_rows and ids.size and (ids == ids[0, 0]).all():
-        return ids[:0]
+    if record.num_layers is not None and ids.shape[1] > 1:
+        ids = ids[(ids != ids[:, :1]).any(1)]
     if record.slots is None or not ids.size:
         return ids
     if ids.max() >= len(record.slots):

@@ -65,7 +65,7 @@ def num_experts(path: Path) -> int | None:
     if not meta.is_file():
         return None
     try:
-        return int(json.loads(meta.read_text(encoding="utf-8"))["num_experts"])
+        return int(json.loads(meta.read_text(encoding="utf-8-sig"))["num_experts"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{meta} does not tell num_experts ({error})") from None
 

@@ -1,5 +1,6 @@
 """The sections of a report that show benchmarks and trainings."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from c2r.reporting.charts import Chart, Section, Series, table_of
@@ -57,11 +58,13 @@ def show_training(index: int, document: Document) -> Section:
 
 
 def _logged(log: Sequence[Document], names: Sequence[str]) -> Iterator[Series]:
+    """A line for each name; where a NaN was logged, None as it was read, the line has a gap."""
     for name in names:
-        points = [(entry["step"], entry[name]) for entry in log if name in entry]
-        if points:
-            steps, values = zip(*points, strict=True)
-            yield Series(name=name.replace("_", " "), x=steps, y=values)
+        logged = [entry for entry in log if name in entry]
+        if any(entry[name] is not None for entry in logged):
+            values = (math.nan if entry[name] is None else entry[name] for entry in logged)
+            steps = tuple(entry["step"] for entry in logged)
+            yield Series(name=name.replace("_", " "), x=steps, y=tuple(values))
 
 
 def _describe(document: Document) -> Iterator[str]:
