@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from c2r.errors import InputError
 from c2r.measuring import NO_LOSS
 from c2r.text import Text, read_texts
-from c2r.training.conversations import read_conversations, render
+from c2r.text.conversations import read_conversations, render
 
 _NUM_OPEN = 1024
 """Latest windows that a piece may still join. All of them would make packing quadratic; older ones

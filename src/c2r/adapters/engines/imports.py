@@ -118,7 +118,7 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         profile=profile,
         num_bad=total.num_bad,
         first_bad=total.first_bad,
-        num_padding=provenance["num_padding"],
+        num_padding=max(total.padding.values(), default=0),
     )
 
 

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from c2r.errors import InputError, one_line
 from c2r.interrupts import time_limit
-from c2r.text import Text, json_lines
+from c2r.text.files import Text, json_lines
 
 Messages = list[dict[str, str]]
 
