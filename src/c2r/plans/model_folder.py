@@ -1,28 +1,33 @@
-"""Where a model folder keeps its plan, and whether config.json names the same one.
+"""Where a folder keeps its plan, and whether what stands beside it names the same one.
 
-The files stand in a folder of their own: serving engines read every `*.safetensors` at the top of
-a model folder as weights.
+A model folder has weights, and a config.json that names the plan. A plan-only folder has no model:
+it names the one that the plan is for, as folders of adapters do. The files stand in a folder of
+their own: serving engines read every `*.safetensors` at the top of a model folder as weights.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from c2r.errors import InputError, PlanMismatchError
+from c2r.artifacts import read_json, write_text
+from c2r.errors import ArtifactError, InputError, PlanMismatchError
 from c2r.plans.plan import Plan
 
 OWN_FOLDER = "c2r"
 PLAN_FILE = f"{OWN_FOLDER}/plan.safetensors"
+BASE_FILE = f"{OWN_FOLDER}/base_model.json"
 PERMUTATION_FILE = f"{OWN_FOLDER}/permutation.safetensors"
 # Earlier versions wrote both at the top.
 _OLD_PLAN_FILE = "c2r_plan.safetensors"
 _OLD_PERMUTATION_FILE = "c2r_permutation.safetensors"
+PLAN_FILES = (PLAN_FILE, _OLD_PLAN_FILE)
 OWN_ENTRIES = (OWN_FOLDER, _OLD_PLAN_FILE, _OLD_PERMUTATION_FILE)
 """What is ours at the top of a model folder, written by this version or an earlier one."""
 
 
 def plan_path(folder: Path) -> Path | None:
     """The plan in a model folder; None where it has none."""
-    return _first_file(folder / PLAN_FILE, folder / _OLD_PLAN_FILE)
+    return _first_file(*(folder / name for name in PLAN_FILES))
 
 
 def permutation_path(folder: Path) -> Path | None:
@@ -34,41 +39,82 @@ def _first_file(*places: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseModel:
+    """The model of a plan-only folder: a hub name or folder, and a branch, tag or commit."""
+
+    name: str
+    revision: str | None = None
+
+
+def read_base(folder: Path) -> BaseModel | None:
+    """The model that a plan-only folder names; None for a folder that holds a model.
+
+    Raises:
+        ArtifactError: the file that names it is damaged.
+    """
+    path = folder / BASE_FILE
+    if (folder / "config.json").is_file() or not path.is_file():
+        return None
+    document = read_json(path)
+    entries = document if isinstance(document, dict) else {}
+    name, revision = entries.get("base_model_name_or_path"), entries.get("revision")
+    if not isinstance(name, str) or not isinstance(revision, str | None):
+        raise ArtifactError(f"{path} names no base_model_name_or_path; write the folder again")
+    return BaseModel(name=name, revision=revision)
+
+
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of a model folder, checked against its config.json; None where it names none.
+    """The plan of a folder, checked against what names it; None where nothing does.
 
     Raises:
         InputError: config.json names a plan that the folder does not hold.
         ArtifactError: the plan cannot be read.
         PlanMismatchError: config.json names another plan.
     """
-    path, named = plan_path(folder), _named_plan(folder)
+    path, (namer, named) = plan_path(folder), _named_plan(folder)
     if path is None:
         if named is not None:
             raise InputError(
-                f"{folder}/config.json names plan {named}, but there is no {PLAN_FILE}; put it "
+                f"{folder}/{namer} names plan {named}, but there is no {PLAN_FILE}; put it "
                 "back, or write the folder again with `c2r apply`"
             )
         return None
     plan = Plan.load(path)
     if named != plan.fingerprint:
         raise PlanMismatchError(
-            f"{folder}/config.json names plan {named}, but {path.relative_to(folder)} is "
+            f"{folder}/{namer} names plan {named}, but {path.relative_to(folder)} is "
             f"{plan.fingerprint}; write the folder again with `c2r apply`"
         )
     return plan
 
 
-def save_plan(plan: Plan, folder: Path) -> None:
-    """Writes the plan of a model folder. Raises `InputError` if it cannot be written."""
-    path = folder / PLAN_FILE
-    path.parent.mkdir(exist_ok=True)
-    plan.save(path)
+def save_plan(plan: Plan, folder: Path, base: BaseModel | None = None) -> None:
+    """Writes the plan of a folder, and the model that it is for where the folder holds none.
+
+    Raises `InputError` if it cannot be written.
+    """
+    (folder / OWN_FOLDER).mkdir(exist_ok=True)
+    plan.save(folder / PLAN_FILE)
+    if base is not None:
+        document = {
+            "base_model_name_or_path": base.name,
+            "revision": base.revision,
+            "plan_fingerprint": plan.fingerprint,
+        }
+        write_text(folder / BASE_FILE, json.dumps(document, indent=2) + "\n")
 
 
-def _named_plan(folder: Path) -> str | None:
+def names_plan(folder: Path) -> bool:
+    """Whether a folder says that it has a plan."""
+    return _named_plan(folder)[1] is not None
+
+
+def _named_plan(folder: Path) -> tuple[str, str | None]:
+    """The file that is to name the plan, and the fingerprint in it; None where it names none."""
+    namer = "config.json" if (folder / "config.json").is_file() else BASE_FILE
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
-        return str(config["c2r"]["plan_fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        document = json.loads((folder / namer).read_text(encoding="utf-8-sig"))
+        return namer, str((document if namer == BASE_FILE else document["c2r"])["plan_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return namer, None

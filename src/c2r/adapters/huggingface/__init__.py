@@ -19,7 +19,6 @@ from c2r.adapters.huggingface.expert_parallel.state import (
 )
 from c2r.adapters.huggingface.folders import (
     from_pretrained,
-    is_hub_name,
     load_model,
     load_tokenizer,
     save_pretrained,
@@ -30,6 +29,7 @@ from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
 from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
 from c2r.adapters.huggingface.routers.skeleton import read_model_layers
+from c2r.adapters.huggingface.sources import Source, find_source, is_hub_name
 from c2r.adapters.huggingface.taps.install import (
     ConstraintReport,
     PreparedPlan,
@@ -57,6 +57,7 @@ __all__ = [
     "RouterSite",
     "RouterSpec",
     "SelectionRule",
+    "Source",
     "applied_plan",
     "apply",
     "capture",
@@ -68,6 +69,7 @@ __all__ = [
     "expert_parameters",
     "experts_forward",
     "find_sites",
+    "find_source",
     "fingerprint",
     "from_pretrained",
     "gather_state_dict",

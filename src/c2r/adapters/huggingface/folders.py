@@ -1,7 +1,6 @@
 """A model folder that carries its plan: an ordinary Hugging Face folder plus one file."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,11 +18,13 @@ from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.model_class import empty_model, model_class, read_config
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
+from c2r.adapters.huggingface.sources import Source, find_source, is_hub_name
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError, PlanError, one_line
 from c2r.parallel import named_failure
-from c2r.plans.model_folder import PLAN_FILE, plan_path, read_plan, save_plan
+from c2r.plans import Plan
+from c2r.plans.model_folder import PLAN_FILE, save_plan
 
 PARALLEL_ATTRIBUTE = "_c2r_experts"
 """Holds the paths of the experts that are spread over ranks."""
@@ -33,12 +34,6 @@ _CONFIG_ERRORS = (
     StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a damaged or unknown configuration."""
-_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-
-
-def is_hub_name(source: str | Path) -> bool:
-    """Whether `source` has the form owner/name and is no folder here."""
-    return _HUB_NAME.fullmatch(str(source)) is not None and not Path(source).is_dir()
 
 
 def load_model(
@@ -46,10 +41,10 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model with routers that c2r can constrain, in evaluation mode.
 
-    A folder that holds a plan gives the constrained model, as `from_pretrained` does.
+    A source with a plan gives the constrained model, as `from_pretrained` does.
 
     Args:
-        source: a model folder, or a name on the Hugging Face hub.
+        source: a model folder, a plan-only folder, or the name of either on the Hugging Face hub.
         dtype: of the weights; None keeps that of the checkpoint.
         kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
 
@@ -60,8 +55,12 @@ def load_model(
         PlanMismatchError: the folder's plan is not the one that its config names, or not of
             these weights.
     """
-    model = load_weights(source, dtype, **kwargs)
-    constrain(model, source)
+    return _load(find_source(source, **kwargs), dtype)
+
+
+def _load(found: Source, dtype: torch.dtype | str | None) -> PreTrainedModel:
+    model = load_weights(found.location, dtype, **found.options)
+    constrain(model, found.plan)
     return model
 
 
@@ -137,10 +136,8 @@ def _packed(folder: Path) -> str:
         return ""
 
 
-def constrain(model: PreTrainedModel, source: str | Path) -> None:
-    """Applies the plan that the folder of a model holds; without one, checks that it is MoE."""
-    folder = Path(source)
-    plan = read_plan(folder) if folder.is_dir() else None
+def constrain(model: PreTrainedModel, plan: Plan | None) -> None:
+    """Applies the plan that a model came with; without one, checks that it is MoE."""
     if plan is not None:
         apply(model, plan)
     else:
@@ -198,40 +195,47 @@ def save_pretrained(
             tokenizer.save_pretrained(temporary)
 
 
-def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """The constrained model of a folder that `save_pretrained` or `c2r apply` wrote.
+def from_pretrained(
+    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """The constrained model of a folder or hub name that holds a plan.
+
+    A hub name is read from the local cache where the hub cannot be reached.
 
     Args:
-        folder: the model folder.
-        kwargs: passed on to `load_model`.
+        source: what `save_pretrained` or `c2r apply` wrote, a plan-only folder, or the name under
+            which either was pushed.
+        dtype: of the weights; None keeps that of the checkpoint.
+        kwargs: passed on to `AutoModelForCausalLM.from_pretrained`; `revision` is that of `source`.
 
     Raises:
-        InputError: not such a folder.
+        InputError: nothing there that can be loaded, or it has no plan.
         ModelError, ArtifactError, PlanMismatchError: as `load_model`.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is no model folder (no config.json); check the path")
-    if plan_path(folder) is None:
+    found = find_source(source, **kwargs)
+    if found.plan is None:
+        if not is_hub_name(source) and not (Path(source) / "config.json").is_file():
+            raise InputError(f"{source} is no model folder (no config.json); check the path")
         raise InputError(
-            f"{folder} has no {PLAN_FILE}; make a constrained model with "
-            f"`c2r apply {folder} --plan PLAN --out FOLDER`"
+            f"{source} has no {PLAN_FILE}; make a constrained model with "
+            f"`c2r apply {source} --plan PLAN --out FOLDER`"
         )
-    return load_model(folder, **kwargs)
+    return _load(found, dtype)
 
 
 def load_tokenizer(source: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name. Raises `InputError` if it has none."""
+    """The tokenizer of what `load_model` loads. Raises `InputError` if it has none."""
+    found = find_source(source, **kwargs)
+    options = {"trust_remote_code": False, **found.options}
     try:
-        options = {"trust_remote_code": False, **kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
+        tokenizer = AutoTokenizer.from_pretrained(found.location, **options)
         if tokenizer.vocab_size < 2:  # what transformers makes for some families without files
             raise ValueError("it has no words")
         return tokenizer
     except (OSError, *_CONFIG_ERRORS) as error:
         raise InputError(
-            f"cannot load the tokenizer of {source}: {_first_line(error)}; put the tokenizer's "
-            "files beside the model"
+            f"cannot load the tokenizer of {found.location}: {_first_line(error)}; put the "
+            "tokenizer's files beside the model"
         ) from error
 
 

@@ -38,6 +38,7 @@ from c2r.adapters.huggingface.folders import (
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
+from c2r.adapters.huggingface.sources import find_source
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
 from c2r.parallel import (
     Handle,
@@ -221,12 +222,13 @@ def load_parallel(
         model = load_model(source, dtype, **kwargs)
         parallelize(model, plan, options=options)
         return model
-    skeleton = skeleton_of(source, **kwargs)
+    found = find_source(source, **kwargs)
+    skeleton = skeleton_of(found.location, **found.options)
     names = _experts_of(skeleton)
     config = sharding_of_experts(skeleton, names, comm.size)
     facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
     agree({**facts, "the plan": plan.fingerprint}, comm)
-    model = load_weights(source, dtype, distributed_config=config, **kwargs)
+    model = load_weights(found.location, dtype, distributed_config=config, **found.options)
     forget_distribution(model)
     for name in names:
         module = model.get_submodule(name)
@@ -234,7 +236,7 @@ def load_parallel(
         contiguous = Homes(placement=np.arange(comm.size).repeat(_num_experts(module)))
         _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
     # Both look for the routers by a forward pass, for which contiguous experts do.
-    constrain(model, source)
+    constrain(model, found.plan)
     for name, homes in _agreed_homes(model, names, plan, options, comm).items():
         module = model.get_submodule(name)
         move_experts(module, comm, _experts(module).homes, homes)

@@ -12,6 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, Aut
 from c2r.adapters.expert_groups import num_expert_groups
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.registry import STATIC_ROUTERS
+from c2r.adapters.huggingface.sources import find_source
 from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError, ModelError, one_line
 
@@ -33,8 +34,10 @@ def read_model_layers(source: str | Path) -> ModelLayers:
 
 def read_skeleton(source: str | Path) -> Any:
     """The model of a folder or hub name without weights. Raises as `read_model_layers`."""
+    found = find_source(source)
     try:
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        options = {"trust_remote_code": False, **found.options}
+        config = AutoConfig.from_pretrained(found.location, **options)
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
         StrictDataclassError,
