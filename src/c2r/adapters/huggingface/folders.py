@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,14 +16,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.model_class import empty_model, model_class, read_config
 from c2r.adapters.huggingface.routers.discovery import find_sites
-from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.sources import Source, find_source, is_hub_name
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError, PlanError, one_line
 from c2r.parallel import named_failure
 from c2r.plans import Plan
-from c2r.plans.model_folder import PLAN_FILE, save_plan
+from c2r.plans.model_folder import PLAN_FILE
 
 PARALLEL_ATTRIBUTE = "_c2r_experts"
 """Holds the paths of the experts that are spread over ranks."""
@@ -173,24 +171,12 @@ def save_pretrained(
             "this rank holds some of the experts only; call c2r.gather_state_dict on all ranks, "
             "then save on rank 0 with its result as state_dict"
         )
-    plan = applied_plan(model)
-    if plan is None:
+    if applied_plan(model) is None:
         raise PlanError("the model carries no plan; apply one before saving")
-    stamp = {"model_fingerprint": fingerprint(model, find_sites(model))}
-    plan = replace(plan, provenance={**plan.provenance, **stamp})
     with atomic_folder(Path(folder)) as temporary:
-        before = getattr(model.config, "c2r", None)
-        model.config.c2r = {"plan_fingerprint": plan.fingerprint}
-        try:
-            # A copy: transformers takes tied weights out of the dict that it is given.
-            weights = None if state_dict is None else dict(state_dict)
-            model.save_pretrained(temporary, state_dict=weights)
-        finally:
-            if before is None:
-                del model.config.c2r
-            else:
-                model.config.c2r = before
-        save_plan(plan, temporary)
+        # A copy: transformers takes tied weights out of the dict that it is given.
+        weights = None if state_dict is None else dict(state_dict)
+        model.save_pretrained(temporary, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 

@@ -20,6 +20,7 @@ from c2r.adapters.huggingface.routers.sites import (
     tapped_sites,
 )
 from c2r.adapters.huggingface.taps.dropping import check_dropping
+from c2r.adapters.huggingface.taps.saving import forget_plan, keep_plan
 from c2r.adapters.huggingface.taps.tap import ForwardState, TappedRouter, attach, detach
 from c2r.errors import PlanError, PlanMismatchError, RoutingError
 from c2r.plans import LayerPlan, Plan
@@ -59,7 +60,8 @@ def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
     """Constrains the routing of `model`, in place, as `plan` says.
 
     A plan applied earlier is replaced. The model's parameters and the keys of its state dict do
-    not change. From now on a router that runs without its top-k call being intercepted, or that
+    not change. `model.save_pretrained`, `model.push_to_hub` and a Trainer save the plan with the
+    model. From now on a router that runs without its top-k call being intercepted, or that
     scores NaN, raises `RoutingError`.
 
     Args:
@@ -212,6 +214,7 @@ def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
         ]
         undo.pop_all()
     setattr(model, _ATTRIBUTE, installation)
+    keep_plan(model, installation)
     return installation
 
 
@@ -223,6 +226,7 @@ def uninstall_unused(model: nn.Module) -> None:
     if installation.is_captured or installation.is_replayed:
         return
     _undo(installation)
+    forget_plan(uncompiled(model))
     delattr(uncompiled(model), _ATTRIBUTE)
 
 

@@ -96,17 +96,31 @@ class TappedRouter(SiteHolder):
                 tap.choices[-1].output = output
         return output
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by the router's own class: the tapped one is in no module."""
+        return _new_tapped, (self.c2r_tap.original_class,), vars(self).copy()
+
 
 def attach(site: RouterSite, state: ForwardState) -> TappedRouter:
     """Turns the site's module into a tapped router without a policy."""
     cls = type(site.module)
     # A class of its own, not a wrapper: path, parameters and isinstance checks stay as they were.
-    site.module.__class__ = type(f"C2R{cls.__name__}", (TappedRouter, cls), {})
+    site.module.__class__ = _tapped_class(cls)
     router = cast(TappedRouter, site.module)
     router.c2r_site = site
     router.c2r_tap = Tap(original_class=cls, state=state)
     router.c2r_policy = None
     return router
+
+
+def _tapped_class(cls: type[nn.Module]) -> type[TappedRouter]:
+    return type(f"C2R{cls.__name__}", (TappedRouter, cls), {})
+
+
+def _new_tapped(cls: type[nn.Module]) -> TappedRouter:
+    """A tapped router that has no state yet."""
+    made = _tapped_class(cls)
+    return made.__new__(made)
 
 
 def detach(router: TappedRouter) -> None:
