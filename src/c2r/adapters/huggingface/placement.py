@@ -10,6 +10,7 @@ from accelerate.utils import get_max_memory
 from torch import nn
 
 from c2r.adapters.huggingface.folders import skeleton_of
+from c2r.adapters.huggingface.sources import find_source
 from c2r.errors import InputError
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -70,9 +71,10 @@ def weight_bytes(source: str, dtype: torch.dtype | None, **origin: Any) -> int:
     Raises:
         InputError, ModelError: as `load_model`.
     """
-    skeleton = skeleton_of(source, **origin)
+    found = find_source(source, **origin)
+    skeleton = skeleton_of(found.location, **found.options)
     if getattr(skeleton.config, "quantization_config", None) is not None:
-        return sum(path.stat().st_size for path in Path(source).glob("*.safetensors"))
+        return sum(path.stat().st_size for path in Path(found.location).glob("*.safetensors"))
     each = dtype or skeleton.config.dtype or torch.float32
     number = sum(parameter.numel() for parameter in skeleton.parameters())
     return int(number * each.itemsize)
