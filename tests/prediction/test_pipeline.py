@@ -2,8 +2,7 @@
 
 import pytest
 
-from c2r.parallel.layer import chunk_sizes
-from c2r.prediction.pipeline import chunk_shares, pipeline_time
+from c2r.prediction.pipeline import chunk_parts, pipeline_time
 
 
 def test_one_chunk_hides_nothing():
@@ -31,11 +30,6 @@ def test_a_fast_device_leaves_the_exchanges(num_chunks):
 @pytest.mark.parametrize("num_chunks", [2, 3, 8])
 def test_a_fast_wire_leaves_the_work_and_the_ends(num_chunks):
     found = pipeline_time(num_chunks, exchange=0.1, work=8.0, launch=0.25)
-    ends = 2 * 0.1 * chunk_shares(num_chunks)[0]
+    parts = chunk_parts(num_chunks)
+    ends = 2 * 0.1 * parts[0] / sum(parts)
     assert found == pytest.approx(8 + 0.25 * num_chunks + ends)
-
-
-@pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 8])
-def test_chunks_are_cut_as_the_layer_cuts_them(num_chunks):
-    sizes = chunk_sizes(840, num_chunks)
-    assert [size / 840 for size in sizes] == pytest.approx(chunk_shares(num_chunks))

@@ -1,6 +1,7 @@
 """The first screen: whether the plan pays."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,8 +75,15 @@ def test_not_worth_it_because(verdict_of):
     verdict = verdict_of(profile_of(APART), IN_ORDER, cluster=SLOW)
     assert (verdict.state, verdict.word) == ("bad", "not worth it")
     assert verdict.headline.startswith("Not worth it here: 0.0 % of a step")
-    assert verdict.reason.startswith("Because") and "no plan saves more" in verdict.reason
+    assert verdict.reason.startswith("Because in a layer exchanges go from")
+    assert "no plan" not in verdict.reason
     assert verdict.command.startswith("c2r estimate 'file 0' --plan 'file 1' --cluster hosts-4-10g")
+
+
+def test_where_exchanges_take_little_the_busiest_rank_is_named(verdict_of):
+    verdict = verdict_of(profile_of(APART), IN_ORDER, cluster=replace(SLOW, outer_gigabytes=1e4))
+    assert verdict.reason.startswith("Because exchanges are")
+    assert "load is 1.00 times the mean" in verdict.reason
 
 
 def test_slower(verdict_of):

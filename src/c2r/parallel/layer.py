@@ -8,6 +8,7 @@ from torch import Tensor
 
 from c2r.parallel.dispatch import Dispatcher
 from c2r.parallel.pending import Pending
+from c2r.prediction.pipeline import chunk_parts
 
 ExpertsFn = Callable[[Tensor, Tensor], Tensor]
 """Rows `[rows, h]` by local expert and `[local experts]` int64 counts in, `[rows, h]` out."""
@@ -77,11 +78,7 @@ def parallel_moe(
 
 
 def chunk_sizes(num_tokens: int, num_chunks: int) -> list[int]:
-    """Tokens of each chunk; of three and more, the first and the last are half as large.
-
-    Nothing overlaps the way of the first chunk to its experts and the way of the last one back.
-    """
-    ends = 1 if num_chunks > 2 else 2
-    parts = [ends, *[2] * (num_chunks - 2), ends][:num_chunks]
+    """Tokens of each chunk, cut as `chunk_parts` says."""
+    parts = chunk_parts(num_chunks)
     bounds = [num_tokens * sum(parts[:end]) // sum(parts) for end in range(num_chunks + 1)]
     return [stop - start for start, stop in pairwise(bounds)]

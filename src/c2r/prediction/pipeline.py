@@ -1,15 +1,13 @@
 """What a layer cut into chunks takes, whose exchanges and work overlap."""
 
 
-def chunk_shares(num_chunks: int) -> list[float]:
-    """Share of the tokens in each chunk, as `c2r.parallel` cuts them.
+def chunk_parts(num_chunks: int) -> list[int]:
+    """How large the chunks are beside each other: of three and more, the ends are half as large.
 
-    Of three and more, the first and the last are half as large.
+    Nothing overlaps the way of the first chunk to its experts and the way of the last one back.
     """
-    if num_chunks < 3:
-        return [1 / num_chunks] * num_chunks
-    whole = 1 / (num_chunks - 1)
-    return [whole / 2, *[whole] * (num_chunks - 2), whole / 2]
+    ends = 1 if num_chunks > 2 else 2
+    return [ends, *[2] * (num_chunks - 2), ends][:num_chunks]
 
 
 def pipeline_time(
@@ -30,7 +28,8 @@ def pipeline_time(
         latency: of each exchange besides.
         launch: of the device besides, for each chunk.
     """
-    shares = chunk_shares(num_chunks)
+    parts = chunk_parts(num_chunks)
+    shares = [part / sum(parts) for part in parts]
     exchanges = [latency + share * exchange for share in shares]
     now = returned = wire = arrived = exchanges[0]
     for index, share in enumerate(shares):

@@ -107,8 +107,12 @@ def _because(times: Times) -> str:
     if times.saved >= WORTH_IT:
         return f"A layer goes from {layer}: {said}."
     if before.exchange_share < WORTH_IT:
-        return f"Because exchanges are {share} of a step, and no plan saves more than these."
-    return f"Because in a layer {said}. Exchanges are {share} of a step: no plan saves more."
+        load = mean_load(times.before.shares)
+        return (
+            f"Because exchanges are {share} of a step. A plan can save these and the time that "
+            f"ranks wait for the busiest one, whose load is {load:.2f} times the mean."
+        )
+    return f"Because in a layer {said}. Exchanges are {share} of a step."
 
 
 def _source(times: Times) -> str:
