@@ -120,12 +120,12 @@ def test_only_the_parallel_room_touches_torch_distributed():
     assert users and all(path.startswith("parallel/") for path in users)
 
 
-def test_the_environment_is_read_in_three_places():
-    """What torchrun tells in the first; the next know a variable of our own each.
+def test_the_environment_is_read_in_few_places():
+    """What torchrun tells in the first two; the next know a variable of our own each.
 
     The last is a program of its own, which sets what vLLM reads when it is imported.
     """
-    readers = {"cli/processes.py", "ops/backend.py", "serving/binding.py"}
+    readers = {"cli/processes.py", "parallel/world.py", "ops/backend.py", "serving/binding.py"}
     readers |= {"serving/vllm_program.py"}
     assert users_of("os.environ") == readers
     assert users_of("os.getenv") == set()

@@ -16,9 +16,10 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def lines(name, folder, odd=None, everywhere=()):
+def lines(name, folder, odd=None, everywhere=(), timeout=30, absent=()):
     """What each rank says last, with other options on rank 2, or on all."""
-    children = lost_ranks.start(name, folder, 30, odd={2: odd} if odd else {}, more=everywhere)
+    odd = {2: odd} if odd else {}
+    children = lost_ranks.start(name, folder, timeout, odd, everywhere, absent)
     try:
         statuses = [child.wait(120) for child in children]
         assert statuses == [2] * len(children), [child.said for child in children]
@@ -42,6 +43,13 @@ CASES = [
 def test_ranks_that_differ_say_so_in_the_same_line(inputs, name, odd, words):
     (line,) = set(lines(name, inputs, odd))
     assert words in line
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_rank_that_never_comes_is_named_without_torchrun(inputs, absent):
+    for line in lines("profile", inputs, timeout=3, absent=(absent,)):
+        assert line.startswith(f"c2r: rank {absent} did not come to the start")
 
 
 @pytest.mark.distributed

@@ -26,10 +26,10 @@ _LONGER = {"run": ["--tokens", "65536"], "profile": ["--tokens", "65536"]}
 """Options with which a command is still at work when a rank is lost, on a fast machine too."""
 
 
-def start(name, work, timeout, odd=None, more=()):
+def start(name, work, timeout, odd=None, more=(), absent=()):
     """The ranks of a command, without torchrun, which would end them all.
 
-    `odd` adds options to single ranks, `more` to all.
+    `odd` adds options to single ranks, `more` to all; the `absent` are not started.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -43,6 +43,7 @@ def start(name, work, timeout, odd=None, more=()):
             {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(NUM_RANKS)
+        if rank not in absent
     ]
 
 

@@ -41,11 +41,15 @@ def test_no_rank_passes_the_barrier_before_the_last_one_is_there():
     assert simulate(3, meet) == [3, 3, 3]
 
 
-def come(rank, port, told):
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as under torchrun, which keeps the store
+AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # as under torchrun, which keeps the store
+
+
+def place(port, size=3):
+    return {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def come(rank, environment, told):
+    os.environ.update(environment, RANK=str(rank))
     start = time.monotonic()
     try:
         join_world(timeout=TIMEOUT_SECONDS)
@@ -53,12 +57,19 @@ def come(rank, port, told):
         told.put((rank, time.monotonic() - start, str(error)))
 
 
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
 @pytest.mark.distributed
 def test_a_process_that_never_comes_is_told_in_time():
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = place(store.port) | AGENT
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
-    processes = [context.Process(target=come, args=(rank, store.port, told)) for rank in (0, 2)]
+    processes = [context.Process(target=come, args=(rank, environment, told)) for rank in (0, 2)]
     for process in processes:
         process.start()
     reports = {
@@ -72,12 +83,36 @@ def test_a_process_that_never_comes_is_told_in_time():
         assert seconds <= TIMEOUT_SECONDS + 10
 
 
-def test_a_store_that_is_not_there_is_told_in_time(monkeypatch):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    facts = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in facts.items():
-        monkeypatch.setenv(name, str(value))
-    with pytest.raises(CommunicationError, match="a process did not come"):
+def test_a_first_rank_that_never_comes_is_told_in_time(monkeypatch):
+    for name, value in {**place(free_port()), "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CommunicationError, match="^rank 0 did not come to the start"):
+        join_world(timeout=1)
+
+
+def test_a_first_rank_that_is_stopped_is_told_in_time(monkeypatch):
+    with socket.socket() as stopped:  # the kernel takes calls for it, and nobody answers
+        stopped.bind(("127.0.0.1", 0))
+        stopped.listen()
+        for name, value in {**place(stopped.getsockname()[1]), "RANK": "1"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(CommunicationError, match="^rank 0 did not come to the start"):
+            join_world(timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not in the environment"),
+        ({"MASTER_PORT": "x"}, "tells no place to meet"),
+        ({"MASTER_PORT": "99999", "RANK": "0"}, "rank 0 cannot keep 127.0.0.1:99999"),
+    ],
+)
+def test_a_place_that_is_none_is_told(monkeypatch, change, words):
+    for name, value in {**place(free_port()), "RANK": "1", **change}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(CommunicationError, match=words):
         join_world(timeout=1)

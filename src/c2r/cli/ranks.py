@@ -16,7 +16,7 @@ from c2r.cli.processes import num_processes, process_rank, tell_torchrun
 from c2r.errors import C2RError, CommunicationError
 
 if TYPE_CHECKING:
-    from c2r.parallel import Comm, Signs
+    from c2r.parallel import Comm
 
 TimeoutOption = Annotated[
     float,
@@ -61,10 +61,13 @@ def together(timeout: float, backend: Callable[[], str] | str | None = None) -> 
         return
     from c2r.parallel import join_world, world_signs
 
-    comm = join_world(timeout, backend() if callable(backend) else backend)
+    lost = _Lost()
+    try:
+        comm = join_world(timeout, backend() if callable(backend) else backend, on_lost=lost.end)
+    except KeyboardInterrupt:
+        raise (CommunicationError(lost.line) if lost.line else KeyboardInterrupt) from None
     signs = world_signs()
     assert signs is not None, "the ranks were joined"
-    lost = _Lost(signs)
     try:
         yield Ranks(comm=comm)
     except CommunicationError:
@@ -87,12 +90,11 @@ def together(timeout: float, backend: Callable[[], str] | str | None = None) -> 
 class _Lost:
     """Ends this rank when another is lost, even out of a call of torch that waits for it."""
 
-    def __init__(self, signs: "Signs") -> None:
+    def __init__(self) -> None:
         self.line: str | None = None
         self.is_over = False
-        signs.on_lost = self._end
 
-    def _end(self, line: str) -> None:
+    def end(self, line: str) -> None:
         if self.is_over:
             return
         self.line = line

@@ -228,11 +228,11 @@ class Signs:
         self._looked = time.monotonic()
 
     def _watch(self) -> None:
-        """Tells `on_lost` of a rank that is lost without a word, whatever this one is doing."""
+        """Tells `on_lost` of a rank that is lost without a word, unless this one waits for it."""
         while not self._is_closed:
             time.sleep(_SECONDS_BETWEEN_SIGNS)
             lost = [r for r in self._lost(list(self._moved)) if not self._sign(r).explains_itself]
-            if lost and not self._own.explains_itself:
+            if lost and not (self._own.explains_itself or self._is_waited_for):
                 self.on_lost(self._told(lost, "is lost"))
                 return
 
@@ -246,9 +246,16 @@ def world_signs() -> Signs | None:
     return _world
 
 
-def begin_signs(store: Any, rank: int, size: int, timeout: float) -> Signs:
+def begin_signs(
+    store: Any,
+    rank: int,
+    size: int,
+    timeout: float,
+    on_lost: Callable[[str], None] | None = None,
+) -> Signs:
     """Begins to give and read signs at the store where all processes met."""
     global _world
     is_kept_by_first = not dist.is_torchelastic_launched()
-    _world = Signs(store.clone(), rank, size, timeout, is_kept_by_first=is_kept_by_first)
+    _world = Signs(store, rank, size, timeout, is_kept_by_first=is_kept_by_first)
+    _world.on_lost = on_lost or _world.on_lost
     return _world

@@ -1,12 +1,15 @@
 """All processes that torchrun started, as one group."""
 
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from c2r.errors import CommunicationError
 from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
@@ -14,38 +17,101 @@ from c2r.parallel.faults import first_line, grace_seconds, named_failure
 from c2r.parallel.signs import DEFAULT_TIMEOUT, Signs, begin_signs, world_signs
 
 
-def join_world(timeout: float | None = None, backend: str | None = None) -> ProcessGroupComm:
+def join_world(
+    timeout: float | None = None,
+    backend: str | None = None,
+    on_lost: Callable[[str], None] | None = None,
+) -> ProcessGroupComm:
     """All processes that torchrun started; the first call joins them, later ones find them joined.
 
     Args:
         timeout: seconds after which a process that does not come, gives no sign of life or does not
             answer is an error; that of the first call where absent, or 60.
         backend: of torch's, for the first call; torch's choice for the machine where absent.
+        on_lost: for the first call: see `Signs.on_lost`.
 
     Raises:
         CommunicationError: not all processes come in time.
     """
     if not dist.is_initialized():
-        store, rank, size = _meet(timeout or DEFAULT_TIMEOUT)
-        signs = begin_signs(store, rank, size, timeout or DEFAULT_TIMEOUT)
+        place = _meeting_place()
+        store, own = _reach(place, timeout or DEFAULT_TIMEOUT)
+        signs = begin_signs(own, place.rank, place.size, timeout or DEFAULT_TIMEOUT, on_lost)
         signs.meet("the start")
         _make_group(store, signs, backend)
     elif world_signs() is None:  # another has made the group
-        store = dist.distributed_c10d._get_default_store()
-        begin_signs(store, dist.get_rank(), dist.get_world_size(), timeout or DEFAULT_TIMEOUT)
+        own = dist.distributed_c10d._get_default_store().clone()
+        rank, size = dist.get_rank(), dist.get_world_size()
+        begin_signs(own, rank, size, timeout or DEFAULT_TIMEOUT, on_lost)
     return ProcessGroupComm(timeout=timeout)
 
 
-def _meet(timeout: float) -> tuple[Any, int, int]:
-    """A store that this process reached, its rank there and the number of all."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where this rank meets the others: at the store that torchrun keeps, else rank 0."""
+
+    address: str
+    port: int
+    rank: int
+    size: int
+    is_kept_here: bool
+
+    @property
+    def keeper(self) -> str:
+        return "torchrun" if dist.is_torchelastic_launched() else "rank 0"
+
+
+def _meeting_place() -> _Place:
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    except (RuntimeError, ValueError, OverflowError) as error:
+        address, port, rank, size = (
+            os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+        )
+        is_kept_here = int(rank) == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        return _Place(address, int(port), int(rank), int(size), is_kept_here)
+    except KeyError as error:
         raise CommunicationError(
-            f"a process did not come: the place to meet cannot be reached (timeout {timeout:g} s; "
-            f"{first_line(error)}); look at the output of every process"
+            f"{error.args[0]} is not in the environment; start the ranks by torchrun"
         ) from None
-    return store, rank, size
+    except ValueError as error:
+        raise CommunicationError(
+            f"the environment tells no place to meet ({error}); start the ranks by torchrun"
+        ) from None
+
+
+def _reach(place: _Place, timeout: float) -> tuple[Any, Any]:
+    """Two connections to the store at a place, in a thread: a stopped process never answers."""
+    stores: list[Any] = []
+    errors: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            store = dist.TCPStore(
+                place.address,
+                place.port,
+                is_master=place.is_kept_here,
+                timeout=timedelta(seconds=timeout),
+                wait_for_workers=False,  # signs of life tell who does not come
+                multi_tenant=True,
+            )
+            stores.extend((store, store.clone()))
+        except (RuntimeError, ValueError, TypeError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect, name="meeting", daemon=True)
+    thread.start()
+    thread.join(timeout + 1)
+    if len(stores) == 2:
+        return stores[0], stores[1]
+    why = f"timeout {timeout:g} s" + "".join(f"; {first_line(error)}" for error in errors)
+    where = f"{place.address}:{place.port}"
+    if place.is_kept_here:
+        raise CommunicationError(
+            f"rank 0 cannot keep {where}, where the ranks meet ({why}); choose another MASTER_PORT"
+        )
+    raise CommunicationError(
+        f"{place.keeper} did not come to the start: nobody answers at {where}, where the ranks "
+        f"meet ({why}); look at the output of {place.keeper}"
+    )
 
 
 def _make_group(store: Any, signs: Signs, backend: str | None) -> None:
