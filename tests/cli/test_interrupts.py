@@ -79,8 +79,9 @@ def workers_of(pid):
     return [int(line) for line in found.stdout.split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_the_command(tmp_path, number):
+@pytest.fixture
+def importing(tmp_path):
+    """An import that is at work in several processes."""
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((400_000, 8)), axis=1)[:, :2].astype(np.int16)
     for index in range(16):
@@ -91,14 +92,30 @@ def test_workers_end_with_the_command(tmp_path, number):
     while len(workers_of(process.pid)) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    workers = workers_of(process.pid)
+    yield process
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_the_command(importing, number):
+    workers = workers_of(importing.pid)
     assert workers, "one machine has one core"
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    importing.send_signal(number)
+    _, said = importing.communicate(timeout=60)
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert not out.exists()
+    words = {signal.SIGTERM: "c2r: terminated\n", signal.SIGINT: "c2r: interrupted\n"}
+    assert number not in words or said.endswith(words[number])
+    assert "Traceback" not in said
+
+
+def test_a_worker_that_is_killed_is_one_line(importing):
+    os.kill(max(workers_of(importing.pid)), signal.SIGKILL)
+    _, said = importing.communicate(timeout=60)
+    assert importing.returncode == 2
+    assert "a process that read files was killed" in said and "Traceback" not in said
 
 
 def test_what_killed_programs_left_is_cleared_and_what_live_ones_write_is_not(tmp_path):

@@ -40,9 +40,9 @@ def join_world(
         signs.meet("the start")
         _make_group(store, signs, backend)
     elif world_signs() is None:  # another has made the group
-        own = dist.distributed_c10d._get_default_store().clone()
+        default: Any = dist.distributed_c10d._get_default_store()
         rank, size = dist.get_rank(), dist.get_world_size()
-        begin_signs(own, rank, size, timeout or DEFAULT_TIMEOUT, on_lost)
+        begin_signs(default.clone(), rank, size, timeout or DEFAULT_TIMEOUT, on_lost)
     return ProcessGroupComm(timeout=timeout)
 
 
@@ -85,7 +85,7 @@ def _reach(place: _Place, timeout: float) -> tuple[Any, Any]:
 
     def connect() -> None:
         try:
-            store = dist.TCPStore(
+            store: Any = dist.TCPStore(  # type: ignore[attr-defined]
                 place.address,
                 place.port,
                 is_master=place.is_kept_here,

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -92,7 +93,9 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         num_shares = min(_SHARES_PER_WORKER * num_workers, len(files))
         shares = [files[first::num_shares] for first in range(num_shares)]
         with _workers(num_workers) as pool:
-            counts = pool.map(job.count, shares)
+            # Not `pool.map`: it cancels what an interrupt leaves, and then the pool's thread fails.
+            futures = [pool.submit(job.count, share) for share in shares]
+            counts = (future.result() for future in futures)
             total = _total(_telling(counts, list(map(len, shares)), on_files))
     layers = total.layers
     if not layers:
@@ -130,6 +133,11 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(number, context, initializer=_end_with_parent) as pool:
         try:
             yield pool
+        except BrokenProcessPool:
+            raise InputError(
+                "a process that read files was killed, perhaps for want of memory; import fewer "
+                "files at once"
+            ) from None
         except BaseException:  # nobody waits for what they are at
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
