@@ -1,9 +1,12 @@
-"""SIGTERM, which schedulers send, ends a program as Ctrl-C does: by `KeyboardInterrupt`."""
+"""What ends a program: signals, limits of time and memory, and its parent's end."""
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 
@@ -35,7 +38,10 @@ class Interrupt:
 
 @contextmanager
 def interrupts() -> Iterator[Interrupt]:
-    """Ctrl-C and SIGTERM raise `KeyboardInterrupt` in the block; only the main thread can ask."""
+    """Ctrl-C and SIGTERM, which schedulers send, raise `KeyboardInterrupt` in the block.
+
+    Only the main thread can ask for it.
+    """
     interrupt = Interrupt()
     with handling(interrupt):
         yield interrupt
@@ -72,3 +78,15 @@ def handling(handler: Any) -> Iterator[None]:
     finally:
         for number, handled in before.items():
             signal.signal(number, handled)
+
+
+def end_with_parent() -> None:
+    """A process that multiprocessing started ends when its parent has ended, killed perhaps."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a child has one"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent's end", daemon=True).start()

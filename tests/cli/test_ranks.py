@@ -35,6 +35,7 @@ CASES = [
     ("profile", ["--text", "other.txt"], "the text of rank 2 differs"),
     ("finetune", ["--data", "other.txt"], "the data of rank 2 differs"),
     ("finetune", ["--steps", "7"], "num_steps of rank 2 differs: 7 there, 6 on the others"),
+    ("bench cluster", ["--rows", "16"], "what is measured of rank 2 differs"),
 ]
 
 

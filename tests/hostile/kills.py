@@ -101,7 +101,7 @@ def _wrong_end(child, number, status):
     return None
 
 
-def _await_end(child, seconds=10):
+def _await_end(child, seconds=30):
     end = time.monotonic() + seconds
     while (left := child.session()) and time.monotonic() < end:
         time.sleep(0.05)

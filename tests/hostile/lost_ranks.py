@@ -14,15 +14,23 @@ _TUNE = ["finetune", "tiny", "--plan", "plan.safetensors", "--data", "data.txt"]
 _TUNE += ["--steps", "6", "--batch-size", "4", "--seq-len", "128"]
 _TUNE += ["--save-every", "2", "--log-every", "1"]
 _CUT = ["--tokens", "12288", "--seq-len", "256", "--batch-size", "2"]
+_MEASURE = ["bench", "cluster", "--hidden-size", "32", "--intermediate-size", "16"]
+_MEASURE += ["--dtype", "float32", "--size", "4096", "--size", "65536", "--rows", "8"]
+_MEASURE += ["--rows", "64"]
 COMMANDS = {
     "run": ["run", "tiny", "--plan", "plan.safetensors", *_CUT],
     "profile": ["profile", "tiny", *_CUT, "--out", "out.safetensors"],
     "finetune": [*_TUNE, "--out", "out"],
     "finetune, experts spread": [*_TUNE, "--expert-parallel", "--out", "out"],
+    "bench cluster": [*_MEASURE, "--rounds", "2", "--out", "out.yaml"],
 }
 
 
-_LONGER = {"run": ["--tokens", "65536"], "profile": ["--tokens", "65536"]}
+_LONGER = {
+    "run": ["--tokens", "65536"],
+    "profile": ["--tokens", "65536"],
+    "bench cluster": ["--rounds", "500"],
+}
 """Options with which a command is still at work when a rank is lost, on a fast machine too."""
 
 

@@ -86,7 +86,7 @@ def test_a_process_that_never_comes_is_told_in_time():
 def test_a_first_rank_that_never_comes_is_told_in_time(monkeypatch):
     for name, value in {**place(free_port()), "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(CommunicationError, match="^rank 0 did not come to the start"):
+    with pytest.raises(CommunicationError, match=r"^rank 0 did not come to the start"):
         join_world(timeout=1)
 
 
@@ -96,7 +96,7 @@ def test_a_first_rank_that_is_stopped_is_told_in_time(monkeypatch):
         stopped.listen()
         for name, value in {**place(stopped.getsockname()[1]), "RANK": "1"}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(CommunicationError, match="^rank 0 did not come to the start"):
+        with pytest.raises(CommunicationError, match=r"^rank 0 did not come to the start"):
             join_world(timeout=1)
 
 

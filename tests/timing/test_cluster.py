@@ -103,5 +103,6 @@ def test_a_rank_that_fails_is_told_in_one_line(tmp_path):
     out = tmp_path / "missing" / "mine.yaml"
     finished = run(*OPTIONS.split(), *SIZES.split(), "--out", str(out))
     assert finished.returncode == 2
-    assert "mine.yaml" in finished.stderr.splitlines()[-1]
+    (told,) = [line for line in finished.stderr.splitlines() if line.startswith("c2r: ")]
+    assert "mine.yaml" in told and finished.stderr.splitlines()[-1] == told
     assert "Traceback" not in finished.stderr

@@ -15,10 +15,10 @@ from c2r.cli.processes import (
     place_on_machine,
     run_processes,
 )
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.parallel import Comm
     from c2r.timing import ClusterReport
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -58,7 +58,7 @@ def cluster(
     ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
-    timeout: Annotated[float, typer.Option(min=5.0, help="Seconds to wait for a rank.")] = 120.0,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     out: Annotated[
         Path, typer.Option(help="YAML file to write, which --cluster of other commands reads.")
     ] = Path("cluster.yaml"),
@@ -94,16 +94,20 @@ def cluster(
     topology = ClusterTopology(
         num_ranks=num_processes(), num_nodes=num_processes() // num_processes_per_machine()
     )
+    with together(timeout, _backend()) as joined:
+        joined.agree({"what is measured": repr(settings), "nodes": topology.num_nodes})
+        assert joined.comm is not None, "there are several ranks"
+        if is_first_process():
+            note(f"measuring {topology.num_ranks} ranks on {topology.num_nodes} nodes")
+        report = measure_cluster(
+            joined.comm,
+            topology,
+            settings,
+            lambda index: note(f"round {index + 1} of {rounds}") if is_first_process() else None,
+        )
+        if is_first_process():
+            report.cluster.save(out)
     if is_first_process():
-        note(f"measuring {topology.num_ranks} ranks on {topology.num_nodes} nodes")
-    report = measure_cluster(
-        _join(timeout),
-        topology,
-        settings,
-        lambda index: note(f"round {index + 1} of {rounds}") if is_first_process() else None,
-    )
-    if is_first_process():
-        report.cluster.save(out)
         _report(report, out, json)
 
 
@@ -136,22 +140,20 @@ def _check_launched(ranks: int | None) -> None:
         raise InputError(f"--ranks {ranks}, but torchrun started {number}; leave out --ranks")
 
 
-def _join(timeout: float) -> "Comm":
-    """All ranks: each its own GPU where there are any, else processors."""
+def _backend() -> str:
+    """NCCL where each rank of this machine has a GPU of its own, which it then takes; else gloo."""
     import torch
-
-    from c2r.parallel import join_world
 
     devices, place = torch.cuda.device_count(), place_on_machine()
     if not devices:
-        return join_world(timeout, "gloo")
+        return "gloo"
     if place >= devices:
         raise InputError(
             f"process {place} of this machine has no GPU, for there are {devices}; start "
             f"`torchrun --nproc-per-node {devices}`"
         )
     torch.cuda.set_device(place)
-    return join_world(timeout, "nccl")
+    return "nccl"
 
 
 def _report(report: "ClusterReport", out: Path, json: bool) -> None:

@@ -1,18 +1,23 @@
 """What the environment tells a process of the others; without torchrun there is one, the first."""
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import typer
 
-from c2r.errors import InputError
+from c2r.errors import CommunicationError, InputError
+from c2r.interrupts import end_with_parent
+
+_SECONDS_TO_TELL = 10.0  # for the first process, to find out which other failed, and say it
+_SECONDS_TO_END = 5.0
 
 
 def process_rank() -> int:
@@ -88,41 +93,62 @@ def arguments_of(context: typer.Context) -> list[str]:
 def run_processes(arguments: list[str], number: int) -> int:
     """Runs `c2r` with these arguments in so many processes of this machine, as torchrun does.
 
-    The first writes to our stdout and stderr; of the others only an error is shown, of the one that
-    failed first. All are ended when one fails. Gives the exit status: of the first that failed,
-    else 0.
+    The first writes to our stdout and stderr. Where another fails, and the first has not told why,
+    what that one said is shown. All are ended when one fails, and end with this process. Gives the
+    exit status of the first that failed, else 0; raises `CommunicationError` where it was killed.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    with ExitStack() as cleanup:
-        logs = [cleanup.enter_context(tempfile.TemporaryFile()) for _ in range(number)]
-        processes: list[subprocess.Popen[bytes]] = []
+    shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as cleanup:
+        logs = [Path(name, str(rank)) for rank in range(number)]
+        processes: list[SpawnProcess] = []
         cleanup.callback(_end, processes)
         for rank in range(number):
-            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number}
-            meeting = {"LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment = {name: str(value) for name, value in (ranks | meeting).items()}
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "c2r", *arguments],
-                    env={"OMP_NUM_THREADS": "1", **os.environ, **environment},
-                    stdout=None if rank == 0 else subprocess.DEVNULL,
-                    stderr=None if rank == 0 else logs[rank],
-                )
-            )
-        while any(process.poll() is None for process in processes):
-            failed = [rank for rank, process in enumerate(processes) if process.poll()]
-            if failed:
-                logs[failed[0]].seek(0)
-                sys.stderr.write(logs[failed[0]].read().decode(errors="replace"))
-                return int(processes[failed[0]].returncode)
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = None if rank == 0 else logs[rank]
+            processes.append(context.Process(target=_work, args=(arguments, environment, log)))
+            processes[-1].start()
+        while any(process.is_alive() for process in processes):
+            failed = next((r for r, process in enumerate(processes) if process.exitcode), None)
+            if failed is not None:
+                return _status_of(failed, processes, logs[failed])
             time.sleep(0.05)
-        return next((process.returncode for process in processes if process.returncode), 0)
+        return next((process.exitcode for process in processes if process.exitcode), 0)
 
 
-def _end(processes: list["subprocess.Popen[bytes]"]) -> None:
+def _status_of(failed: int, processes: list[SpawnProcess], log: Path) -> int:
+    """The status of the process that failed first, when its error has been told."""
+    status = processes[failed].exitcode or 0
+    if status < 0:
+        raise CommunicationError(
+            f"rank {failed} was killed by signal {-status}, perhaps for want of memory; start fewer"
+        )
+    processes[0].join(_SECONDS_TO_TELL)
+    if not processes[0].exitcode and log.exists():
+        sys.stderr.write(log.read_text(errors="replace"))
+    return status
+
+
+def _work(arguments: list[str], environment: dict[str, str], log: Path | None) -> None:
+    """What one of the processes does; without a log it speaks to the user."""
+    from c2r.cli import run_command
+
+    end_with_parent()
+    os.environ.update({"OMP_NUM_THREADS": "1", **os.environ, **environment})
+    if log is not None:
+        for number, path in ((1, os.devnull), (2, log)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    sys.exit(run_command(arguments))
+
+
+def _end(processes: list[SpawnProcess]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.wait()
+        process.join(_SECONDS_TO_END)
+        process.kill()  # one that waits in a call of torch does not hear the first
+        process.join()

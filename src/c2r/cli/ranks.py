@@ -16,7 +16,7 @@ from c2r.cli.processes import num_processes, process_rank, tell_torchrun
 from c2r.errors import C2RError, CommunicationError
 
 if TYPE_CHECKING:
-    from c2r.parallel import Comm
+    from c2r.parallel import Comm, Signs
 
 TimeoutOption = Annotated[
     float,
@@ -59,17 +59,10 @@ def together(timeout: float, backend: Callable[[], str] | str | None = None) -> 
     if num_processes() == 1:
         yield Ranks(comm=None)
         return
-    from c2r.parallel import join_world, world_signs
-
     lost = _Lost()
+    ranks, signs = _join(timeout, backend, lost)
     try:
-        comm = join_world(timeout, backend() if callable(backend) else backend, on_lost=lost.end)
-    except KeyboardInterrupt:
-        raise (CommunicationError(lost.line) if lost.line else KeyboardInterrupt) from None
-    signs = world_signs()
-    assert signs is not None, "the ranks were joined"
-    try:
-        yield Ranks(comm=comm)
+        yield ranks
     except CommunicationError:
         raise
     except C2RError as error:
@@ -85,6 +78,21 @@ def together(timeout: float, backend: Callable[[], str] | str | None = None) -> 
     finally:
         lost.is_over = True
         signs.end()
+
+
+def _join(
+    timeout: float, backend: Callable[[], str] | str | None, lost: "_Lost"
+) -> "tuple[Ranks, Signs]":
+    from c2r.parallel import join_world, world_signs
+
+    try:
+        chosen = backend() if callable(backend) else backend
+        comm = join_world(timeout, chosen, on_lost=lost.end)
+    except KeyboardInterrupt:
+        raise (CommunicationError(lost.line) if lost.line else KeyboardInterrupt) from None
+    signs = world_signs()
+    assert signs is not None, "the ranks were joined"
+    return Ranks(comm=comm), signs
 
 
 class _Lost:

@@ -1,16 +1,13 @@
 """Routing traces that engines write, as profiles."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +20,7 @@ from c2r.adapters.engines.records import BadRecords, Record, expert_ids
 from c2r.adapters.formats import ImportFormat
 from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError
+from c2r.interrupts import end_with_parent
 from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
 
 T = TypeVar("T")
@@ -130,7 +128,7 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that do not outlive the block, or this process."""
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(number, context, initializer=_begin_worker) as pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -144,18 +142,11 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _end_with_parent() -> None:
-    """A worker leaves interrupts to its parent, and ends when that has ended, killed perhaps."""
+def _begin_worker() -> None:
+    """A worker leaves interrupts to its parent, and ends with it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _import_pairs(paths: Sequence[Path], top_k: int | None) -> Import:
