@@ -94,7 +94,7 @@ def cluster(
     topology = ClusterTopology(
         num_ranks=num_processes(), num_nodes=num_processes() // num_processes_per_machine()
     )
-    with together(timeout, _backend()) as joined:
+    with together(timeout, _backend) as joined:
         joined.agree({"what is measured": repr(settings), "nodes": topology.num_nodes})
         assert joined.comm is not None, "there are several ranks"
         if is_first_process():
