@@ -247,7 +247,7 @@ def test_lines_that_cannot_be_used(tokenizer, tmp_path, line, words):
 def test_files_that_cannot_be_used(tokenizer, tmp_path):
     with pytest.raises(InputError, match="check the path"):
         read(tmp_path / "none.jsonl", tokenizer)
-    with pytest.raises(InputError, match=r"a\.csv is neither \.txt nor \.jsonl"):
+    with pytest.raises(InputError, match=r"a\.csv is neither \.txt, \.jsonl nor \.parquet"):
         read(write(tmp_path, "a,b", name="a.csv"), tokenizer)
     records = [{"question": "1" * 50, "answer": "2"}, {"question": "1", "answer": ""}]
     words = "no usable example among 2: 1 are longer than 40 tokens, 2 have nothing to learn"
@@ -264,7 +264,9 @@ def test_files_that_cannot_be_used(tokenizer, tmp_path):
 def test_chat_templates_that_cannot_be_used(tmp_path, chat_tokenizer):
     path = write(tmp_path, {"messages": ALICE})
     chat_tokenizer.chat_template = "{{ messages[-1].content }}"
-    with pytest.raises(InputError, match="renders message 2 of 4 otherwise when the rest follows"):
+    with pytest.raises(
+        InputError, match="the answer of message 2 of 4 is not in what the chat template renders"
+    ):
         read(path, chat_tokenizer)
     chat_tokenizer.chat_template = "{{ raise_exception('no second question') }}"
     with pytest.raises(InputError, match=r"line 1 of data.jsonl: .* \(no second question\)"):

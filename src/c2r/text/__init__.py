@@ -2,5 +2,16 @@
 
 from c2r.text.batches import Batch, split_texts, token_batches
 from c2r.text.files import Text, json_lines, read_texts
+from c2r.text.passages import Passage, PassageReader, passage_batches
 
-__all__ = ["Batch", "Text", "json_lines", "read_texts", "split_texts", "token_batches"]
+__all__ = [
+    "Batch",
+    "Passage",
+    "PassageReader",
+    "Text",
+    "json_lines",
+    "passage_batches",
+    "read_texts",
+    "split_texts",
+    "token_batches",
+]

@@ -60,10 +60,10 @@ def token_batches(
     for window in windows:
         rows.append(window)
         if len(rows) == batch_size:
-            yield _make_batch(rows, seq_len)
+            yield pad_batch(rows, None if batch_size == 1 else seq_len)
             rows = []
     if rows:
-        yield _make_batch(rows, seq_len)
+        yield pad_batch(rows, None if len(rows) == 1 else seq_len)
 
 
 def _token_stream(texts: Sequence[Text], tokenizer: Any, seed: int) -> Iterator[list[int]]:
@@ -102,8 +102,9 @@ def _windows(
         yield last
 
 
-def _make_batch(rows: list[list[int]], seq_len: int) -> Batch:
-    width = max(map(len, rows)) if len(rows) == 1 else seq_len
+def pad_batch(rows: Sequence[Sequence[int]], width: int | None = None) -> Batch:
+    """Rows of token ids, filled up at their ends with 0 to `width`, or to the longest of them."""
+    width = max(map(len, rows)) if width is None else width
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):

@@ -1,164 +1,196 @@
-"""Lines of instruction data as conversations, and conversations as text with its answers marked.
+"""Records of instruction data as conversations, whichever of the common forms they have."""
 
-Every kind of line becomes messages of one form, `{"role": ..., "content": ...}`: an optional system
-message, then user and assistant in turn.
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
+from c2r.errors import InputError
 
-from c2r.errors import InputError, one_line
-from c2r.interrupts import time_limit
-from c2r.text.files import Text, json_lines
-
-Messages = list[dict[str, str]]
+Message = dict[str, Any]
+Record = Mapping[str, Any]
 
 _PAIRS = (("instruction", "output"), ("question", "answer"), ("prompt", "completion"))
-_MOST_SECONDS = 20.0  # of a conversation's template, which comes with the model
-_TEMPLATE_ERRORS = (
-    TimeoutError, ZeroDivisionError, TypeError, ValueError, OverflowError, RecursionError,
-    AttributeError, LookupError, MemoryError,
-)  # fmt: skip
-"""What Python raises for a template that is not one of text."""
-_ROLES = {"human": "user", "gpt": "assistant"}
-_HEADINGS = {"system": "", "user": "### User:\n", "assistant": "### Assistant:\n"}
-_FIELDS = "messages, conversations, " + ", ".join("/".join(pair) for pair in _PAIRS)
+_ROLES = {
+    "human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+    "observation": "tool", "function_response": "tool", "function_call": "assistant",
+}  # fmt: skip
+"""Names that data in the form of ShareGPT gives to roles."""
+_FIELDS = "messages, conversations, text, " + ", ".join("/".join(pair) for pair in _PAIRS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """Messages in valid order, and `source`, which names their line in errors."""
+    """What a chat template is given.
 
-    messages: Messages
+    Attributes:
+        messages: as the data has them, whole; text parts of a message's content are one string.
+        source: names their line in errors.
+        tools: descriptions of the functions that the assistant may call.
+        options: further arguments of the template, such as `enable_thinking`.
+        num_given: first messages that no answer is learnt from.
+    """
+
+    messages: tuple[Message, ...]
     source: str
+    tools: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_given: int = 0
 
 
-def read_conversations(text: Text) -> Iterator[Conversation]:
-    """The conversation of each line of a JSONL text; blank lines are passed over.
+def conversation_of(record: Record, source: str) -> Conversation:
+    """The conversation of a record, which holds one of
 
-    A line holds one of
-
-    - `messages`: `[{"role", "content"}, ...]`;
-    - `conversations`: strings, the user's first, or `[{"from", "value"}, ...]` (`human`, `gpt`);
+    - `messages`: `[{"role", "content", ...}, ...]`, as chat APIs take them;
+    - `conversations`: strings, the user's first, or `[{"from", "value"}, ...]` (`human`, `gpt`,
+      `function_call`, `observation`), perhaps with `system` beside them;
     - `instruction`, perhaps `input`, and `output`;
-    - `question` and `answer`; `prompt` and `completion`.
+    - `question` and `answer`; `prompt` and `completion`, either texts or lists of messages.
+
+    `tools` and `chat_template_kwargs` beside them are for the template. Content may be a list of
+    parts, `{"type": "text", "text": ...}` each.
 
     Raises:
-        InputError: a line is not JSON, lacks its fields, or has roles out of order.
+        InputError: the fields of the record or of a message are others, or there is no answer at
+            its end.
     """
-    for record, source in json_lines(text):
-        messages = _messages(record, source)
-        _check_roles([message["role"] for message in messages], source)
-        yield Conversation(messages=messages, source=source)
+    messages, num_given = _messages(record, source)
+    roles = [message["role"] for message in messages]
+    if roles[-1] != "assistant" or "user" not in roles:
+        raise InputError(
+            f"{source} has the roles {', '.join(roles)}; give user and assistant in turn, ending "
+            "with assistant"
+        )
+    options = _parsed(record.get("chat_template_kwargs") or {}, "chat_template_kwargs", source)
+    tools = _parsed(record.get("tools") or [], "tools", source)
+    if not isinstance(options, Mapping) or not isinstance(tools, list):
+        raise InputError(
+            f"{source}: chat_template_kwargs must be an object, and tools a list of functions"
+        )
+    return Conversation(
+        messages=tuple(messages),
+        source=source,
+        tools=tuple(tools),
+        options=options,
+        num_given=num_given,
+    )
 
 
-def _messages(record: dict[str, Any], source: str) -> Messages:
-    """The messages of one line, whichever of the known forms it has."""
+def plain_text_of(record: Record) -> str | None:
+    """The text of a record that holds `text` and no conversation."""
+    text = record.get("text")
+    known = ("messages", "conversations", *(name for pair in _PAIRS for name in pair))
+    return text if isinstance(text, str) and not record.keys() & set(known) else None
+
+
+def _messages(record: Record, source: str) -> tuple[list[Message], int]:
+    """The messages of a record, and how many first ones are given."""
     if "messages" in record:
-        return [_message(m, "role", "content", source) for m in _list(record, "messages", source)]
+        return [_message(m, "role", source) for m in _list(record, "messages", source)], 0
     if "conversations" in record:
-        turns = _list(record, "conversations", source)
-        if all(isinstance(turn, str) for turn in turns):
-            roles = ("user", "assistant")
-            return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        return [_message(turn, "from", "value", source) for turn in turns]
+        return _shared(record, source), 0
     for question, answer in _PAIRS:
-        if question in record and answer in record:
-            asked = _string(record, question, source)
-            if question == "instruction" and record.get("input"):
-                asked += "\n\n" + _string(record, "input", source)
-            return [
-                {"role": "user", "content": asked},
-                {"role": "assistant", "content": _string(record, answer, source)},
-            ]
+        if question not in record or answer not in record:
+            continue
+        if isinstance(record[question], list) and isinstance(record[answer], list):
+            parts = [_list(record, name, source) for name in (question, answer)]
+            given, learnt = ([_message(m, "role", source) for m in part] for part in parts)
+            return given + learnt, len(given)
+        asked = _string(record, question, source)
+        if question == "instruction" and record.get("input"):
+            asked += "\n\n" + _string(record, "input", source)
+        reply = _string(record, answer, source)
+        first = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+        return first + turns, 0
     raise InputError(
         f"{source} has the fields {', '.join(record) or '(none)'}; it must have one of {_FIELDS}"
     )
 
 
-def _list(record: dict[str, Any], name: str, source: str) -> list[Any]:
+def _shared(record: Record, source: str) -> list[Message]:
+    """The messages of `conversations`: strings, or turns as ShareGPT has them."""
+    turns = _list(record, "conversations", source)
+    first = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+    if all(isinstance(turn, str) for turn in turns):
+        roles = ("user", "assistant")
+        return first + [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    is_chat = all(isinstance(turn, dict) and "role" in turn for turn in turns)
+    return first + [_message(turn, "role" if is_chat else "from", source) for turn in turns]
+
+
+def _message(entry: Any, role: str, source: str) -> Message:
+    content = "content" if role == "role" else "value"
+    has_more = isinstance(entry, dict) and bool(entry.get("tool_calls"))
+    if not isinstance(entry, dict) or role not in entry or not (content in entry or has_more):
+        found = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise InputError(f"{source} has a message of {found}; it must have {role} and {content}")
+    name = _string(entry, role, source)
+    # Tables have every field in every message, None where a message has it not.
+    rest = {k: v for k, v in entry.items() if k not in (role, content) and v is not None}
+    if rest.get("tool_calls"):
+        rest["tool_calls"] = _tool_calls(rest["tool_calls"], source)
+    if name == "function_call":
+        call = _parsed(_string(entry, content, source), content, source)
+        calls = call if isinstance(call, list) else [call]
+        return {"role": "assistant", "content": None, "tool_calls": _tool_calls(calls, source)}
+    text = _content(entry.get(content), has_more, source)
+    return {"role": _ROLES.get(name, name), "content": text, **rest}
+
+
+def _content(value: Any, may_lack: bool, source: str) -> str | None:
+    """The text of a message, its parts joined; None where it only calls tools."""
+    if isinstance(value, str) or (value is None and may_lack):
+        return value
+    if not isinstance(value, list):
+        raise InputError(f"{source}: content is a {type(value).__name__}; it must be text")
+    texts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind != "text" or not isinstance(text, str):
+            raise InputError(
+                f"{source} has content of type {kind}, which is no text; leave such lines out"
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _tool_calls(calls: Any, source: str) -> list[Any]:
+    """Tool calls with their arguments as objects, which templates write as they like."""
+    found = []
+    for call in calls if isinstance(calls, list) else [None]:
+        outer = dict(call) if isinstance(call, dict) else {}
+        function = outer.get("function", call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f"{source} has tool_calls without the name of a function")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            function = {**function, "arguments": _parsed(arguments or "{}", "arguments", source)}
+        rest = outer if "function" in outer else {"type": "function"}
+        found.append({**rest, "function": function})
+    return found
+
+
+def _parsed(value: Any, name: str, source: str) -> Any:
+    """JSON data, which tables hold as a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: {name} is a string that is no JSON ({error})") from None
+
+
+def _list(record: Record, name: str, source: str) -> list[Any]:
     value = record[name]
     if not isinstance(value, list) or not value:
         raise InputError(f"{source}: {name} must be a list of at least one message")
     return value
 
 
-def _string(record: dict[str, Any], name: str, source: str) -> str:
+def _string(record: Record, name: str, source: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise InputError(f"{source}: {name} is a {type(value).__name__}; it must be text")
     return value
-
-
-def _message(entry: Any, role: str, content: str, source: str) -> dict[str, str]:
-    if not isinstance(entry, dict) or not {role, content} <= entry.keys():
-        found = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
-        raise InputError(f"{source} has a message of {found}; it must have {role} and {content}")
-    name = _string(entry, role, source)
-    return {"role": _ROLES.get(name, name), "content": _string(entry, content, source)}
-
-
-def _check_roles(roles: Sequence[str], source: str) -> None:
-    turns = roles[1:] if roles[0] == "system" else roles
-    expected = ["user", "assistant"] * (len(turns) // 2)
-    if not turns or list(turns) != expected:
-        raise InputError(
-            f"{source} has the roles {', '.join(roles)}; give user and assistant in turn, ending "
-            "with assistant, after at most one system message"
-        )
-
-
-def render(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as text, and the `[start, end)` characters of each answer but empty ones.
-
-    The tokenizer's chat template makes the text. Without one, messages are headed `### User:` and
-    `### Assistant:`; a system message has no heading. Each ends with a blank line, the answer
-    before it with the tokenizer's end-of-text token, where it has one. An answer includes its end
-    marker, so that a model learns to stop. Where an answer begins and ends is found by rendering
-    the conversation up to there.
-
-    Raises:
-        InputError: the template refuses the conversation, or renders its beginning otherwise
-            without the rest.
-    """
-    try:
-        with time_limit(_MOST_SECONDS):
-            return _rendered(conversation, tokenizer)
-    except (TemplateError, *_TEMPLATE_ERRORS) as error:
-        raise InputError(
-            f"{conversation.source}: the tokenizer's chat template refuses it ({one_line(error)}); "
-            "change the messages, or the template"
-        ) from error
-
-
-def _rendered(conversation: Conversation, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    messages, spans = conversation.messages, []
-    text = _render(messages, tokenizer)
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant" and message["content"].strip():
-            # Rendered up to there: templates add headings and ends that no search would find.
-            before = _render(messages[:index], tokenizer, asks=True)
-            through = _render(messages[: index + 1], tokenizer)
-            if not (text.startswith(through) and through.startswith(before)):
-                raise InputError(
-                    f"{conversation.source}: the tokenizer's chat template renders message "
-                    f"{index + 1} of {len(messages)} otherwise when the rest follows, so that "
-                    "the answer cannot be told from the text; end each example with the answer "
-                    "to learn, or give the tokenizer another chat template"
-                )
-            spans.append((len(before), len(through)))
-    return text, spans
-
-
-def _render(messages: Messages, tokenizer: Any, asks: bool = False) -> str:
-    """The text of `messages`; where it `asks`, up to where the assistant begins."""
-    if getattr(tokenizer, "chat_template", None):
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-        )
-    ends = {"assistant": tokenizer.eos_token or ""}
-    parts = [f"{_HEADINGS[m['role']]}{m['content']}{ends.get(m['role'], '')}\n\n" for m in messages]
-    return (tokenizer.bos_token or "") + "".join(parts) + (_HEADINGS["assistant"] if asks else "")

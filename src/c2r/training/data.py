@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from c2r.errors import InputError
 from c2r.measuring import NO_LOSS
-from c2r.text import Text, read_texts
-from c2r.text.conversations import read_conversations, render
+from c2r.text import Passage, PassageReader
 
 _NUM_OPEN = 1024
 """Latest windows that a piece may still join. All of them would make packing quadratic; older ones
@@ -38,20 +37,24 @@ class DataSettings:
             into pieces of `seq_len` tokens instead.
         packing: whether several pieces share one window.
         seed: draws their order.
+        answers: which answers of a conversation carry loss, `"all"` or the `"last"`.
 
     Raises:
-        InputError: an unknown `overlong`, or windows of fewer than 2 tokens.
+        InputError: an unknown `overlong` or `answers`, or windows of fewer than 2 tokens.
     """
 
     seq_len: int = 2048
     overlong: str = "truncate"
     packing: bool = True
     seed: int = 0
+    answers: str = "all"
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         if self.overlong not in ("truncate", "drop"):
             raise InputError(f"overlong is {self.overlong!r}; choose truncate or drop")
+        if self.answers not in ("all", "last"):
+            raise InputError(f"answers is {self.answers!r}; choose all or last")
         if self.seq_len < 2:
             raise InputError(f"seq_len {self.seq_len} leaves no token to predict; give 2 or more")
 
@@ -68,12 +71,14 @@ class TrainingData:
         num_overlong: conversations longer than a window, truncated or dropped as asked.
         num_skipped: conversations, and ends of text, without a token to learn: the answer is empty
             or lies beyond the limit.
+        unused_fields: fields of messages that the chat template does not use.
     """
 
     windows: tuple[Window, ...]
     num_pieces: int
     num_overlong: int
     num_skipped: int
+    unused_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +104,33 @@ class Piece:
 def read_windows(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) -> TrainingData:
     """The training data in files; equal files, tokenizer and settings give equal data.
 
-    Every token of a `.txt` file carries loss. A `.jsonl` file holds a conversation per line, as
-    `read_conversations` describes; only its answers carry loss.
+    Every token of plain text carries loss, of conversations only the answers. `PassageReader` tells
+    what files hold.
 
     Packed pieces do not attend to each other in a transformers model that is given `position_ids`
     and `use_cache=False`, and no `attention_mask`: where positions restart, so does its mask.
     With a cache it does not, and FlashAttention sees it in batches of one row only.
 
     Args:
-        paths: UTF-8 files.
+        paths: files, or names of data sets.
         tokenizer: a fast one.
         settings: how files become windows.
 
     Raises:
-        InputError: a file cannot be read or is neither `.txt` nor `.jsonl`, a line cannot be used,
-            or no piece is left.
+        InputError: a file cannot be read or is of no known kind, a line cannot be used, or no
+            piece is left.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"{type(tokenizer).__name__} does not tell which characters a token covers; give a "
             "model folder with a tokenizer.json"
         )
-    found = [piece for text in read_texts(paths) for piece in _pieces(text, tokenizer, settings)]
+    reader = PassageReader(tokenizer, settings.answers)
+    found = [
+        piece
+        for passage in reader.read([Path(path) for path in paths])
+        for piece in _pieces(passage, tokenizer, settings)
+    ]
     is_overlong = [len(piece) > settings.seq_len for piece in found]
     kept = [
         piece.truncate(settings.seq_len)
@@ -143,6 +153,7 @@ def read_windows(paths: Sequence[Path], tokenizer: Any, settings: DataSettings) 
         num_pieces=len(pieces),
         num_overlong=num_overlong,
         num_skipped=num_skipped,
+        unused_fields=tuple(sorted(reader.unused)),
     )
 
 
@@ -183,19 +194,15 @@ def collate(windows: Sequence[Window]) -> Window:
     }
 
 
-def _pieces(text: Text, tokenizer: Any, settings: DataSettings) -> Iterator[Piece]:
-    """The pieces of one file, conversations of any length, plain text cut at `seq_len`."""
-    suffix = Path(text.name).suffix
-    if suffix == ".txt":
-        ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
-        for start in range(0, len(ids), settings.seq_len):
-            block = ids[start : start + settings.seq_len]
-            yield Piece(block, [NO_LOSS, *block[1:]])
-    elif suffix == ".jsonl":
-        for conversation in read_conversations(text):
-            yield _piece(*render(conversation, tokenizer), tokenizer)
-    else:
-        raise InputError(f"{text.name} is neither .txt nor .jsonl; name it by what it holds")
+def _pieces(passage: Passage, tokenizer: Any, settings: DataSettings) -> Iterator[Piece]:
+    """The pieces of a passage: a conversation of any length, plain text cut at `seq_len`."""
+    if passage.answers is not None:
+        yield _piece(passage.text, passage.answers, tokenizer)
+        return
+    ids = tokenizer(passage.text, add_special_tokens=False, verbose=False)["input_ids"]
+    for start in range(0, len(ids), settings.seq_len):
+        block = ids[start : start + settings.seq_len]
+        yield Piece(block, [NO_LOSS, *block[1:]])
 
 
 def _piece(text: str, answers: Sequence[tuple[int, int]], tokenizer: Any) -> Piece:
