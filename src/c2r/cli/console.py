@@ -173,7 +173,7 @@ class Advance:
         """Advances the bar by `amount`, of `total` where that is known only now."""
         self._progress.update(self._task, advance=amount, total=total)
 
-    def reach(self, amount: int) -> None:
-        """Sets the bar to `amount`, whatever it was."""
+    def reach(self, amount: int, total: int | None = None, description: str | None = None) -> None:
+        """Sets the bar to `amount`, whatever it was; total and description where they change."""
         self.reached = amount
-        self._progress.update(self._task, completed=amount)
+        self._progress.update(self._task, completed=amount, total=total, description=description)

@@ -1,6 +1,7 @@
 """`c2r import`: a profile from files that something else wrote."""
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,8 @@ def import_(
 
     check_output(out, model, *_inputs(files))
     layers = num_experts if model is None else _model_layers(model)
-    with naming_flags(**_FLAGS), progress_bar("importing, files", None) as advance:
+    start = time.monotonic()
+    with naming_flags(**_FLAGS), progress_bar("importing, bytes", None) as advance:
         read = import_traces(
             format_,
             files,
@@ -71,9 +73,12 @@ def import_(
             top_k=top_k,
             is_skipping_bad=skip_bad,
             is_ordered=ordered,
-            num_workers=os.cpu_count() or 1,
-            on_files=advance,
+            num_workers=_num_cores(),
+            on_share=lambda done, total, rows: advance.reach(
+                done, total, f"importing, {_rate(rows, time.monotonic() - start)}; bytes"
+            ),
         )
+    seconds = time.monotonic() - start
     profile, num_bad = read.profile, read.num_bad
     if num_bad:
         note(f"left out {num_bad} bad records; the first: {read.first_bad}")
@@ -89,6 +94,21 @@ def import_(
         f"wrote {out}: {profile.num_layers} layers, {profile.num_experts} experts, "
         f"k = {profile.top_k}, {profile.num_tokens:,} tokens"
     )
+    num_rows = sum(layer.num_tokens for layer in profile.layers)
+    note(
+        f"{num_rows:,} rows, a row for each token and layer, in {seconds:.1f} s on "
+        f"{read.num_workers} cores: {_rate(num_rows, seconds * read.num_workers)} a core"
+    )
+
+
+def _num_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    may_use = getattr(os, "sched_getaffinity", None)
+    return len(may_use(0)) if may_use else os.cpu_count() or 1
+
+
+def _rate(num_rows: int, seconds: float) -> str:
+    return f"{num_rows / seconds / 1e6:.2f} million rows a second"
 
 
 def _inputs(files: list[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from c2r.adapters.engines import ImportFormat, ModelLayers, import_traces
+from c2r.adapters.engines import ImportFormat, ModelLayers, import_traces, shares
 from c2r.adapters.huggingface import capture, load_model, read_model_layers
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError
@@ -351,36 +351,75 @@ def test_files_that_cannot_be_read(tmp_path: Path, model: ModelLayers) -> None:
         import_traces(ImportFormat.VLLM_ROUTED, [tmp_path / "t.npy"], 32)
 
 
+@pytest.mark.parametrize("format_", TRACES)
+def test_shares_of_a_trace_hold_each_of_its_rows_once(
+    format_: ImportFormat,
+    tmp_path: Path,
+    routed: tuple[Ids, CollaborationProfile],
+    model: ModelLayers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shares so small that most begin within a file, an array or a line."""
+    ids, expected = routed
+    WRITERS[format_](tmp_path, ids)
+    monkeypatch.setattr(shares, "_SHARE_BYTES", 997)
+    told: list[tuple[int, int, int]] = []
+    read = import_traces(format_, [tmp_path], model, on_share=lambda *now: told.append(now))
+    assert_same(read.profile, expected)
+    traces = [path for path in tmp_path.iterdir() if path.suffix != ".json"]
+    assert len(told) >= 4 and told == sorted(told)
+    total = sum(map(size, traces))
+    assert told[-1] == (total, total, NUM_LAYERS * len(ids[0]))
+
+
 def test_two_workers_count_what_one_counts(
-    tmp_path: Path, routed: tuple[Ids, CollaborationProfile], model: ModelLayers
+    tmp_path: Path,
+    routed: tuple[Ids, CollaborationProfile],
+    model: ModelLayers,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As with pipeline parallelism, one file holds only some layers."""
     ids, expected = routed
     np.savez(tmp_path / "a.npz", **{f"{n}": ids[n][:500] for n in range(4)})
     np.savez(tmp_path / "b.npz", **{f"{n}": ids[n][500:] for n in range(2)})
     np.savez(tmp_path / "c.npz", **{f"{n}": ids[n][500:] for n in range(2, 4)}, x=ids[0])
+    monkeypatch.setattr(shares, "_SHARE_BYTES", sum(map(size, tmp_path.iterdir())) // 3)
     for num_workers in (1, 2):
-        told: list[tuple[int, int]] = []
         read = import_traces(
-            ImportFormat.NPZ,
-            [tmp_path],
-            model,
-            is_skipping_bad=True,
-            num_workers=num_workers,
-            on_files=lambda *files, told=told: told.append(files),
+            ImportFormat.NPZ, [tmp_path], model, is_skipping_bad=True, num_workers=num_workers
         )
         assert_same(read.profile, expected)
         assert read.num_bad == 1 and "c.npz, x" in read.first_bad
-        assert told == [(1, 3), (1, 3), (1, 3)]
+        assert read.num_workers == num_workers
 
 
-def test_files_of_different_models(tmp_path: Path) -> None:
+def test_a_sample_of_the_sets_is_the_same_with_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    ids = np.argsort(rng.random((200_000, 40)), axis=1)[:, :6].astype(np.int16)
+    np.save(tmp_path / "t.npy", ids[:, None])
+    monkeypatch.setattr(shares, "_SHARE_BYTES", 600_000)
+    one, two = (
+        import_traces(ImportFormat.VLLM_ROUTED, [tmp_path], 40, num_workers=n).profile.layers[0]
+        for n in (1, 2)
+    )
+    assert one.sets is not None and two.sets is not None and not one.sets.is_exact
+    assert one.num_tokens == 200_000 and np.array_equal(one.sets.experts, two.sets.experts)
+
+
+def test_files_of_different_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "a.npz", **{"0": np.array([[0, 1]])})
     np.savez(tmp_path / "b.npz", **{"0": np.array([[0, 1, 2]])})
     with pytest.raises(InputError, match="3 experts per token in layer 0, 2 before"):
         import_traces(ImportFormat.NPZ, [tmp_path], 32)
+    monkeypatch.setattr(shares, "_SHARE_BYTES", size(tmp_path / "a.npz"))
     with pytest.raises(InputError, match="files disagree on layer 0"):
-        import_traces(ImportFormat.NPZ, [tmp_path], 32, num_workers=2)
+        import_traces(ImportFormat.NPZ, [tmp_path], 32)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def test_large_arrays_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.engines.engine import TraceFormat
+from c2r.adapters.engines.engine import WHOLE, Part, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.formats import ImportFormat
 from c2r.errors import InputError, one_line
@@ -24,14 +24,14 @@ _MOST_ROW_BYTES = 1 << 24  # a token of 4,000 layers with 500 experts each has a
 _NUMBER = re.compile(r"\d+")
 
 
-def read_layer_arrays(path: Path, bad: BadRecords) -> Iterator[Record]:
-    """The tokens in a .npz of one `[tokens, k]` array for each layer.
+def read_layer_arrays(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
+    """The tokens in a part of a .npz of one `[tokens, k]` array for each layer.
 
     The last number in an array's name is its layer: `layers.3`, `3`, `topk_layer_3`.
 
     Raises `InputError` if the file cannot be read.
     """
-    for name, block in read_array_blocks(path):
+    for name, block in read_array_blocks(path, part):
         numbers = _NUMBER.findall(name)
         if numbers:
             yield Record(f"{path}, {name}", int(numbers[-1]), block)
@@ -39,21 +39,32 @@ def read_layer_arrays(path: Path, bad: BadRecords) -> Iterator[Record]:
             bad.report(f"{path}, {name}", "no number in its name says which layer it is")
 
 
-def read_array_blocks(path: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def read_array_blocks(path: Path, part: Part = WHOLE) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """The arrays of a .npy or .npz file by name, in blocks along their first dimension.
+
+    A row is in the part that holds its first byte, unpacked, the arrays one after the other.
 
     Raises `InputError` if the file cannot be read or holds Python objects.
     """
     with _reading(path):
         if not zipfile.is_zipfile(path):
             with path.open("rb") as file:
-                yield from ((path.stem, block) for block in _blocks(file))
+                first, last = part.of(path.stat().st_size)
+                at_end = part.stop == part.size
+                yield from ((path.stem, block) for block in _blocks(file, first, last, at_end))
             return
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.namelist():
-                with archive.open(entry) as file:
-                    name = entry.removesuffix(".npy")
-                    yield from ((name, block) for block in _blocks(file))
+            entries = archive.infolist()
+            first, last = part.of(sum(entry.file_size for entry in entries))
+            begin = 0
+            for entry in entries:
+                end = begin + entry.file_size
+                if first < end and last > begin:
+                    with archive.open(entry) as file:
+                        name = entry.filename.removesuffix(".npy")
+                        blocks = _blocks(file, first - begin, last - begin, last >= end)
+                        yield from ((name, block) for block in blocks)
+                begin = end
 
 
 @contextmanager
@@ -69,7 +80,8 @@ def _reading(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _blocks(file: IO[bytes]) -> Iterator[npt.NDArray[Any]]:
+def _blocks(file: IO[bytes], first: int, last: int, at_end: bool) -> Iterator[npt.NDArray[Any]]:
+    """The rows that begin between two bytes of an array's file, or to its end."""
     version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0
@@ -84,9 +96,15 @@ def _blocks(file: IO[bytes]) -> Iterator[npt.NDArray[Any]]:
     row_bytes = dtype.itemsize * math.prod(shape[1:])
     if not 0 < row_bytes <= _MOST_ROW_BYTES:
         raise ValueError(f"a row of shape {list(shape[1:])} has {row_bytes:,} bytes")
+    header = file.tell()
+    begin, stop = (
+        min(max(-(-(edge - header) // row_bytes), 0), shape[0]) for edge in (first, last)
+    )
+    stop = shape[0] if at_end else stop
+    file.seek(header + begin * row_bytes)
     rows_per_block = max(min(_BLOCK_BYTES // max(row_bytes, 1), _BLOCK_ROWS), 1)
-    for start in range(0, shape[0], rows_per_block):
-        num_rows = min(rows_per_block, shape[0] - start)
+    for start in range(begin, stop, rows_per_block):
+        num_rows = min(rows_per_block, stop - start)
         content = file.read(num_rows * row_bytes)
         if len(content) < num_rows * row_bytes:
             raise ValueError(f"it ends within row {start + len(content) // max(row_bytes, 1)}")

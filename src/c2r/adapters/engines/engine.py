@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
@@ -31,6 +32,21 @@ class Engine:
     note: str
 
 
+class Part(NamedTuple):
+    """What lies between two of the `size` bytes of a file; also of its rows, or its records."""
+
+    start: int
+    stop: int
+    size: int
+
+    def of(self, number: int) -> tuple[int, int]:
+        """The first of so many rows or records that is in the part, and the first beyond it."""
+        return number * self.start // self.size, number * self.stop // self.size
+
+
+WHOLE = Part(0, 1, 1)
+
+
 def _untold(_: Path) -> None:
     return None
 
@@ -42,11 +58,12 @@ class TraceFormat:
     Attributes:
         name: of the format.
         pattern: the names of such files in a folder, as `Path.glob` takes it.
-        read: the records of one file; bad ones are reported.
+        read: the records in a part of a file; bad ones are reported. The parts of a file hold each
+            of its records once.
         num_experts: E where something beside the file tells it, else None.
     """
 
     name: ImportFormat
     pattern: str
-    read: Callable[[Path, BadRecords], Iterator[Record]]
+    read: Callable[[Path, BadRecords, Part], Iterator[Record]]
     num_experts: Callable[[Path], int | None] = _untold

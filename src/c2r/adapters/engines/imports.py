@@ -1,15 +1,10 @@
 """Routing traces that engines write, as profiles."""
 
-import multiprocessing
-import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -17,31 +12,36 @@ from c2r.adapters.engines import arrays, megatron, sglang, tensorrt_llm, vllm
 from c2r.adapters.engines.c2r_pickle import read_c2r_pickle
 from c2r.adapters.engines.engine import TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record, expert_ids
+from c2r.adapters.engines.shares import Share, counted, divide
 from c2r.adapters.formats import ImportFormat
 from c2r.adapters.layers import ModelLayers
 from c2r.errors import InputError
-from c2r.interrupts import end_with_parent
 from c2r.profiling import CollaborationProfile, IdProfileBuilder, LayerProfile
-
-T = TypeVar("T")
-
 
 _MODULES = (sglang, vllm, megatron, tensorrt_llm, arrays)
 _TRACES: dict[str, TraceFormat] = {
     module.TRACE_FORMAT.name: module.TRACE_FORMAT for module in _MODULES
 }
 _MOST_EXPERTS = 4096
-_SHARES_PER_WORKER = 4  # with more, progress would be told finer and counts merged more often
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Import:
-    """A profile from traces, the records that were left out, and the tokens that were padding."""
+    """A profile from traces, the records that were left out, and the tokens that were padding.
+
+    Attributes:
+        profile: of all tokens.
+        num_bad: records left out.
+        first_bad: why, of the first of them.
+        num_padding: tokens left out in every layer.
+        num_workers: processes that counted.
+    """
 
     profile: CollaborationProfile
     num_bad: int
     first_bad: str
     num_padding: int = 0
+    num_workers: int = 1
 
 
 def import_traces(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -53,7 +53,7 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     is_skipping_bad: bool = False,
     is_ordered: bool = False,
     num_workers: int = 1,
-    on_files: Callable[[int, int], None] | None = None,
+    on_share: Callable[[int, int, int], None] | None = None,
 ) -> Import:
     """The profile of all tokens in the files of an engine, read in constant memory.
 
@@ -70,9 +70,11 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         top_k: experts per token, which pair counts do not tell.
         is_skipping_bad: leave bad records out and count them.
         is_ordered: the first id of every token is its top-1, you know it; gives top-1 counts.
-        num_workers: processes that share the files; a script that asks for more than one must
-            guard its entry with `if __name__ == "__main__"`.
-        on_files: called with the number of files read since the last call, and of all files.
+        num_workers: processes at most that share the traces, a large file too; the profile is the
+            same with any number. A script that asks for more than one must guard its entry with
+            `if __name__ == "__main__"`.
+        on_share: called now and then with the bytes read so far, the bytes of all files, and the
+            rows so far: a row is what one token chose in one layer.
 
     Raises:
         InputError: a file cannot be read, is of another mode or model, or holds a bad record.
@@ -84,17 +86,9 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     traces = _TRACES[format_]
     files = _files(traces, [Path(path) for path in paths])
     job = _Job(traces, model, is_skipping_bad, is_ordered)
-    num_workers = max(min(num_workers, len(files)), 1)
-    if num_workers == 1:
-        total = job.count(_telling(files, [1] * len(files), on_files))
-    else:
-        num_shares = min(_SHARES_PER_WORKER * num_workers, len(files))
-        shares = [files[first::num_shares] for first in range(num_shares)]
-        with _workers(num_workers) as pool:
-            # Not `pool.map`: it cancels what an interrupt leaves, and then the pool's thread fails.
-            futures = [pool.submit(job.count, share) for share in shares]
-            counts = (future.result() for future in futures)
-            total = _total(_telling(counts, list(map(len, shares)), on_files))
+    shares = divide(files)
+    num_workers = max(min(num_workers, len(shares)), 1)
+    total = _total(job.count, shares, num_workers, on_share)
     layers = total.layers
     if not layers:
         raise InputError(
@@ -120,33 +114,8 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
         num_bad=total.num_bad,
         first_bad=total.first_bad,
         num_padding=max(total.padding.values(), default=0),
+        num_workers=num_workers,
     )
-
-
-@contextmanager
-def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that do not outlive the block, or this process."""
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, context, initializer=_begin_worker) as pool:
-        try:
-            yield pool
-        except BrokenProcessPool:
-            raise InputError(
-                "a process that read files was killed, perhaps for want of memory; import fewer "
-                "files at once"
-            ) from None
-        except BaseException:  # nobody waits for what they are at
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
-            raise
-
-
-def _begin_worker() -> None:
-    """A worker leaves interrupts to its parent, and ends with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
 
 
 def _import_pairs(paths: Sequence[Path], top_k: int | None) -> Import:
@@ -160,12 +129,16 @@ def _import_pairs(paths: Sequence[Path], top_k: int | None) -> Import:
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """What one process counted: layers by number, and what it left out, padding by layer."""
+    """What is in one share or more: layers by number, what was left out, padding by layer."""
 
     layers: dict[int, LayerProfile]
     num_bad: int
     first_bad: str
     padding: Counter[int]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(layer.num_tokens for layer in self.layers.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +148,19 @@ class _Job:
     is_skipping_bad: bool
     is_ordered: bool
 
-    def count(self, files: Iterable[Path]) -> _Counts:
+    def count(self, share: Share) -> _Counts:
         bad, padding = BadRecords(is_skipping=self.is_skipping_bad), Counter[int]()
         builder: IdProfileBuilder | None = None
         model = self.model if isinstance(self.model, ModelLayers) else None
         known = model.num_experts if model else self.model
         assert not isinstance(known, ModelLayers), "a model tells its number of experts"
-        for path in files:
+        for path, part in share.parts:
             known = _agreed(known, self.traces.num_experts(path), path)
-            for record in self.traces.read(path, bad):
+            for record in self.traces.read(path, bad, part):
                 known = _agreed(known, _mapped_experts(record), path)
                 if builder is None:
-                    builder = IdProfileBuilder(_known(known, path), is_ordered=self.is_ordered)
+                    size = _known(known, path)
+                    builder = IdProfileBuilder(size, is_ordered=self.is_ordered, seed=share.number)
                 padding[record.layer] += _count(record, builder, model, bad)
         if builder is None or not builder.layers:
             return _Counts({}, bad.count, bad.first, padding)
@@ -196,25 +170,26 @@ class _Job:
         return _Counts(layers, bad.count, bad.first, padding)
 
 
-def _telling(
-    items: Iterable[T], num_files: Sequence[int], on_files: Callable[[int, int], None] | None
-) -> Iterator[T]:
-    """The items, each of so many files; tells when one has been taken in."""
-    for item, number in zip(items, num_files, strict=True):
-        yield item
-        if on_files is not None:
-            on_files(number, sum(num_files))
-
-
-def _total(shares: Iterable[_Counts]) -> _Counts:
-    total = _Counts({}, 0, "", Counter())
-    for share in shares:
-        total = _Counts(
-            layers=_merged(total.layers, share.layers),
-            num_bad=total.num_bad + share.num_bad,
-            first_bad=total.first_bad or share.first_bad,
-            padding=total.padding + share.padding,
-        )
+def _total(
+    count: Callable[[Share], _Counts],
+    shares: Sequence[Share],
+    num_workers: int,
+    on_share: Callable[[int, int, int], None] | None,
+) -> _Counts:
+    total, num_read = _Counts({}, 0, "", Counter()), 0
+    num_bytes = sum(share.num_bytes for share in shares)
+    # Closed at once: an error of `on_share` would hold the generator, and with it the workers.
+    with closing(counted(count, shares, num_workers)) as results:
+        for share, found in zip(shares, results, strict=True):
+            total = _Counts(
+                layers=_merged(total.layers, found.layers),
+                num_bad=total.num_bad + found.num_bad,
+                first_bad=total.first_bad or found.first_bad,
+                padding=total.padding + found.padding,
+            )
+            num_read += share.num_bytes
+            if on_share is not None:
+                on_share(num_read, num_bytes, total.num_rows)
     return total
 
 

@@ -8,12 +8,12 @@ permuted checkpoint.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.engines.engine import Engine, TraceFormat
+from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
@@ -62,17 +62,20 @@ def launch_line(slots: SlotMap, path: Path) -> str:
     )
 
 
-def read_traces(path: Path, bad: BadRecords) -> Iterator[Record]:
-    """The tokens in one rank's `router_trace_rank*.jsonl`, line by line.
+def read_traces(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
+    """The tokens in a part of one rank's `router_trace_rank*.jsonl`, line by line.
 
-    Records of multi-token-prediction blocks are left out: their numbers are not the decoder's.
+    A line is in the part that holds its first byte. Records of multi-token-prediction blocks are
+    left out: their numbers are not the decoder's.
 
     Raises `InputError` if the file cannot be read, or at the first bad record.
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}, line {number}"
+            first, last = part.of(path.stat().st_size)
+            whence = f" after byte {first:,}" if first else ""
+            for number, line in enumerate(_lines(file, first, last), 1):
+                where = f"{path}, line {number}{whence}"
                 try:
                     record = _parse(line)
                 except (
@@ -84,6 +87,15 @@ def read_traces(path: Path, bad: BadRecords) -> Iterator[Record]:
                     yield Record(where, *record)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
+
+
+def _lines(file: IO[bytes], first: int, last: int) -> Iterator[bytes]:
+    """The lines that begin between two bytes."""
+    file.seek(max(first - 1, 0))
+    if first:
+        file.readline()  # it began before
+    while file.tell() < last and (line := file.readline()):
+        yield line
 
 
 def _parse(line: bytes) -> tuple[int, npt.NDArray[np.int64]] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.engines.engine import Engine, TraceFormat
+from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
@@ -72,8 +72,8 @@ def launch_line(slots: SlotMap, path: Path) -> str:
     )
 
 
-def read_per_token(path: Path, bad: BadRecords) -> Iterator[Record]:
-    """The tokens in one rank's `expert_distribution_recorder_*.pt` of mode `per_token`.
+def read_per_token(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
+    """The tokens in a part of one rank's `expert_distribution_recorder_*.pt` of mode `per_token`.
 
     The file is mapped, not read at once, and only tensors and plain values are unpickled. Its ids
     are slots, which its own map turns into experts.
@@ -86,7 +86,8 @@ def read_per_token(path: Path, bad: BadRecords) -> Iterator[Record]:
     slots = _integers(stored, 2, path)
     if slots is None:
         raise InputError(f"{path} has no last_physical_to_logical_map of [layers, slots]")
-    for index, record in enumerate(dump["records"]):
+    for index in range(*part.of(len(dump["records"]))):
+        record = dump["records"][index]
         where = f"{path}, record {index}"
         ids = record.get("topk_ids_of_layer")
         if ids is None and "global_physical_count" in record:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from c2r.adapters.engines.engine import Engine, TraceFormat
+from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
@@ -70,14 +70,17 @@ def num_experts(path: Path) -> int | None:
         raise InputError(f"{meta} does not tell num_experts ({error})") from None
 
 
-def read_raw(path: Path, bad: BadRecords) -> Iterator[Record]:
-    """The tokens in one rank's `rank*_raw.safetensors`: `[tokens, k]` by iteration and layer.
+def read_raw(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
+    """The tokens in a part of one rank's `rank*_raw.safetensors`.
+
+    It holds `[tokens, k]` by iteration and layer.
 
     Raises `InputError` if the file cannot be read or holds counts only.
     """
     try:
         with safe_open(path, "numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - the file is no mapping
+            keys = list(file.keys())
+            for key in keys[slice(*part.of(len(keys)))]:
                 where, match = f"{path}, {key}", _KEY.match(key)
                 tensor = file.get_slice(key)
                 shape = tensor.get_shape()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from c2r.adapters.engines.arrays import read_array_blocks
-from c2r.adapters.engines.engine import Engine, TraceFormat
+from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
@@ -49,12 +49,12 @@ def launch_line(slots: SlotMap, path: Path) -> str:
     )
 
 
-def read_routed_experts(path: Path, bad: BadRecords) -> Iterator[Record]:
-    """The tokens in a .npy or .npz of `CompletionOutput.routed_experts`, `[tokens, layers, k]`.
+def read_routed_experts(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
+    """The tokens in a part of a .npy or .npz of `CompletionOutput.routed_experts`.
 
-    An array is read block by block. Raises `InputError` if the file cannot be read.
+    Arrays are `[tokens, layers, k]`. An array is read block by block. Raises `InputError` if the file cannot be read.
     """
-    for name, block in read_array_blocks(path):
+    for name, block in read_array_blocks(path, part):
         if block.ndim != 3:
             bad.report(f"{path}, {name}", f"shape {list(block.shape)}, not [tokens, layers, k]")
             continue
