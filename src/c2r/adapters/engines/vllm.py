@@ -52,7 +52,8 @@ def launch_line(slots: SlotMap, path: Path) -> str:
 def read_routed_experts(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
     """The tokens in a part of a .npy or .npz of `CompletionOutput.routed_experts`.
 
-    Arrays are `[tokens, layers, k]`. An array is read block by block. Raises `InputError` if the file cannot be read.
+    Arrays are `[tokens, layers, k]`, and read block by block. Raises `InputError` if the file
+    cannot be read.
     """
     for name, block in read_array_blocks(path, part):
         if block.ndim != 3:
