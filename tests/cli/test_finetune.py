@@ -132,3 +132,20 @@ def test_data_that_cannot_be_used(capsys, folder, tmp_path):
     (folder / "bad.jsonl").write_text('{"instruction": "a", "output": "b"}\nnot json\n')
     status, _, err = call(capsys, folder, tmp_path / "out", data="bad.jsonl")
     assert status == 2 and "line 2 of bad.jsonl is not JSON" in err
+
+
+def test_only_the_last_answers_are_learnt_and_ignored_fields_are_told(capsys, folder, tmp_path):
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 40, "id": 1}]
+    (folder / "turns.jsonl").write_text(json.dumps({"messages": turn * 2}) + "\n" * 3)
+    line = (folder / "turns.jsonl").read_text().strip()
+    (folder / "turns.jsonl").write_text(f"{line}\n{line}\n")
+    more = ["--eval-data", str(folder / "text.txt"), "--seq-len", "256", "--json"]
+    learnt = {}
+    for answers in ("all", "last"):
+        options = [*more, "--answers", answers, "--steps", "1", "--log-every", "1"]
+        out = tmp_path / answers
+        status, printed, err = call(capsys, folder, out, *options, data="turns.jsonl")
+        assert status == 0, err
+        assert "left out, for the chat template does not use them: id" in err
+        learnt[answers] = json.loads(printed)["log"][0]
+    assert learnt["all"]["loss"] != learnt["last"]["loss"]

@@ -11,7 +11,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
-from c2r.cli.models import ModelArgument, load_model_and_tokenizer
+from c2r.cli.models import ModelArgument, check_all_data, load_model_and_tokenizer, note_unused
 from c2r.cli.processes import is_first_process, num_processes
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
 from c2r.errors import InputError
@@ -32,7 +32,10 @@ def finetune(
     plan: Annotated[Path, typer.Option(help="Plan from `c2r plan`.")],
     data: Annotated[
         list[Path],
-        typer.Option(help=".jsonl of conversations, or .txt; repeat for several files."),
+        typer.Option(
+            help="Conversations (.jsonl, .parquet, a data set's folder or hub name) or plain text "
+            "(.txt); repeat for several."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for the tuned model; it appears when it is whole.")
@@ -91,6 +94,9 @@ def finetune(
     overlong: Annotated[
         str, typer.Option(help="What becomes of longer conversations: truncate or drop.")
     ] = "truncate",
+    answers: Annotated[
+        str, typer.Option(help="Which answers of a conversation are learnt: all, or the last.")
+    ] = "all",
     packing: Annotated[bool, typer.Option(help="Several pieces of text in one window.")] = True,
     eval_data: Annotated[
         list[Path] | None,
@@ -147,7 +153,8 @@ def _finetune(arguments: Document, ranks: Ranks) -> Document:
     if is_first_process():
         clear_finished(out)
     check_unfinished(out)
-    names = ("seq_len", "overlong", "packing", "seed")
+    check_all_data(*arguments["data"], *(arguments["eval_data"] or ()))
+    names = ("seq_len", "overlong", "answers", "packing", "seed")
     cutting = {name: arguments[name] for name in names}
     facts = {"the plan": chosen.fingerprint, "dtype": arguments["loading"].dtype}
     ranks.agree({**asdict(settings), **cutting, **facts})
@@ -163,6 +170,7 @@ def _finetune(arguments: Document, ranks: Ranks) -> Document:
         f"tokens; {found.num_overlong} longer ({windows.overlong}), {found.num_skipped} with "
         "nothing to learn"
     )
+    note_unused(found.unused_fields)
     own = read(arguments["eval_data"]).windows if arguments["eval_data"] else None
     training, held_out = _split(found.windows, own, arguments["eval_share"])
     digests = {"the data": describe_windows(training), "held-out data": describe_windows(held_out)}

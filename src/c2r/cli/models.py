@@ -1,7 +1,8 @@
 """Loading of models, tokenizers and texts as commands name them."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,14 @@ TextOption = Annotated[
         "--text", help="UTF-8 text file; repeat for several.", show_default="embedded text"
     ),
 ]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        help="Conversations, rendered by the model's chat template, in place of --text: .jsonl, "
+        ".parquet, or a data set's folder or hub name (user/name); repeat for several.",
+    ),
+]
 PlanOption = Annotated[
     Path | None,
     typer.Option(
@@ -43,11 +52,45 @@ def resolve_model(name: str) -> str:
 
 
 def resolve_texts(paths: Sequence[Path] | None) -> "tuple[Text, ...]":
-    """The texts that a command names, or the embedded held-out ones."""
+    """The texts that a command names, or the embedded held-out ones; says what may surprise."""
     from c2r.assets import heldout_files
     from c2r.text import read_texts
 
-    return read_texts(paths or heldout_files())
+    texts = read_texts(paths or heldout_files())
+    if is_first_process():
+        if not paths:
+            size = sum(len(text.content) for text in texts) // 1000
+            note(
+                f"no --text: the embedded text is used, {size} kB of Python, English and C "
+                "headers; give text of the kind that the model will serve"
+            )
+        for path in paths or ():
+            if path.suffix in (".jsonl", ".json", ".parquet"):
+                note(f"{path} is read as plain text, its JSON included; --data reads what it says")
+    return texts
+
+
+def check_all_data(*paths: Path) -> None:
+    """Raises `InputError` unless all data can be read, before a model is loaded for it."""
+    from c2r.text import check_data
+
+    for path in paths:
+        check_data(path)
+
+
+def note_unused(fields: Iterable[str]) -> None:
+    """Says which fields of messages changed nothing, for the chat template does not name them."""
+    names = sorted(fields)
+    if names and is_first_process():
+        note(f"left out, for the chat template does not use them: {', '.join(names)}")
+
+
+def file_digest(path: Path) -> str:
+    """Identifies the content of a file; empty for what is none, such as a data set's name."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def load_model_and_tokenizer(

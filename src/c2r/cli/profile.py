@@ -1,6 +1,8 @@
 """`c2r profile`: which experts of a model collaborate on real text."""
 
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +12,13 @@ import typer
 from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
+    DataOption,
     ModelArgument,
     TextOption,
+    check_all_data,
+    file_digest,
     load_model_and_tokenizer,
+    note_unused,
     resolve_texts,
 )
 from c2r.cli.processes import num_processes, process_rank
@@ -21,6 +27,7 @@ from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile
+    from c2r.text import Text
 
 
 @runs_model()
@@ -28,6 +35,7 @@ def profile(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Profile to write.")],
     text: TextOption = None,
+    data: DataOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens to count, or all the text if less.")] = 204800,
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 4,
@@ -38,36 +46,36 @@ def profile(
 ) -> None:
     """Run a model on text and count which experts its tokens choose together.
 
+    Plain text is cut into sequences; of --data each conversation is one, as the model is served it.
     Streaming: memory does not grow with the tokens. Ctrl-C leaves a valid partial profile; the
     same command goes on from there. Under torchrun each rank takes its share of the text and the
     profile is the merge.
     """
-    check_output(out, model, *(text or ()))
-    cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens, "seed": seed}
+    check_output(out, model, *(text or ()), *(data or ()))
+    if text and data:
+        raise InputError("--text and --data: give one, a profile is of one or the other")
+    check_all_data(*(data or ()))
+    cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
     with together(timeout, "gloo") as ranks:
-        from c2r.text import token_batches
-
-        texts = resolve_texts(text)
-        ranks.agree(
-            {"the text": [item.digest for item in texts], **cutting, "dtype": loading.dtype}
-        )
+        source = _Conversations(data) if data else _Texts(resolve_texts(text))
+        facts = {"the text": source.facts(), **cutting, "seed": seed, "dtype": loading.dtype}
+        ranks.agree(facts)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
         rank, num_ranks = process_rank(), num_processes()
         part = out if num_ranks == 1 else out.with_name(f"{out.name}.rank{rank}of{num_ranks}")
         request = {
             "model": model,
-            "texts": [{"name": item.name, "digest": item.digest} for item in texts],
+            "texts": source.facts(),
             "tokens": tokens,
             "seq_len": seq_len,
             "batch_size": batch_size,
             "share": f"{rank} of {num_ranks}",
         }
-        share: Iterator[Any] = islice(
-            token_batches(texts, tokenizer, **cutting), rank, None, num_ranks
-        )
+        batches = source.batches(tokenizer, seed, cutting)
+        share: Iterator[Any] = islice(batches, rank, None, num_ranks)
         if num_ranks > 1:
             share = _agreed(ranks, loaded, share)
-        total = min(tokens, sum(len(item.content.encode()) for item in texts)) // num_ranks
+        total = min(tokens, source.most_tokens()) // num_ranks
         counted = _count(loaded, share, total, part, request, seed)
         finished: CollaborationProfile | None = counted
         if num_ranks > 1:
@@ -77,6 +85,44 @@ def profile(
             part.unlink(missing_ok=True)
     if finished is not None:
         _report(finished, out, json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Plain text, as windows of equal length."""
+
+    texts: "tuple[Text, ...]"
+
+    def facts(self) -> list[dict[str, str]]:
+        return [{"name": text.name, "digest": text.digest} for text in self.texts]
+
+    def most_tokens(self) -> int:
+        return sum(len(text.content.encode()) for text in self.texts)
+
+    def batches(self, tokenizer: Any, seed: int, cutting: dict[str, int]) -> Iterator[Any]:
+        from c2r.text import token_batches
+
+        return token_batches(self.texts, tokenizer, seed=seed, **cutting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Conversations:
+    """Conversations as the model is served them, a row each."""
+
+    paths: list[Path]
+
+    def facts(self) -> list[dict[str, str]]:
+        return [{"name": path.name, "digest": file_digest(path)} for path in self.paths]
+
+    def most_tokens(self) -> int:
+        return sys.maxsize
+
+    def batches(self, tokenizer: Any, seed: int, cutting: dict[str, int]) -> Iterator[Any]:
+        from c2r.text import PassageReader, passage_batches
+
+        reader = PassageReader(tokenizer, seed=seed)
+        yield from passage_batches(reader.read(self.paths), tokenizer, **cutting)
+        note_unused(reader.unused)
 
 
 def _agreed(ranks: Ranks, model: Any, share: Iterator[Any]) -> Iterator[Any]:

@@ -3,12 +3,14 @@
 from c2r.text.batches import Batch, split_texts, token_batches
 from c2r.text.files import Text, json_lines, read_texts
 from c2r.text.passages import Passage, PassageReader, passage_batches
+from c2r.text.records import check_data
 
 __all__ = [
     "Batch",
     "Passage",
     "PassageReader",
     "Text",
+    "check_data",
     "json_lines",
     "passage_batches",
     "read_texts",

@@ -27,21 +27,35 @@ def read_records(path: Path) -> Sequence[Row]:
     Raises:
         InputError: there is no such data, or the package is not installed.
     """
+    check_data(path)
     if path.suffix == ".jsonl":
         (text,) = read_texts([path])
         return list(json_lines(text))
-    is_name = not path.exists() and _HUB_NAME.fullmatch(str(path)) is not None
-    if path.suffix not in _TABLES and not path.is_dir() and not is_name:
+    return _Table(_load(path), path.name if path.exists() else str(path))
+
+
+def check_data(path: Path) -> None:
+    """Raises `InputError` unless there is data of a known kind at `path`; does not read it."""
+    if path.suffix in (".jsonl", ".txt"):
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: no such file; check the path")
+        return
+    if path.suffix not in _TABLES and not path.is_dir() and not _is_name(path):
         raise InputError(
             f"{path} is neither .txt, .jsonl nor {', '.join(_TABLES)}, nor a data set's folder or "
             "name (user/name); name it by what it holds"
         )
+    if path.suffix in _TABLES and not path.is_file():
+        raise InputError(f"cannot read {path}: no such file; check the path")
     if find_spec("datasets") is None:
         raise InputError(f"{path} is read by the package datasets: `pip install datasets`")
-    return _Table(_load(path, is_name), path.name if path.exists() else str(path))
 
 
-def _load(path: Path, is_name: bool) -> Any:
+def _is_name(path: Path) -> bool:
+    return not path.exists() and _HUB_NAME.fullmatch(str(path)) is not None
+
+
+def _load(path: Path) -> Any:
     import datasets  # noqa: PLC0415 - an extra that most users have no need of
 
     datasets.disable_progress_bars()
@@ -49,7 +63,7 @@ def _load(path: Path, is_name: bool) -> Any:
         if path.is_dir():
             found = datasets.load_from_disk(str(path))
             return found["train"] if isinstance(found, datasets.DatasetDict) else found
-        if is_name:
+        if _is_name(path):
             name, _, split = str(path).partition(":")
             return datasets.load_dataset(name, split=split or "train")
         files = [str(path)]
