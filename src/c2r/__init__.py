@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from c2r.adapters.huggingface import load_parallel as load_parallel
     from c2r.adapters.huggingface import parallelize as parallelize
     from c2r.adapters.huggingface import profile as profile
+    from c2r.adapters.huggingface import push_to_hub as push_to_hub
     from c2r.adapters.huggingface import reduce_gradients as reduce_gradients
     from c2r.adapters.huggingface import register_router as register_router
     from c2r.adapters.huggingface import remove as remove
     from c2r.adapters.huggingface import replay as replay
+    from c2r.adapters.huggingface import save_plan_only as save_plan_only
     from c2r.adapters.huggingface import save_pretrained as save_pretrained
     from c2r.errors import C2RError as C2RError
     from c2r.measuring import RunResult as RunResult
@@ -77,10 +79,12 @@ _ROOMS = {
         "load_parallel",
         "parallelize",
         "profile",
+        "push_to_hub",
         "reduce_gradients",
         "register_router",
         "remove",
         "replay",
+        "save_plan_only",
         "save_pretrained",
     ),
     "errors": ("C2RError",),

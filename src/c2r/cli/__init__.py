@@ -25,6 +25,7 @@ from c2r.cli import (
     permute,
     plan,
     profile,
+    push,
     report,
     run,
     serve_check,
@@ -85,6 +86,7 @@ _add(
     "estimate", estimate.estimate, "profile.safetensors --plan plan.safetensors --cluster h100-8x2"
 )
 _add("apply", apply.apply, "MODEL --plan plan.safetensors --out constrained/")
+_add("push", push.push, "constrained/ owner/constrained")
 _add("finetune", finetune.finetune, "MODEL --plan plan.safetensors --data corpus.txt --out tuned/")
 _add("run", run.run, "MODEL --plan plan.safetensors", "torchrun --nproc-per-node 4 -m c2r")
 _add("measure", measure.measure, "MODEL --plan plan.safetensors --text corpus.txt")

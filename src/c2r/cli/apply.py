@@ -19,22 +19,41 @@ def apply(
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
     ] = False,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", help="Write the plan and the name of MODEL, a few kB; load no weights."
+        ),
+    ] = False,
+    measurement: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of `c2r measure`, for the model card.",
+            show_default="what the plan says of itself",
+        ),
+    ] = None,
     loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
-    """Write a normal Hugging Face folder plus the plan.
+    """Write a normal Hugging Face folder plus the plan, or a folder of the plan alone.
 
     `c2r.from_pretrained(DIR)` then gives the constrained model. Other loaders read the same folder
-    as the unconstrained model.
+    as the unconstrained model. A folder of the plan alone names the model, as adapters do. Both
+    have a model card with the plan's figures; `c2r push` shares them.
     """
     from c2r.adapters.huggingface import apply as constrain
-    from c2r.adapters.huggingface import save_pretrained
+    from c2r.adapters.huggingface import save_plan_only, save_pretrained
     from c2r.plans import Plan
+    from c2r.results import Measurement
 
     chosen = Plan.load(plan)
-    loaded, tokenizer = load_model_and_tokenizer(resolve_model(model), loading)
-    constrain(loaded, chosen, strict=not other_weights)
-    save_pretrained(loaded, out, tokenizer=tokenizer)
+    measured = None if measurement is None else Measurement.load(measurement)
+    if plan_only:
+        save_plan_only(chosen, out, model, loading.revision, measured)
+    else:
+        loaded, tokenizer = load_model_and_tokenizer(resolve_model(model), loading)
+        constrain(loaded, chosen, strict=not other_weights)
+        save_pretrained(loaded, out, tokenizer, measurement=measured)
     if json:
         print_json({"out": str(out), "plan_fingerprint": chosen.fingerprint})
     note(f"wrote {out}; load it with c2r.from_pretrained({str(out)!r})")

@@ -23,6 +23,7 @@ from c2r.adapters.huggingface.folders import (
     load_tokenizer,
     save_pretrained,
 )
+from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
 from c2r.adapters.huggingface.models import evaluating
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
@@ -81,12 +82,14 @@ __all__ = [
     "parallelize",
     "prepare",
     "profile",
+    "push_to_hub",
     "read_model_layers",
     "reduce_gradients",
     "refresh_replicas",
     "register_router",
     "remove",
     "replay",
+    "save_plan_only",
     "save_pretrained",
     "traces",
 ]

@@ -14,15 +14,17 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from c2r.adapters.checkpoints.shards import check_files_inside
+from c2r.adapters.huggingface.card import CARD_FILE, model_card
 from c2r.adapters.huggingface.model_class import empty_model, model_class, read_config
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.sources import Source, find_source, is_hub_name
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
-from c2r.artifacts import atomic_folder
+from c2r.artifacts import atomic_folder, write_text
 from c2r.errors import InputError, ModelError, PlanError, one_line
 from c2r.parallel import named_failure
 from c2r.plans import Plan
 from c2r.plans.model_folder import PLAN_FILE
+from c2r.results import Measurement
 
 PARALLEL_ATTRIBUTE = "_c2r_experts"
 """Holds the paths of the experts that are spread over ranks."""
@@ -147,8 +149,9 @@ def save_pretrained(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    measurement: Measurement | None = None,
 ) -> None:
-    """Writes a constrained model and its plan to a new folder.
+    """Writes a constrained model, its plan and a model card to a new folder.
 
     Any program reads the folder as an ordinary model, unconstrained; `from_pretrained` reads it
     with its plan. The plan is stamped with the fingerprint of the weights that are saved. The
@@ -160,9 +163,11 @@ def save_pretrained(
         tokenizer: saved too, if given.
         state_dict: the weights; default: the model's own. For a parallel model the result of
             `gather_state_dict`, on the one rank that writes.
+        measurement: of the plan, for the card.
 
     Raises:
         PlanError: no plan is applied.
+        PlanMismatchError: the measurement is of another plan.
         InputError: the folder is not empty or cannot be written, or the model is parallel and its
             weights were not gathered.
     """
@@ -171,12 +176,16 @@ def save_pretrained(
             "this rank holds some of the experts only; call c2r.gather_state_dict on all ranks, "
             "then save on rank 0 with its result as state_dict"
         )
-    if applied_plan(model) is None:
+    plan = applied_plan(model)
+    if plan is None:
         raise PlanError("the model carries no plan; apply one before saving")
+    name = str(getattr(model.config, "name_or_path", "")) or None
+    card = model_card(plan, name, measurement)
     with atomic_folder(Path(folder)) as temporary:
         # A copy: transformers takes tied weights out of the dict that it is given.
         weights = None if state_dict is None else dict(state_dict)
         model.save_pretrained(temporary, state_dict=weights)
+        write_text(temporary / CARD_FILE, card)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
