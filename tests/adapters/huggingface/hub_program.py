@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import c2r
-from c2r.adapters.huggingface import applied_plan, find_sites
+from c2r.adapters.huggingface import applied_plan, find_sites, load_tokenizer
 from c2r.assets import tiny_folder
 from c2r.cli import run_command
 from tests.adapters.huggingface.checks import small_plan
@@ -65,6 +65,8 @@ def load(folder: Path) -> dict:
         model = c2r.from_pretrained(folder / name, dtype=torch.float32)
         is_equal = torch.equal(logits(model), expected[f"me/{name}"])
         found[name] = {"equal": is_equal, "plan": applied_plan(model).fingerprint}
+    for name in ("me/constrained", "me/plan"):
+        assert load_tokenizer(name).vocab_size > 2
     return found
 
 
