@@ -8,15 +8,20 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from itertools import islice
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from typer.main import get_command
 
+import c2r
 from c2r.cli import app, run_command
+from c2r.cli.models import load_model_and_tokenizer, resolve_texts
 from c2r.ops.backend import OPS_WITH_KERNELS
+from c2r.parallel import Share
 from c2r.profiling import CollaborationProfile
+from c2r.text import token_batches
 
 
 @pytest.fixture(scope="module")
@@ -202,14 +207,24 @@ def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, m
 
 @pytest.mark.distributed
 def test_ranks_share_the_text_and_merge(folder, tmp_path):
+    """Also what a rank of an earlier launch on four has left."""
     out = tmp_path / "p.safetensors"
+    whole = CollaborationProfile.load(folder / "profile.safetensors")
+    model, tokenizer = load_model_and_tokenizer("tiny")
+    batches = token_batches(resolve_texts(None), tokenizer, seq_len=256, num_tokens=6000)
+    share = Share(1, 4)
+    c2r.profile(
+        model,
+        islice(share.of(batches), 1),
+        out=tmp_path / "p.safetensors.rank1of4",
+        request={**whole.provenance["request"], "share": share.to_json()},
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "29611", "-m", "c2r", "profile", "tiny", "--tokens", "6000"]
     command += ["--seq-len", "256", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    whole = CollaborationProfile.load(folder / "profile.safetensors")
     merged = CollaborationProfile.load(out)
     assert merged.num_tokens == 6000
     for a, b in zip(whole.layers, merged.layers, strict=True):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,6 @@ from c2r.cli.models import (
     note_unused,
     resolve_texts,
 )
-from c2r.cli.processes import num_processes, process_rank
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
 from c2r.errors import InputError
 
@@ -61,28 +60,20 @@ def profile(
         facts = {"the text": source.facts(), **cutting, "seed": seed, "dtype": loading.dtype}
         ranks.agree(facts)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
-        rank, num_ranks = process_rank(), num_processes()
-        part = out if num_ranks == 1 else out.with_name(f"{out.name}.rank{rank}of{num_ranks}")
         request = {
             "model": model,
             "texts": source.facts(),
             "tokens": tokens,
             "seq_len": seq_len,
             "batch_size": batch_size,
-            "share": f"{rank} of {num_ranks}",
         }
         batches = source.batches(tokenizer, seed, cutting)
-        share: Iterator[Any] = islice(batches, rank, None, num_ranks)
-        if num_ranks > 1:
-            share = _agreed(ranks, loaded, share)
-        total = min(tokens, source.most_tokens()) // num_ranks
-        counted = _count(loaded, share, total, part, request, seed)
-        finished: CollaborationProfile | None = counted
-        if num_ranks > 1:
-            from c2r.parallel import save_merged
-
-            finished = save_merged(counted, out)
-            part.unlink(missing_ok=True)
+        total = min(tokens, source.most_tokens())
+        finished: CollaborationProfile | None
+        if ranks.comm is None:
+            finished = _count(loaded, batches, total, out, request, seed)
+        else:
+            finished = _shared_out(ranks, loaded, batches, total, out, request, seed)
     if finished is not None:
         _report(finished, out, json)
 
@@ -125,20 +116,59 @@ class _Conversations:
         note_unused(reader.unused)
 
 
-def _agreed(ranks: Ranks, model: Any, share: Iterator[Any]) -> Iterator[Any]:
-    """This rank's share of the text, once all have the same model and each has some text."""
-    from c2r.adapters.huggingface import describe_model
+def _shared_out(
+    ranks: Ranks,
+    model: Any,
+    batches: Iterator[Any],
+    total: int,
+    out: Path,
+    request: dict[str, Any],
+    seed: int,
+) -> "CollaborationProfile | None":
+    """Counts this rank's share, and brings in what ranks that were lost had counted.
+
+    Gives the profile of all on the first rank, once it is on disk.
+    """
+    from c2r.adapters.huggingface import describe_model, unfinished_parts
+    from c2r.parallel import merge_profiles, parts_beside, remove_parts, share_out
+    from c2r.profiling import CollaborationProfile
+
+    assert ranks.comm is not None
+    described = describe_model(model)
+    ranks.agree({"the model": described["model_fingerprint"]})
+    parts = unfinished_parts(parts_beside(out), {**described, "seed": seed, **request})
+    sharing = share_out(out, parts, ranks.comm)
+    own = sharing.share.of(batches)
+    first = list(islice(own, 1))
+    _check_shares(ranks, bool(first), bool(sharing.share.done))
+    counted: CollaborationProfile | None = None
+    if first:
+        asked = {**request, "share": sharing.share.to_json()}
+        each = total // ranks.comm.size
+        counted = _count(model, chain(first, own), each, sharing.path, asked, seed)
+    for path in sharing.taken:
+        taken = CollaborationProfile.load(path)
+        counted = taken if counted is None else counted.merge(taken)
+    merged = merge_profiles(counted, ranks.comm)
+    if merged is not None:
+        whole = {"request": {**described, "seed": seed, **request}, "complete": True}
+        merged = replace(merged, provenance={**merged.provenance, **whole})
+        merged.save(out)
+    ranks.comm.meet("the writing of the profile")
+    remove_parts([*parts, sharing.path])
+    return merged
+
+
+def _check_shares(ranks: Ranks, has_some: bool, was_begun: bool) -> None:
+    """Raises `InputError` on all ranks if one has nothing to count of a run that is just begun."""
     from c2r.parallel import gather_bytes
 
-    ranks.agree({"the model": describe_model(model)["model_fingerprint"]})
-    first = list(islice(share, 1))
-    found = gather_bytes(b"1" * len(first), ranks.comm, "the shares of the text")
-    if not all(found):
+    found = gather_bytes(b"1" * has_some, ranks.comm, "the shares of the text")
+    if not all(found) and not was_begun:
         raise InputError(
             f"the text gives {sum(map(len, found))} batches for {len(found)} ranks; give more "
             "text, or shorter or fewer sequences per batch"
         )
-    return chain(first, share)
 
 
 def _count(

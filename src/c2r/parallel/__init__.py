@@ -16,7 +16,8 @@ from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.faults import named_failure
 from c2r.parallel.layer import parallel_moe
-from c2r.parallel.profiles import save_merged
+from c2r.parallel.parts import Part, Share, Sharing, parts_beside, remove_parts, share_out
+from c2r.parallel.profiles import merge_profiles
 from c2r.parallel.sharded import is_sharded
 from c2r.parallel.signs import Signs, world_signs
 from c2r.parallel.simulated import SimulatedComm, simulate
@@ -29,7 +30,10 @@ __all__ = [
     "ExpertRows",
     "Handle",
     "Leg",
+    "Part",
     "ProcessGroupComm",
+    "Share",
+    "Sharing",
     "Signs",
     "SimulatedComm",
     "SplitSizes",
@@ -39,9 +43,12 @@ __all__ = [
     "is_sharded",
     "join_world",
     "make_dispatcher",
+    "merge_profiles",
     "named_failure",
     "parallel_moe",
-    "save_merged",
+    "parts_beside",
+    "remove_parts",
+    "share_out",
     "simulate",
     "world_signs",
 ]

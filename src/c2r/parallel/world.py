@@ -147,3 +147,21 @@ def gather_bytes(
     sizes = SplitSizes(send=(len(data),) * comm.size, receive=counts, what=what)
     received = comm.exchange(own.repeat(comm.size), sizes).wait().cpu()
     return [part.numpy().tobytes() for part in torch.split(received, counts)]
+
+
+def send_bytes(data: bytes, partner: int | None, comm: Comm, what: str) -> bytes:
+    """Sends data to one rank and gives what that rank sent; all ranks call it, in pairs.
+
+    Raises:
+        CommunicationError: a rank does not answer in time.
+    """
+    own = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).to(comm.device)
+
+    def only(number: int) -> list[int]:
+        return [number if rank == partner else 0 for rank in range(comm.size)]
+
+    length = torch.full((sum(only(1)),), len(data), device=comm.device)
+    sizes = SplitSizes(send=only(1), receive=only(1), what=what)
+    coming = int(comm.exchange(length, sizes).wait().sum())
+    sizes = SplitSizes(send=only(len(data)), receive=only(coming), what=what)
+    return comm.exchange(own, sizes).wait().cpu().numpy().tobytes()

@@ -41,7 +41,7 @@ from c2r.adapters.huggingface.taps.install import (
     prepare,
     remove,
 )
-from c2r.adapters.huggingface.taps.profiling import profile
+from c2r.adapters.huggingface.taps.profiling import profile, unfinished_parts
 from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
 from c2r.adapters.huggingface.taps.replay import Replay, ReplayedLayer, replay
 
@@ -92,4 +92,5 @@ __all__ = [
     "save_plan_only",
     "save_pretrained",
     "traces",
+    "unfinished_parts",
 ]

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from c2r.adapters.huggingface.taps.recorder import Batch, describe_model, traces
-from c2r.errors import ArtifactError, InputError
+from c2r.errors import ArtifactError, C2RError, InputError
+from c2r.parallel import Part, Share
 from c2r.profiling import CollaborationProfile
 from c2r.traces import ProfileBuilder, RoutingTrace
 
@@ -77,8 +78,30 @@ def _unfinished(path: Path, asked: Mapping[str, Any]) -> CollaborationProfile | 
         found = CollaborationProfile.load(path)
     except ArtifactError:
         return None
-    is_same = found.provenance.get("request") == asked
-    return found if is_same and not found.provenance.get("complete", True) else None
+    if found.provenance.get("request") != asked:
+        return None
+    is_part = "share" in asked  # of a rank that was through when another was lost
+    return found if is_part or not found.provenance.get("complete", True) else None
+
+
+def unfinished_parts(paths: Iterable[Path], asked: Mapping[str, Any]) -> dict[Path, Part]:
+    """Of files that ranks kept, those of one run, whatever its ranks were.
+
+    Args:
+        paths: of the files; what is none of ours is passed over.
+        asked: what the ranks were asked, their shares aside: model, seed and request.
+    """
+    found = {}
+    for path in paths:
+        try:
+            provenance = dict(CollaborationProfile.load(path).provenance)
+            request = dict(provenance["request"])
+            part = Part(Share.from_json(request.pop("share")), int(provenance["batches"]))
+        except (C2RError, KeyError, TypeError, ValueError):
+            continue
+        if request == json.loads(json.dumps(asked)):
+            found[path] = part
+    return found
 
 
 class _Run:
