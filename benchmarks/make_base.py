@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -46,15 +47,14 @@ from transformers import AutoTokenizer, GraniteMoeSharedForCausalLM, LlamaForCau
 from c2r.artifacts import atomic_path, write_text
 from c2r.cli.console import note
 from c2r.errors import C2RError, InputError
-from c2r.interrupts import interrupts
 
 _GIGABYTES = 6  # dense model, mixture, a checkpoint and the next one
 _CORES = 2  # that the figures are of
 _CHOICE_WINDOWS = 16  # of the measured ones
 
 
-class OutOfTimeError(Exception):
-    """The minutes are over; what was done is kept."""
+class StoppedError(Exception):
+    """The minutes are over, or a signal came; what was done is kept."""
 
 
 class Base:
@@ -67,6 +67,7 @@ class Base:
         self.shared, self.folder = out, out / variant
         self.settings = settings
         self.end = time.monotonic() + 60 * minutes
+        self.signal = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_settings()
 
@@ -80,17 +81,23 @@ class Base:
         write_text(path, mine)
 
     def make(self):
-        """All steps; raises `OutOfTimeError` between two of them, or in the distillation."""
+        """All steps; raises `StoppedError` between two of them, or in the distillation."""
         for step in (self.dense, self.texts, self.sampled, self.split, self.distil, self.measure):
             self.check_time()
             step()
 
     def check_time(self):
         if self.is_over():
-            raise OutOfTimeError
+            raise StoppedError
 
     def is_over(self):
-        return time.monotonic() > self.end
+        return self.signal is not None or time.monotonic() > self.end
+
+    def stop(self, number, _):
+        """A signal that ends the work where nothing is lost; a second one ends it at once."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
 
     def figures(self):
         """Of the steps that were done."""
@@ -216,7 +223,7 @@ class Base:
             folder, dense, student, mixture, self.text("choosing"), self.settings
         )
         if not training.run(self.is_over):
-            raise OutOfTimeError
+            raise StoppedError
         partial = self.folder / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         best = training.load_best()
@@ -309,14 +316,13 @@ def main():
     find_gguf()
     check_machine(args.out)
     base = Base(args.out, args.variant, settings, args.minutes)
-    with interrupts() as interrupt:
-        try:
-            base.make()
-        except OutOfTimeError:
-            sys.exit("out of time; run the same command to go on")
-        except KeyboardInterrupt:
-            note(f"{interrupt.what}; run the same command to go on")
-            sys.exit(interrupt.status)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, base.stop)
+    try:
+        base.make()
+    except StoppedError:
+        note("stopped; run the same command to go on")
+        sys.exit(128 + base.signal if base.signal else 1)
     rows = [{"step": step, **figures} for step, figures in base.figures().items()]
     finish("make_base", "dense", rows, asdict(settings), variant=args.variant)
 

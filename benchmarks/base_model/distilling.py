@@ -1,7 +1,8 @@
 """The mixture learns to answer as the dense model does: next tokens, and hidden states on the way.
 
-All parameters but the embeddings are trained, in float32 with products in bfloat16. The model that
-is kept is the best on the choosing text. A checkpoint holds all that the next step depends on.
+All parameters but the embeddings are trained. They are kept in float32; a copy in bfloat16 computes
+the gradients. The model that is kept is the best on the choosing text. A checkpoint holds all that
+the next step depends on.
 """
 
 import copy
@@ -79,12 +80,14 @@ class Distillation:
         folder.mkdir(exist_ok=True)
         self.folder, self.settings = folder, settings
         self.student, self.mixture, self.choosing = student, mixture, choosing
+        self.parameters = {  # in float32
+            name: p.detach().clone()
+            for name, p in student.named_parameters()
+            if "embed_tokens" not in name
+        }
+        student.bfloat16().get_input_embeddings().weight.requires_grad_(False)
         self.teacher = copy.deepcopy(dense).bfloat16().eval()
         use_masked_experts(student)
-        self.parameters = {
-            name: p for name, p in student.named_parameters() if "embed_tokens" not in name
-        }
-        student.get_input_embeddings().weight.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             [{"params": [p], "factor": self._factor(n)} for n, p in self.parameters.items()],
             betas=(0.9, 0.95),
@@ -110,15 +113,10 @@ class Distillation:
         return float(self.settings.top_k) if "experts.down_proj" in name else 1.0
 
     def run(self, is_over):
-        """Trains to the end, or until `is_over()`; returns whether the end was reached.
-
-        However it is ended, short of being killed, it can go on from the step that it was at.
-        """
-        try:
-            while self.step < self.settings.num_steps and not is_over():
-                self._advance()
-        finally:
-            self._save()
+        """Trains until the end or `is_over()`; returns whether the end was reached."""
+        while self.step < self.settings.num_steps and not is_over():
+            self._advance()
+        self._save()
         return self.step >= self.settings.num_steps
 
     def _advance(self):
@@ -147,19 +145,32 @@ class Distillation:
         options = {"input_ids": ids, "use_cache": False, "output_hidden_states": True}
         with torch.no_grad():
             theirs = self.teacher.model(**options)
-        with torch.autocast("cpu", torch.bfloat16):
-            ours = self.student.model(**options)
+        ours = self.student.model(**options)
         error = relative_error(ours.hidden_states[1:], theirs.hidden_states[1:])
         divergence = OutputDivergence.apply(
-            ours.last_hidden_state.flatten(0, 1).bfloat16(),
+            ours.last_hidden_state.flatten(0, 1),
             theirs.last_hidden_state.flatten(0, 1),
             self.teacher.get_output_embeddings().weight,
         )
-        self.optimizer.zero_grad()
         (divergence + self.settings.hidden_weight * error).backward()
+        self._update()
+        return divergence.item(), error.item()
+
+    def _update(self):
+        """Moves the parameters by the gradients that their copies have, and copies them anew."""
+        copies = dict(self.student.named_parameters())
+        for name, parameter in self.parameters.items():
+            parameter.grad = copies[name].grad.float()
+            copies[name].grad = None
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
-        return divergence.item(), error.item()
+        self._copy()
+
+    @torch.no_grad()
+    def _copy(self):
+        copies = dict(self.student.named_parameters())
+        for name, parameter in self.parameters.items():
+            copies[name].copy_(parameter)
 
     def _rate(self):
         done = self.step / self.settings.num_steps
@@ -188,10 +199,10 @@ class Distillation:
         if loss < self.best:
             self.best = loss
             with atomic_path(self.folder / "best.safetensors") as path:
-                save_file({n: p.detach() for n, p in self.parameters.items()}, path)
+                save_file(self.parameters, path)
 
     def _save(self):
-        tensors = {name: p.detach() for name, p in self.parameters.items()}
+        tensors = dict(self.parameters)
         state = self.optimizer.state_dict()["state"]
         for index, entries in state.items():
             tensors |= {f"optimizer.{index}.{name}": entry for name, entry in entries.items()}
@@ -209,7 +220,8 @@ class Distillation:
                 _, index, entry = name.split(".")
                 state["state"].setdefault(int(index), {})[entry] = tensor
             else:
-                self.parameters[name].data.copy_(tensor)
+                self.parameters[name].copy_(tensor)
+        self._copy()
         self.optimizer.load_state_dict(state)
         self.step, self.seconds, self.best = kept["step"], kept["seconds"], kept["best"]
         self.shown = kept["shown"] and tuple(kept["shown"])
@@ -218,7 +230,7 @@ class Distillation:
         self._figures.write_text("".join(f"{line}\n" for line in lines))
 
     def load_best(self):
-        """Gives the student the weights that were the best on the choosing text."""
-        for name, tensor in load_file(self.folder / "best.safetensors").items():
-            self.parameters[name].data.copy_(tensor)
+        """The student in float32, with the weights that were the best on the choosing text."""
+        best = load_file(self.folder / "best.safetensors")
+        self.student.float().load_state_dict(best, strict=False)
         return self.student.eval()

@@ -81,12 +81,19 @@ def test_stopped_after_every_step_it_makes_the_same_model(make_base, tmp_path, m
         try:
             piece.make()
             break
-        except make_base.OutOfTimeError:
+        except make_base.StoppedError:
             stops += 1
     assert stops > 3
     ours, expected = weights(done), weights(tmp_path / "whole")
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in ours)
+
+    stopped = base(make_base, tmp_path / "signal")
+    stopped.stop(15, None)
+    with pytest.raises(make_base.StoppedError):
+        stopped.make()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.stop(15, None)
 
     before = whole.figures()
     again = base(make_base, tmp_path / "whole")
