@@ -9,15 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from c2r.adapters.huggingface import capture, evaluating
+from c2r.adapters.huggingface import (
+    capture,
+    evaluating,
+    forward_inputs,
+    model_type,
+    read_batch,
+    unwrapped,
+)
+from c2r.errors import ModelError
 from c2r.traces import RoutingTrace
 
 NO_LOSS = -100
 """The label that transformers, and torch's cross-entropy, leave out of a loss."""
 
-Batch = Mapping[str, Tensor]
-
-_INPUTS = ("input_ids", "attention_mask", "position_ids")
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,14 +56,23 @@ def forward(model: Any, batch: Batch) -> ForwardPass:
 
     Args:
         model: in the mode that it shall run in.
-        batch: `input_ids`, and where there are some `attention_mask`, `position_ids` and `labels`,
-            `[batch, seq_len]` each. The model is shown all but the labels.
+        batch: `input_ids` and what else the model takes, `[batch, seq_len]` as a rule, or as
+            `read_batch` reads it. The model is shown all but the `labels`.
+
+    Raises:
+        InputError: the batch is none that the model takes.
+        ModelError: the model gives no logits.
     """
-    known = batch.keys() & {*_INPUTS, "labels"}
-    on_device = {name: batch[name].to(model.device) for name in known}
-    inputs = {name: on_device[name] for name in _INPUTS if name in on_device}
-    logits = model(**inputs, use_cache=False).logits
-    return ForwardPass(logits=logits, targets=next_token_targets(on_device))
+    found = read_batch(model, batch)
+    _, inputs = forward_inputs(model, [unwrapped(model)], found)
+    output = unwrapped(model)(**inputs, use_cache=False)
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise ModelError(
+            f"{model_type(model)} gives no logits, so that it has no loss; give the model with its "
+            "language-model head"
+        )
+    return ForwardPass(logits=logits, targets=next_token_targets(found).to(logits.device))
 
 
 @contextmanager
@@ -87,13 +102,22 @@ def next_token_targets(batch: Batch) -> Tensor:
     """For each position the token that follows it, `[batch, seq_len]`; `NO_LOSS` where none counts.
 
     The `labels` of the batch say which tokens count. Without labels a token counts if neither it
-    nor the one before it is padding.
+    nor the one before it is padding, and its position is the next one: that of a packed piece's
+    first token is not.
     """
     if "labels" in batch:
         following = batch["labels"][:, 1:]
     else:
         following = batch["input_ids"][:, 1:]
+        following = _of_one_piece(following, batch.get("position_ids"))
         mask = batch.get("attention_mask")
         if mask is not None:
             following = following.masked_fill(mask[:, 1:] * mask[:, :-1] == 0, NO_LOSS)
     return F.pad(following, (0, 1), value=NO_LOSS)
+
+
+def _of_one_piece(following: Tensor, positions: Tensor | None) -> Tensor:
+    if positions is None or positions.ndim != 2:  # multi-modal models have three of each token
+        return following
+    steps = (positions[:, 1:] - positions[:, :-1]).to(following.device)
+    return following.masked_fill(steps != 1, NO_LOSS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from c2r.adapters.huggingface import counting_rows, evaluating, is_parallel
+from c2r.adapters.huggingface import counting_rows, evaluating, is_parallel, read_batch
 from c2r.errors import InputError
 from c2r.measuring.forward import Batch, forward
 from c2r.parallel import gather_bytes, join_world
@@ -77,7 +77,7 @@ def run(
             f"the text gives {len(batches)} batches for {size} ranks; give more text, or shorter "
             "or fewer sequences per batch"
         )
-    own = batches[rank::size]
+    own = [read_batch(model, batch) for batch in batches[rank::size]]
     total, num_predicted = 0.0, 0
     start = time.perf_counter()
     with evaluating(model):

@@ -11,9 +11,11 @@ import numpy as np
 from c2r.adapters.huggingface import (
     PreparedPlan,
     applied_plan,
+    as_batches,
     enforce,
     find_sites,
     prepare,
+    read_batch,
     remove,
 )
 from c2r.errors import InputError, ModelError
@@ -62,14 +64,14 @@ def measure(
 
     Args:
         model: a causal language model; its mode and the plan that is applied to it are put back.
-        batches: dicts of `input_ids` and `attention_mask`, `[batch, seq_len]`; each row is one
-            window of the interval.
+        batches: dicts of `input_ids` and what else the model's forward takes, `[batch, seq_len]`
+            as a rule, as `c2r.profile` takes them; each row is one window of the interval.
         plan: made for `model`; need not be applied. None for plain top-k, all experts on one rank.
         strict: also require that the router weights are those that were profiled.
         on_batch: called with the tokens of each batch, padding included.
 
     Raises:
-        InputError: the batches hold no token to predict.
+        InputError: the batches hold no token to predict, or one cannot be read.
         PlanMismatchError: the plan was made for another model.
         ModelError: the model is not supported, or its loss is not finite.
         RoutingError: a router gives NaN scores.
@@ -80,7 +82,7 @@ def measure(
     tallies = [Tally() for _ in plans]
     prepared = [prepare(model, entry, strict) for entry in plans]
     # Closed at once: an error of `on_batch` would hold the generator, and with it the taps.
-    with closing(measure_plans(model, batches, prepared, tallies)) as measured:
+    with closing(measure_plans(model, as_batches(batches), prepared, tallies)) as measured:
         for num_tokens in measured:
             if on_batch is not None:
                 on_batch(num_tokens)
@@ -119,8 +121,8 @@ def measure_plans(
         RoutingError: a router gives NaN scores.
     """
     with keeping_plan(model), observing(model) as observe:
-        for batch in batches:
-            reference = None
+        for given in batches:
+            batch, reference = read_batch(model, given), None
             for index, (prepared, tally) in enumerate(zip(plans, tallies, strict=True)):
                 enforce(model, prepared)
                 found, trace = observe(batch)

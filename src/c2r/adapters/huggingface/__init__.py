@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+from c2r.adapters.huggingface.batches import Batch, as_batches, forward_inputs, read_batch
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
 from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
 from c2r.adapters.huggingface.expert_parallel.spread import (
@@ -24,7 +25,7 @@ from c2r.adapters.huggingface.folders import (
     save_pretrained,
 )
 from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
-from c2r.adapters.huggingface.models import evaluating
+from c2r.adapters.huggingface.models import evaluating, model_type, unwrapped
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
@@ -49,6 +50,7 @@ if has_expert_parallelism():
     import_module("c2r.adapters.huggingface.expert_parallel.implementation")
 
 __all__ = [
+    "Batch",
     "ConstraintReport",
     "ParallelOptions",
     "PreparedPlan",
@@ -61,6 +63,7 @@ __all__ = [
     "Source",
     "applied_plan",
     "apply",
+    "as_batches",
     "capture",
     "constraint_report",
     "counting_rows",
@@ -72,6 +75,7 @@ __all__ = [
     "find_sites",
     "find_source",
     "fingerprint",
+    "forward_inputs",
     "from_pretrained",
     "gather_state_dict",
     "is_hub_name",
@@ -79,10 +83,12 @@ __all__ = [
     "load_model",
     "load_parallel",
     "load_tokenizer",
+    "model_type",
     "parallelize",
     "prepare",
     "profile",
     "push_to_hub",
+    "read_batch",
     "read_model_layers",
     "reduce_gradients",
     "refresh_replicas",
@@ -93,4 +99,5 @@ __all__ = [
     "save_pretrained",
     "traces",
     "unfinished_parts",
+    "unwrapped",
 ]

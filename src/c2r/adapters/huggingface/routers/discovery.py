@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from c2r.adapters.huggingface.models import model_type, uncompiled
+from c2r.adapters.huggingface.models import model_type, unwrapped
 from c2r.adapters.huggingface.routers.probe import HandedIds, Selection, probe
 from c2r.adapters.huggingface.routers.registry import (
     REFUSED,
@@ -33,7 +33,7 @@ def find_sites(model: nn.Module) -> tuple[RouterSite, ...]:
     Raises:
         ModelError: not a Mixture-of-Experts model, or one that is not supported.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     tapped = tapped_sites(model)
     if tapped:
         return tapped

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from c2r.adapters.huggingface.models import model_type, uncompiled
+from c2r.adapters.huggingface.models import model_type, unwrapped
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan
 from c2r.adapters.huggingface.routers.sites import (
@@ -117,7 +117,7 @@ def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
     Raises:
         PlanMismatchError: it was prepared for another model, or for other routers of this one.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     installation = installed(model)
     sites = prepared.sites if installation is None else installation.sites
     is_same = [site.module for site in sites] == [site.module for site in prepared.sites]
@@ -177,7 +177,7 @@ def installed(model: nn.Module) -> Installation | None:
     Raises:
         ModelError: its routers are tapped through another model, a part of it or around it.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     installation: Installation | None = vars(model).get(_ATTRIBUTE)
     if installation is None and tapped_sites(model):
         raise tapped_elsewhere(model)
@@ -193,7 +193,7 @@ def host_of(model: nn.Module, sites: Sequence[RouterSite]) -> nn.Module:
 
 def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
     """Taps every site of `model`, without policies; all or none."""
-    model = uncompiled(model)
+    model = unwrapped(model)
     state = ForwardState()
     installation = Installation(sites=sites, state=state)
     with ExitStack() as undo:
@@ -226,8 +226,9 @@ def uninstall_unused(model: nn.Module) -> None:
     if installation.is_captured or installation.is_replayed:
         return
     _undo(installation)
-    forget_plan(uncompiled(model))
-    delattr(uncompiled(model), _ATTRIBUTE)
+    inner = unwrapped(model)
+    forget_plan(inner)
+    delattr(inner, _ATTRIBUTE)
 
 
 def _undo(installation: Installation) -> None:

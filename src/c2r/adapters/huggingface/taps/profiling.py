@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from c2r.adapters.huggingface.taps.recorder import Batch, describe_model, traces
+from c2r.adapters.huggingface.batches import as_batches
+from c2r.adapters.huggingface.taps.recorder import describe_model, traces
 from c2r.errors import ArtifactError, C2RError, InputError
 from c2r.parallel import Part, Share
 from c2r.profiling import CollaborationProfile
@@ -21,7 +22,7 @@ _SECONDS_BETWEEN_SAVES = 60.0
 
 def profile(  # noqa: PLR0913 - the public door: every choice that a user may leave out
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Any],
     *,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -59,7 +60,7 @@ def profile(  # noqa: PLR0913 - the public door: every choice that a user may le
     run = _Run(asked, path, start)
     try:
         # Closed at once: an error of `on_batch` would hold the generator, and with it the taps.
-        with closing(traces(model, islice(batches, run.num_batches, None))) as stream:
+        with closing(traces(model, islice(as_batches(batches), run.num_batches, None))) as stream:
             for trace in stream:
                 run.count(trace)
                 if on_batch is not None:
@@ -134,7 +135,7 @@ class _Run:
                 "batches": self.num_batches,
             }
         )
-        if built is None:
+        if built is None or not built.num_tokens:
             raise InputError(
                 "there are no batches to profile: the text holds no token for this process; give "
                 "more text"

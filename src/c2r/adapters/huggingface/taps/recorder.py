@@ -1,7 +1,7 @@
 """Reads routing traces off a running model, constrained or not."""
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from c2r.adapters.expert_groups import num_expert_groups
-from c2r.adapters.huggingface.models import evaluating, model_type, uncompiled
+from c2r.adapters.huggingface.batches import as_batches, forward_inputs, read_batch
+from c2r.adapters.huggingface.models import evaluating, model_type, unwrapped
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.sites import RouterSite
@@ -24,8 +25,6 @@ from c2r.adapters.huggingface.taps.install import (
 from c2r.adapters.huggingface.taps.tap import RouterCall, TappedRouter, output_entries
 from c2r.errors import InputError, ModelError, RoutingError
 from c2r.traces import LayerTrace, RoutingTrace
-
-Batch = Mapping[str, Tensor]
 
 
 class Recorder:
@@ -76,7 +75,7 @@ def capture(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
         ModelError: the model is not supported.
         InputError: the model is being captured already.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     installation = installed(model) or install(model, find_sites(model))
     if installation.is_captured:
         raise InputError("the model is being captured already; leave the other capture first")
@@ -99,7 +98,7 @@ def _stop(installation: Installation, recorder: Recorder) -> None:
     recorder._begin(None)
 
 
-def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace, None, None]:
+def traces(model: nn.Module, batches: Iterable[Any]) -> Generator[RoutingTrace, None, None]:
     """Runs `model` on each batch and gives its routing trace.
 
     In evaluation mode, without gradients, cache and language-model head; the modes are put back
@@ -107,23 +106,20 @@ def traces(model: nn.Module, batches: Iterable[Batch]) -> Generator[RoutingTrace
 
     Args:
         model: a transformers model.
-        batches: `input_ids` `[batch, tokens]` and optionally `attention_mask` of the same shape;
-            other entries are not used.
+        batches: dicts of `input_ids` `[batch, tokens]` and what else the model's forward takes;
+            `attention_mask` tells padding. Also lists, arrays, single rows, or one batch alone.
 
     Raises:
         ModelError: the model is not supported.
-        InputError: a batch without input_ids.
+        InputError: a batch that cannot be read, or that the model does not take.
         RoutingError: a router gives NaN scores.
     """
     with evaluating(model), capture(model) as recorder:
-        device = next(recorder.host.parameters()).device
-        for batch in batches:
-            if "input_ids" not in batch:
-                raise InputError(f"a batch has {sorted(batch)}; it must have input_ids")
-            names = batch.keys() & {"input_ids", "attention_mask"}
-            inputs = {name: batch[name].to(device) for name in names}
+        whole = unwrapped(model)
+        for batch in as_batches(batches):
+            part, inputs = forward_inputs(model, [recorder.host, whole], read_batch(model, batch))
             with torch.no_grad():
-                recorder.host(**inputs, use_cache=False)
+                part(**inputs, use_cache=False)
             yield recorder.take()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface.models import model_type, uncompiled
+from c2r.adapters.huggingface.models import model_type, unwrapped
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.sites import RouterSite, SelectionRule
 from c2r.adapters.huggingface.taps.install import install, installed, uninstall_unused
@@ -77,7 +77,7 @@ def replay(model: nn.Module, expert_ids: Sequence[Tensor]) -> Iterator[Replay]:
         InputError: the ids are not of this model.
         RoutingError: a forward pass inside the block brings more tokens than there are ids.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     installation = installed(model) or install(model, find_sites(model))
     with ExitStack() as undo:
         undo.callback(uninstall_unused, model)
