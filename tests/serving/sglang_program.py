@@ -1,6 +1,6 @@
 """Runs beside SGLang's own Python, whose GPU kernels are stubbed: layers with and without a plan.
 
-C2R_PLAN=PLAN python sglang_program.py LOGITS.npy     prints one JSON document
+C2R_PLAN=PLAN python sglang_program.py LOGITS.npy ROUTER.npy     prints one JSON document
 """
 
 import importlib.machinery
@@ -100,6 +100,28 @@ def model_of(*layers, **config):
     )
 
 
+class Block(torch.nn.Module):
+    """An MoE block as SGLang names its parts."""
+
+    def __init__(self, topk):
+        super().__init__()
+        self.gate = torch.nn.Linear(8, 16, bias=False)
+        self.topk = topk
+
+
+def load(topk, weight, times=1):
+    """What SGLang's loader makes of a model with one block, whose router has this weight."""
+    from sglang.srt.model_loader.loader import DefaultModelLoader
+
+    block = Block(topk)
+    model = model_of(block)
+    model.load_weights = lambda weights: block.gate.load_state_dict(dict(weights))
+    for sign in (1, -1)[:times]:
+        DefaultModelLoader.load_weights_and_postprocess(
+            model, [("weight", sign * weight)], torch.device("cpu")
+        )
+
+
 def without_plan(make):
     """What is refused where no plan is found."""
     from c2r.serving import sglang
@@ -131,7 +153,7 @@ def main():
     topk.get_model = lambda: types.SimpleNamespace(shared_experts=SharedExpertsConfig())
     topk.resolve_routing_inputs = lambda **_options: (None, None)
     runtime_context.get_server_args = lambda: types.SimpleNamespace(model_path="no/such-model")
-    logits = torch.from_numpy(np.load(sys.argv[1]))
+    logits, weight = (torch.from_numpy(np.load(path)) for path in sys.argv[1:])
     plain = {name: routed(layer, logits) for name, layer in layers(topk, is_draft=False).items()}
     load_plugins()
     constrained = layers(topk, is_draft=False)
@@ -154,12 +176,15 @@ def main():
             torch.zeros(len(logits), 8), logits, dynamic_expert_bias=torch.zeros(logits.shape)
         ),
         "a layer that is not bound": lambda: model_of(torch.nn.Linear(2, 2)),
+        "other router weights": lambda: load(one, -weight),
         "a plan that is not there": lambda: without_plan(lambda: model_of(c2r={})),
     }
     document = {
         "plain": plain,
         "constrained": {name: routed(layer, logits) for name, layer in constrained.items()},
         "bound": refusal(lambda: model_of(one)),
+        "loaded": refusal(lambda: load(one, weight)),
+        "loaded again": refusal(lambda: load(one, weight, times=2)),
         "draft": draft.topk_config.custom_routing_function is None,
         "refused": {name: refusal(make) for name, make in refused.items()},
     }

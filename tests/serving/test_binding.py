@@ -15,9 +15,11 @@ from c2r.serving.binding import (
     VARIABLE,
     check_bound,
     check_family,
+    check_weights,
     layer_number,
     layers_by_number,
     plan_of,
+    router_tensors,
 )
 from tests.serving import families
 
@@ -116,11 +118,42 @@ def test_every_layer_of_the_plan_must_be_bound():
         check_bound(PLAN, {2}, "vLLM", range(4))
 
 
-def test_a_plan_for_another_family_is_refused():
-    model = families.make("mixtral")
+def plan_for(model):
     ids = {"input_ids": torch.arange(3, 67)[None]}
-    made = c2r.make_plan(c2r.profile(model, [ids]), num_ranks=4)
+    return c2r.make_plan(c2r.profile(model, [ids]), num_ranks=4)
+
+
+def routers_of(model):
+    return {n: router_tensors(model, f"model.layers.{n}.mlp.experts") for n in range(2)}
+
+
+def test_a_plan_for_another_family_is_refused():
+    made = plan_for(families.make("mixtral"))
     check_family(made, ("mixtral", "mixtral"))
     check_family(PLAN, ("mixtral", "mixtral"))  # not of a model: nothing is known
     with pytest.raises(PlanMismatchError, match="which qwen3_moe is not"):
         check_family(made, ("qwen3_moe", "qwen3_moe"))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_a_plan_for_other_router_weights_is_refused(name):
+    model = families.make(name)
+    made = plan_for(model)
+    assert check_weights(made, [name], routers_of(model)) is None
+    assert check_weights(made, [name], routers_of(model.bfloat16())) is None
+    model.model.layers[1].mlp.get_parameter(
+        "router.weight" if name == "gpt_oss" else "gate.weight"
+    ).data[3, 5] += 1
+    with pytest.raises(PlanMismatchError, match=rf"plan {made.fingerprint} was made for router w"):
+        check_weights(made, [name], routers_of(model))
+
+
+def test_what_keeps_router_weights_from_being_compared_is_told():
+    model = families.make("mixtral")
+    made, routers = plan_for(model), routers_of(model)
+    assert "does not tell them" in check_weights(PLAN, ["mixtral"], routers)
+    assert "how jetmoe names them" in check_weights(made, ["jetmoe", "jetmoe"], routers)
+    assert "not hold the router of layer 1" in check_weights(made, ["mixtral"], {0: routers[0]})
+    assert "not hold" in check_weights(made, ["mixtral"], {**routers, 1: {}})
+    halved = routers_of(model.half())
+    assert "loaded as torch.float16" in check_weights(made, ["mixtral"], halved)

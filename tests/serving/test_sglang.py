@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from c2r.adapters.digests import structure_digest, weights_digest
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.routing import make_policy
 from c2r.serving.scoring import Scoring
@@ -54,6 +55,11 @@ def layer_plan(policy, strength):
 
 
 LAYERS = {"top_k": layer_plan("top_k", 0.0), "priced": layer_plan("priced", 0.2)}
+ROUTER = torch.randn(16, 8, generator=torch.Generator().manual_seed(2))
+MODEL = {
+    "structure": structure_digest("qwen3_moe", [("model.layers.3.mlp.gate", 16, 4)]),
+    "weights": weights_digest([("model.layers.3.mlp.gate", {"weight": ROUTER})]),
+}
 LOGITS = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -62,10 +68,15 @@ def answers(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sglang")
     np.save(folder / "logits.npy", LOGITS.numpy())
     layer = LAYERS[request.param]
-    plan = Plan(layers=(layer,), topology=ClusterTopology(num_ranks=4))
+    np.save(folder / "router.npy", ROUTER.numpy())
+    plan = Plan(
+        layers=(layer,),
+        topology=ClusterTopology(num_ranks=4),
+        provenance={"model_fingerprint": MODEL},
+    )
     plan.save(folder / "plan.safetensors")
     done = subprocess.run(
-        [PYTHON, PROGRAM, folder / "logits.npy"],
+        [PYTHON, PROGRAM, folder / "logits.npy", folder / "router.npy"],
         env={
             **os.environ,
             "C2R_PLAN": str(folder / "plan.safetensors"),
@@ -107,6 +118,11 @@ def test_a_model_with_all_layers_bound_is_served(answers):
     assert answers[1]["bound"] == "nothing"
 
 
+def test_a_model_with_the_router_weights_of_the_plan_is_served(answers):
+    assert answers[1]["loaded"] == "nothing"
+    assert answers[1]["loaded again"] == "nothing"  # a trainer sends new weights
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
@@ -118,6 +134,7 @@ def test_a_model_with_all_layers_bound_is_served(answers):
         ("a runner that routes", "TRITON_KERNEL"),
         ("a bias for each token", "a bias for every token"),
         ("a layer that is not bound", "SGLang routes 1 of the 1 layers"),
+        ("other router weights", "was made for router weights"),
         ("a plan that is not there", "names a plan that cannot be found"),
     ],
 )

@@ -5,12 +5,15 @@ vLLM lives in an environment of its own, which `scripts/engines` makes and C2R_V
 
 import json
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import c2r
 import c2r.serving
@@ -19,6 +22,7 @@ from tests.serving import families
 PYTHON = os.environ.get("C2R_VLLM_PYTHON")
 PROGRAM = Path(c2r.serving.__file__).with_name("vllm_program.py")
 NUM_SEQUENCES, SEQ_LEN = 2, 128
+FINGERPRINT = "[0-9a-f]{16}"
 
 pytestmark = [
     pytest.mark.engines,
@@ -48,6 +52,16 @@ def constrain(model, folder):
     c2r.apply(model, plan)
     c2r.save_pretrained(model, folder)
     return plan
+
+
+def with_other_routers(folder, other):
+    """A copy of a constrained folder whose first layer's router has other weights."""
+    shutil.copytree(folder, other)
+    tensors = load_file(other / "model.safetensors")
+    routers = [key for key in tensors if re.search(r"\.0\..*(gate|router).*weight$", key)]
+    (router,) = (key for key in routers if "expert" not in key)
+    tensors[router] = -tensors[router]
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
 
 
 def ask(jobs, folder, options=None, **environment):
@@ -82,6 +96,8 @@ def answers(tmp_path_factory):
         expected[name] = plain, by_transformers(model)
         jobs += [(folder / f"{name}-plain", folder / f"{name}-plain.npz")]
         jobs += [(folder / name, folder / f"{name}.npz")]
+        with_other_routers(folder / name, folder / f"{name}-other")
+        jobs += [(folder / f"{name}-other", folder / f"{name}-other.npz")]
     printed = ask(jobs, folder)
     return folder, expected, plans, printed
 
@@ -110,6 +126,27 @@ def test_a_constrained_model_chooses_and_answers_as_in_transformers(answers, nam
     for number, layer in enumerate(sets):
         assert (result[str(number)][: len(layer)] == layer).all()
     assert f"runs under plan {plans[name].fingerprint}" in printed
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_a_folder_with_other_router_weights_is_refused(answers, name):
+    folder, *_, printed = answers
+    assert "are not compared" not in printed
+    error = (folder / f"{name}-other.npz.error").read_text()
+    assert re.match(rf"PlanMismatchError: plan {FINGERPRINT} was made for router weights", error)
+
+
+def test_a_plan_named_for_another_model_of_the_same_shape_is_refused(answers, tmp_path):
+    folder, _, plans, _ = answers
+    plans["qwen3_moe"].save(tmp_path / "plan.safetensors")
+    named = {"C2R_PLAN": str(tmp_path / "plan.safetensors")}
+    jobs = [(folder / "qwen3_moe-plain", tmp_path / "own.npz")]
+    shutil.copytree(folder / "qwen3_moe-plain", tmp_path / "other")
+    shutil.copy(folder / "qwen3_moe-other" / "model.safetensors", tmp_path / "other")
+    jobs += [(tmp_path / "other", tmp_path / "other.npz")]
+    printed = ask(jobs, tmp_path, **named)
+    assert found(tmp_path, "own")["constrained"].tolist() == [0, 1], printed
+    assert "was made for router weights" in (tmp_path / "other.npz.error").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -42,10 +42,7 @@ def check(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.config", config)
 
     def checked(model, num_layers=2, first=0):
-        hf_config = SimpleNamespace(model_type="mixtral")
         model_config = SimpleNamespace(
-            hf_config=hf_config,
-            hf_text_config=hf_config,
             get_layers_start_end_indices=lambda _parallel: (first, num_layers),
         )
         vllm._check_model(model, model_config, PLAN)

@@ -1,11 +1,13 @@
 """Which plan an engine's model runs under, and the layer of it that a router belongs to."""
 
-import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from c2r.adapters.digests import structure_digest, weights_digest
 from c2r.adapters.layers import split_layer
 from c2r.errors import InputError, ModelError, PlanMismatchError
 from c2r.plans import LayerPlan, Plan
@@ -13,6 +15,21 @@ from c2r.plans.model_folder import PLAN_FILE, read_plan
 
 VARIABLE = "C2R_PLAN"
 """The environment variable that names a plan file for a model whose folder holds none."""
+
+_SAME_NAMES = frozenset(
+    {
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe",
+        "gpt_oss",
+        "granitemoe",
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+    }
+)
+"""Families whose routers' tensors have the same names in engines as in transformers."""
 
 
 def plan_of(model: str, is_named: bool) -> Plan | None:
@@ -86,17 +103,60 @@ def check_family(plan: Plan, model_types: Collection[str]) -> None:
     known = plan.provenance.get("model_fingerprint")
     if not isinstance(known, Mapping) or "structure" not in known:
         return
-    shapes = [[layer.name, layer.num_experts, layer.top_k] for layer in plan.layers]
-    # As model_identity.fingerprint, which needs transformers, makes it.
-    found = {
-        hashlib.sha256(json.dumps([family, shapes]).encode()).hexdigest()[:16]
-        for family in model_types
-    }
+    shapes = [(layer.name, layer.num_experts, layer.top_k) for layer in plan.layers]
+    found = {structure_digest(family, shapes) for family in model_types}
     if known["structure"] not in found:
         raise PlanMismatchError(
             f"plan {plan.fingerprint} was made for a model of structure {known['structure']}, "
             f"which {' or '.join(sorted(set(model_types)))} is not; give a plan made for this model"
         )
+
+
+def router_tensors(model: nn.Module, part: str) -> Mapping[str, Tensor]:
+    """The tensors of the router beside a part of an MoE block, by their names in it.
+
+    `part` is the path of the block's experts or top-k; empty where no router is found there.
+    """
+    block = model.get_submodule(part.rpartition(".")[0])
+    routers = (getattr(block, name, None) for name in ("gate", "router"))
+    router = next((found for found in routers if isinstance(found, nn.Module)), None)
+    return {} if router is None else router.state_dict()
+
+
+def check_weights(
+    plan: Plan, model_types: Collection[str], routers: Mapping[int, Mapping[str, Tensor]]
+) -> str | None:
+    """Why a plan's router weights could not be compared with a loaded model's; None if they were.
+
+    Args:
+        plan: of the model.
+        model_types: what the model's config calls itself, and its text model.
+        routers: `router_tensors` by the number of their layer, as loaded.
+
+    Raises:
+        PlanMismatchError: the weights are not those that the plan was made for.
+    """
+    fingerprint = plan.provenance.get("model_fingerprint")
+    known = fingerprint.get("weights") if isinstance(fingerprint, Mapping) else None
+    if known is None:
+        return "the plan does not tell them (it is of a permuted model or of an imported trace)"
+    if not _SAME_NAMES.intersection(model_types):
+        return f"how {' or '.join(sorted(set(model_types)))} names them is not known"
+    planned = layers_by_number(plan)
+    missing = [number for number in planned if not routers.get(number)]
+    if missing:
+        return f"this process does not hold the router of layer {missing[0]}"
+    found = weights_digest((layer.name, routers[number]) for number, layer in planned.items())
+    if found == known:
+        return None
+    dtypes = {tensor.dtype for tensors in routers.values() for tensor in tensors.values()}
+    if not dtypes <= {torch.float32, torch.bfloat16}:
+        return f"they were loaded as {' and '.join(sorted(map(str, dtypes)))}"
+    raise PlanMismatchError(
+        f"plan {plan.fingerprint} was made for router weights {known}, the model has {found}; give "
+        "a plan made for this model, or, if it was fine-tuned since, a folder that "
+        "`c2r apply --other-weights` writes"
+    )
 
 
 def check_bound(plan: Plan, bound: Collection[int], engine: str, within: range) -> None:

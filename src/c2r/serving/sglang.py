@@ -4,13 +4,14 @@ SGLang calls the plugin in each of its processes (entry point group `sglang.srt.
 `TopK` is given its number when it is made; there it gets a routing function of ours, and no groups,
 so that SGLang calls that function in place of its own. What SGLang does afterwards stays: the
 scaling factor, where it is applied at all, the renumbering of experts under EPLB, and padding.
-When the model is made, every layer of the plan must have been bound.
+When the model is made, every layer of the plan must have been bound; when it is loaded, its router
+weights must be those that the plan was made for.
 """
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ from torch import Tensor
 from c2r.errors import InputError, ModelError, PlanMismatchError
 from c2r.plans import LayerPlan, Plan
 from c2r.routing import TopKPolicy, make_policy
-from c2r.serving.binding import check_bound, check_family, layers_by_number, plan_of
+from c2r.serving.binding import (
+    check_bound,
+    check_family,
+    check_weights,
+    layers_by_number,
+    plan_of,
+    router_tensors,
+)
 from c2r.serving.scoring import Scoring
 
 _TESTED = "0.5.23"
@@ -40,7 +48,8 @@ def register() -> None:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         targets = topk.TopK.__init__, topk.TopK.bind_runner_backend, topk.select_experts
-        loader._initialize_model  # noqa: B018 - it makes every model
+        # It makes every model, and most loaders fill it by the other.
+        loader._initialize_model, loader.DefaultModelLoader.load_weights_only  # noqa: B018
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"c2r cannot reach the routers of this SGLang ({error}); use SGLang {_TESTED}"
@@ -52,6 +61,7 @@ def register() -> None:
         (f"{_TOPK}.TopK.bind_runner_backend", _bind_runner),
         (f"{_TOPK}.select_experts", _select),
         (f"{_LOADER}._initialize_model", _initialize),
+        (f"{_LOADER}.DefaultModelLoader.load_weights_only", _load),
     ):
         HookRegistry.register(name, hook, HookType.AROUND)
 
@@ -69,7 +79,9 @@ def _initialize(make: Callable[..., Any], model_config: Any, *args: Any, **optio
         return model
     plan = _current_plan()
     if plan is not None:
-        _check_model(model, model_config, plan)
+        families = [model_config.hf_config.model_type, model_config.hf_text_config.model_type]
+        _check_model(model, families, plan)
+        model.c2r_made_for = plan, families
     elif getattr(model_config.hf_config, "c2r", None) is not None:
         raise InputError(
             f"the config of {model_config.model_path} names a plan that cannot be found; give the "
@@ -78,14 +90,35 @@ def _initialize(make: Callable[..., Any], model_config: Any, *args: Any, **optio
     return model
 
 
-def _check_model(model: Any, model_config: Any, plan: Plan) -> None:
+def _load(load: Callable[..., None], model: Any, *args: Any, **options: Any) -> None:
+    load(model, *args, **options)
+    made_for = vars(model).pop("c2r_made_for", None)
+    if made_for is None:  # without a plan, or a trainer sends new weights
+        return
+    plan, families = made_for
+    routers = {
+        module.layer_id: router_tensors(model, path)
+        for path, module in model.named_modules()
+        if _is_bound(module)
+    }
+    unknown = check_weights(plan, families, routers)
+    if unknown is not None:
+        _logger.warning(
+            "c2r: the router weights are not compared with plan %s: %s", plan.fingerprint, unknown
+        )
+
+
+def _is_bound(module: Any) -> bool:
+    config = getattr(module, "topk_config", None)
+    return isinstance(getattr(config, "custom_routing_function", None), _Choice)
+
+
+def _check_model(model: Any, families: Sequence[str], plan: Plan) -> None:
     """Raises `PlanMismatchError` or `ModelError` unless the whole model runs under the plan."""
-    configs = model_config.hf_config, model_config.hf_text_config
-    check_family(plan, [config.model_type for config in configs])
+    check_family(plan, families)
     bound, within = set(), range(max(layers_by_number(plan)) + 1)
     for module in model.modules():
-        config = getattr(module, "topk_config", None)
-        if isinstance(getattr(config, "custom_routing_function", None), _Choice):
+        if _is_bound(module):
             bound.add(module.layer_id)
         if isinstance(getattr(module, "start_layer", None), int):  # pipeline parallelism
             within = range(module.start_layer, module.end_layer)

@@ -2,15 +2,17 @@
 
 vLLM calls the plugin in each of its processes (entry point group `vllm.general_plugins`). Three of
 its functions are wrapped: the factory that makes a layer's router; the constructor of the runner,
-which alone knows the layer's name; and the last step of loading, after which every layer of the
-plan must have been bound. Kernels that route by themselves never ask the router; the router
-therefore calls itself `Custom`, which vLLM gives to no such kernel.
+which alone knows the layer's name; and the last step of loading, before which the routers' weights
+must be those that the plan was made for, and after which every layer of the plan must have been
+bound. Kernels that route by themselves never ask the router; the router therefore calls itself
+`Custom`, which vLLM gives to no such kernel.
 """
 
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,9 +24,11 @@ from c2r.routing import TopKPolicy, make_policy
 from c2r.serving.binding import (
     check_bound,
     check_family,
+    check_weights,
     layer_number,
     layers_by_number,
     plan_of,
+    router_tensors,
 )
 from c2r.serving.scoring import Scoring
 
@@ -70,14 +74,24 @@ def register() -> None:
 
     @functools.wraps(finish)
     def finish_and_check(model: Any, model_config: Any, *args: Any, **options: Any) -> None:
-        finish(model, model_config, *args, **options)
-        plan = _plan_of_config(model_config)
-        if plan is not None:
-            _check_model(model, model_config, plan)
+        with _checked(model, model_config):
+            finish(model, model_config, *args, **options)
 
     layer.create_fused_moe_router = make_constrained
     MoERunner.__init__ = join_and_bind
     _replace_everywhere(finish, finish_and_check)
+
+
+@contextmanager
+def _checked(model: Any, model_config: Any) -> Iterator[None]:
+    """The last step of loading `model`, which must then run under its plan."""
+    plan = _plan_of_config(model_config)
+    if plan is None:
+        yield
+        return
+    _check_origin(model, model_config, plan)  # first: the step may pack the routers' weights
+    yield
+    _check_model(model, model_config, plan)
 
 
 def _replace_everywhere(old: Callable[..., Any], new: Callable[..., Any]) -> None:
@@ -199,12 +213,32 @@ def _bind(router: Any, layer_name: str, moe_config: Any, plan: Plan) -> None:
     router.c2r_policy = make_policy(layer, router.c2r_scoring.score_kind).to(device)
 
 
+def _check_origin(model: Any, model_config: Any, plan: Plan) -> None:
+    """Raises `PlanMismatchError` where a plan is seen to be of another model than was loaded."""
+    from vllm.config import get_current_vllm_config
+
+    configs = model_config.hf_config, model_config.hf_text_config
+    families = [config.model_type for config in configs]
+    check_family(plan, families)
+    routers = {
+        number: router_tensors(model, path)
+        for path, module in model.named_modules()
+        if hasattr(getattr(module, "router", None), "c2r_policy")
+        and (number := layer_number(module.layer_name)) is not None
+    }
+    if get_current_vllm_config().load_config.load_format == "dummy":
+        unknown: str | None = "dummy ones were asked for"
+    else:
+        unknown = check_weights(plan, families, routers)
+    if unknown is not None:
+        told = model_config.model, plan.fingerprint, unknown
+        _logger.warning("c2r: the router weights of %s are not compared with plan %s: %s", *told)
+
+
 def _check_model(model: Any, model_config: Any, plan: Plan) -> None:
     """Raises `ModelError` unless a loaded model runs under the plan in all of its layers."""
     from vllm.config import get_current_vllm_config
 
-    configs = model_config.hf_config, model_config.hf_text_config
-    check_family(plan, [config.model_type for config in configs])
     bound = set()
     for runner in model.modules():
         router = getattr(runner, "router", None)

@@ -10,34 +10,95 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
+import torch
+
 
 def sglang_map(file, num_layers, num_experts, num_ranks, num_replicas):
     """The experts of SGLang's slots, and the slots of its experts, that `file` gives."""
+    made = _sglang_location(file, *map(int, (num_layers, num_experts, num_ranks, num_replicas)))
+    return {
+        "experts": made.physical_to_logical_map.tolist(),
+        "slots": made.logical_to_all_physical_map.tolist(),
+    }
+
+
+def sglang_record(mode, file, chosen, num_experts, num_ranks, num_replicas):
+    """Records experts with SGLang's recorder, which writes its dump by itself.
+
+    `chosen` `[passes, tokens, layers, k]`, ids of experts; the first layer of the model is dense.
+    The slots of an expert are taken in turn.
+    """
+    passes = np.load(chosen)
+    sizes = map(int, (passes.shape[2] + 1, num_experts, num_ranks, num_replicas))
+    location = _sglang_location(file, *sizes)
+    from sglang.srt.eplb import expert_distribution as module
+
+    moe = types.SimpleNamespace(
+        expert_distribution_recorder_mode=mode,
+        expert_distribution_recorder_buffer_size=-1,
+        expert_balancedness_report_mode="off",
+        moe_a2a_backend="none",
+    )
+    overlap = types.SimpleNamespace(enable_two_batch_overlap=False)
+    module.get_exec = lambda: types.SimpleNamespace(moe=moe, overlap=overlap)
+    module.reports_expert_balancedness = lambda: False
+    module.get_schedule = lambda: types.SimpleNamespace(chunked_prefill_size=passes.shape[1])
+    module.get_device_namespace = lambda: types.SimpleNamespace(device="cpu")
+    module.get_device = lambda: "cpu"
+    module.should_record_forward_pass = lambda _batch: True  # always, but on AMD
+    torch.cpu.empty_cache = lambda: None
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    recorder = module.ExpertDistributionRecorder.init_new(location, rank=0)
+    recorder.start_record()
+    for number, tokens in enumerate(passes):
+        with recorder.with_forward_pass(number, _sglang_batch(len(tokens))):
+            for layer, experts in enumerate(np.moveaxis(tokens, 1, 0), 1):
+                with recorder.with_current_layer(layer):
+                    recorder.on_select_experts(_slots(location, layer, experts))
+    recorder.stop_record()
+    recorder.dump_record()
+
+
+def _slots(location, layer, experts):
+    held = location.logical_to_all_physical_map[layer].numpy()
+    turns = np.arange(experts.size).reshape(experts.shape) % (held[experts] >= 0).sum(-1)
+    return torch.from_numpy(np.take_along_axis(held[experts], turns[..., None], -1)[..., 0])
+
+
+def _sglang_batch(num_tokens):
+    return types.SimpleNamespace(
+        input_ids=torch.arange(num_tokens),
+        positions=torch.arange(num_tokens),
+        extend_seq_lens_cpu=[num_tokens],
+        forward_mode=types.SimpleNamespace(value=1),
+    )
+
+
+def _sglang_location(file, num_layers, num_experts, num_ranks, num_replicas):
+    """What SGLang's loader makes of `file`."""
     _stub_sglang()
     from sglang.srt.eplb import expert_location as module
 
     moe = types.SimpleNamespace(
         init_expert_location=file,
-        ep_num_redundant_experts=int(num_replicas),
+        ep_num_redundant_experts=num_replicas,
         moe_a2a_backend="none",  # with one, each rank's map tells only the copy nearest to it
         ep_dispatch_algorithm="static",
         ep_join_mode=None,
     )
     parallel = types.SimpleNamespace(
-        ep_size=int(num_ranks), elastic_ep_initial_size=None, nnodes=1, tp_size=int(num_ranks)
+        ep_size=num_ranks, elastic_ep_initial_size=None, nnodes=1, tp_size=num_ranks
     )
     module.get_exec = lambda: types.SimpleNamespace(moe=moe)
     module.get_parallel = lambda: parallel
     module.get_device = lambda: types.SimpleNamespace(device="cpu")
     sizes = types.SimpleNamespace(
-        num_layers=int(num_layers), num_logical_experts=int(num_experts), num_groups=None
+        num_layers=num_layers, num_logical_experts=num_experts, num_groups=None
     )
     module.ModelConfigForExpertLocation.from_model_config = staticmethod(lambda _config: sizes)
-    made = module.compute_initial_expert_location_metadata(None, moe_ep_rank=0)
-    return {
-        "experts": made.physical_to_logical_map.tolist(),
-        "slots": made.logical_to_all_physical_map.tolist(),
-    }
+    return module.compute_initial_expert_location_metadata(None, moe_ep_rank=0)
 
 
 def sglang_flags(line):
@@ -60,7 +121,6 @@ def vllm_flags(line):
 
 def megatron_groups(scores, num_groups, group_topk, topk):
     """The experts that Megatron's group-limited choice takes of scores `[tokens, E]`."""
-    import torch
     from megatron.core.transformer.moe.moe_utils import group_limited_topk
 
     rows = torch.tensor(json.loads(Path(scores).read_text()))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from c2r.adapters.engines import export_plan
+from c2r.adapters.engines import ImportFormat, export_plan, import_traces
+from c2r.errors import InputError
 from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan, Plan
 from c2r.routing import make_policy
 
@@ -24,10 +25,11 @@ def needs(engine):
     return pytest.mark.skipif(variable not in os.environ, reason=f"{variable} names no environment")
 
 
-def ask(engine, program, *arguments):
+def ask(engine, program, *arguments, **environment):
     python = os.environ[f"C2R_{engine.upper()}_PYTHON"]
     done = subprocess.run(
         [python, PROGRAM, program, *map(str, arguments)],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -72,6 +74,41 @@ def test_sglang_places_the_experts_of_the_file_as_the_plan_does(tmp_path, num_re
             held = [slot for slot in slots if slot >= 0]
             assert held, f"expert {expert} is nowhere"
             assert all(by_rank.ravel()[slot] == expert for slot in held)
+
+
+def recorded(folder, mode, num_replicas):
+    """The experts chosen in two MoE layers, and the dump that SGLang's recorder wrote of them."""
+    export_plan(plan_of(num_replicas), "sglang", folder / "plan.json")
+    drawn = np.random.default_rng(1).random((3, 20, 2, 16)).argsort(-1)[..., :4]
+    np.save(folder / "chosen.npy", drawn)
+    files = folder / "plan.json", folder / "chosen.npy"
+    ask(
+        "sglang", "sglang_record", mode, *files, 16, 4, 4 * num_replicas,
+        SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR=str(folder),
+    )  # fmt: skip
+    (dump,) = folder.glob("expert_distribution_recorder_*.pt")
+    return drawn.reshape(-1, 2, 4), dump
+
+
+@needs("sglang")
+@pytest.mark.parametrize("num_replicas", [0, 2])
+def test_the_dump_of_sglangs_recorder_is_imported_to_exact_counts(tmp_path, num_replicas):
+    chosen, dump = recorded(tmp_path, "per_token", num_replicas)
+    found = import_traces(ImportFormat.SGLANG_PER_TOKEN, [dump]).profile
+    assert [layer.name for layer in found.layers] == ["layers.1", "layers.2"]
+    for layer, ids in zip(found.layers, np.moveaxis(chosen, 1, 0), strict=True):
+        sets, counts = np.unique(np.sort(ids, axis=1), axis=0, return_counts=True)
+        order = np.lexsort(layer.sets.experts.T[::-1])
+        assert (layer.sets.experts[order] == sets).all()
+        assert (layer.sets.counts[order] == counts).all()
+
+
+@needs("sglang")
+@pytest.mark.parametrize("mode", ["per_pass", "stat"])
+def test_a_dump_of_loads_only_is_refused(tmp_path, mode):
+    _, dump = recorded(tmp_path, mode, num_replicas=0)
+    with pytest.raises(InputError, match=f"is of recorder mode {mode}"):
+        import_traces(ImportFormat.SGLANG_PER_TOKEN, [dump])
 
 
 @needs("sglang")

@@ -1,14 +1,12 @@
 """What identifies a model to a plan, and the check that a plan was made for it."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from c2r.adapters.digests import structure_digest, weights_digest
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.sites import RouterSite
 from c2r.errors import PlanMismatchError
@@ -25,23 +23,17 @@ def fingerprint(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, str]
     own parameters and buffers, cast to bfloat16 so that the dtype a model was loaded in does not
     matter. Profiles and plans keep it in their provenance as `model_fingerprint`.
     """
-    shapes = [[site.name, site.num_experts, site.top_k] for site in sites]
-    structure = hashlib.sha256(json.dumps([model_type(model), shapes]).encode())
-    weights = hashlib.sha256()
-    for site in sites:
-        for name, tensor in sorted(site.module.state_dict().items()):
-            # A site that selects for its own experts, as in DBRX, holds them too.
-            if not name.startswith("experts."):
-                weights.update(f"{site.name}.{name}".encode())
-                weights.update(_bytes(tensor))
-    return {"structure": structure.hexdigest()[:16], "weights": weights.hexdigest()[:16]}
+    shapes = [(site.name, site.num_experts, site.top_k) for site in sites]
+    return {
+        "structure": structure_digest(model_type(model), shapes),
+        "weights": weights_digest((site.name, _own_tensors(site)) for site in sites),
+    }
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    values = tensor.detach().cpu()
-    if values.is_floating_point():
-        values = values.to(torch.bfloat16).contiguous().view(torch.int16)
-    return values.numpy().tobytes()
+def _own_tensors(site: RouterSite) -> dict[str, Tensor]:
+    # A site that selects for its own experts, as in DBRX, holds them too.
+    tensors = site.module.state_dict().items()
+    return {name: tensor for name, tensor in tensors if not name.startswith("experts.")}
 
 
 def check_plan(plan: Plan, model: nn.Module, sites: Sequence[RouterSite], strict: bool) -> None:
