@@ -20,7 +20,7 @@ from c2r.ops.constrained_topk import allowed_experts, choose_constrained, route_
 from c2r.ops.copy_rows import copy_rows
 from c2r.ops.dispatch_layout import one_row_per_destination, sort_by_expert
 from c2r.ops.gated_activation import silu_gated
-from c2r.ops.rank_choice import Criterion, RankRule, choose_on_ranks
+from c2r.ops.rank_choice import Criterion, RankRule, RankTables, choose_on_ranks
 from c2r.ops.sum_copies import sum_copies, sum_copies_backward
 
 
@@ -87,18 +87,17 @@ def choices(args, device):
         return ids, weights / weights.sum(-1, keepdim=True)
 
     placement = torch.arange(args.experts, device=device) % args.ranks
-    per_rank = args.experts // args.ranks
-    slots = torch.arange(args.ranks * per_rank, device=device).view(per_rank, args.ranks).T
+    tables = RankTables.of(placement)
 
     def on_ranks(criterion):
         rule = RankRule(
             criterion=criterion,
             strength=max(1, args.ranks // 2) if criterion is Criterion.GROUP_LIMITED else 0.1,
             num_ranks=args.ranks,
-            smallest_rank=per_rank,
+            smallest_rank=args.experts // args.ranks,
             is_logits=True,
         )
-        return lambda: choose_on_ranks(logits, placement, slots, args.k, rule)
+        return lambda: choose_on_ranks(logits, tables, args.k, rule)
 
     return {
         "torch: softmax, topk, renormalised": plain,

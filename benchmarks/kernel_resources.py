@@ -29,7 +29,7 @@ from c2r.ops.copy_rows import RowCopies
 from c2r.ops.copy_rows import triton as copying
 from c2r.ops.dispatch_layout import triton as dispatch_layout
 from c2r.ops.gated_activation import triton as gated_activation
-from c2r.ops.rank_choice import Criterion, RankRule
+from c2r.ops.rank_choice import Criterion, RankRule, RankTables
 from c2r.ops.rank_choice import triton as rank_choice
 from c2r.ops.sum_copies import triton as summing
 
@@ -131,7 +131,12 @@ def choose_experts(num_tokens, num_experts, k, num_ranks):
         for normalized in (False, True):
             _, chosen = constrained_topk.route_constrained(logits, allowed, k, function, normalized)
             chosen.backward(torch.empty_like(chosen))
-    slots = integers(num_ranks, -(-num_experts // num_ranks))
+    tables = RankTables(
+        placement=integers(num_experts),
+        experts_by_rank=integers(num_ranks, -(-num_experts // num_ranks)),
+        members=empty(num_ranks + 1, num_experts, dtype=torch.float32),
+        reach=empty(0, num_ranks + 1, dtype=torch.bool),
+    )
     for criterion in Criterion:
         rule = RankRule(
             criterion=criterion,
@@ -141,7 +146,7 @@ def choose_experts(num_tokens, num_experts, k, num_ranks):
             is_logits=criterion in (Criterion.BUDGETED, Criterion.GROUP_LIMITED),
         )
         scores = empty(num_tokens, num_experts, dtype=torch.float32)
-        rank_choice.choose_on_ranks(scores, integers(num_experts), slots, k, rule)
+        rank_choice.choose_on_ranks(scores, tables, k, rule)
 
 
 def most_of_each(rows):

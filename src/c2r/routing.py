@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from c2r.errors import PlanError
 from c2r.ops.constrained_topk import allowed_experts, choose_constrained
-from c2r.ops.rank_choice import Criterion, RankRule, choose_on_ranks
+from c2r.ops.rank_choice import Criterion, RankRule, RankTables, choose_on_ranks, members_of
 from c2r.plans import LayerPlan
 from c2r.traces import ScoreKind
 
@@ -80,8 +80,8 @@ class RankPolicy(RoutingPolicy):
 
     def __init__(self, layer: LayerPlan, score_kind: ScoreKind) -> None:
         super().__init__()
-        placement = torch.tensor(layer.placement, dtype=torch.int64)
-        sizes = placement.bincount()
+        tables = RankTables.of(torch.tensor(layer.placement, dtype=torch.int64))
+        sizes = tables.placement.bincount()
         self.rule = RankRule(
             criterion=Criterion(layer.policy),
             strength=layer.strength,
@@ -89,25 +89,27 @@ class RankPolicy(RoutingPolicy):
             smallest_rank=int(sizes.min()),
             is_logits=score_kind is ScoreKind.LOGITS,
         )
-        experts_by_rank = torch.full((len(sizes), int(sizes.max())), layer.num_experts)
-        for rank, size in enumerate(sizes.tolist()):
-            experts_by_rank[rank, :size] = (placement == rank).nonzero().flatten()
         self.is_unconstrained = self.rule.is_unconstrained
         self.drops_experts = not self.is_unconstrained and (self.rule.criterion is Criterion.PRUNED)
-        self.register_buffer("placement", placement, persistent=False)
-        self.register_buffer("experts_by_rank", experts_by_rank, persistent=False)
-        self.placement: Tensor
-        self.experts_by_rank: Tensor
+        for name, table in tables._asdict().items():
+            self.register_buffer(name, table, persistent=False)
+
+    @property
+    def tables(self) -> RankTables:
+        """Where the experts are, on the policy's device."""
+        return RankTables(*(getattr(self, name) for name in RankTables._fields))
 
     def free_experts(self, num_free: int) -> None:
         """See `RoutingPolicy.free_experts`."""
-        self.placement[-num_free:] = self.rule.num_ranks
+        placement = self.tables.placement
+        placement[-num_free:] = self.rule.num_ranks
+        self.members = members_of(placement, self.rule.num_ranks)
 
     def forward(self, scores: Tensor, k: int, blocked: Tensor | None = None) -> Tensor:
         """See `RoutingPolicy.forward`."""
         rows = scores.detach().reshape(-1, scores.shape[-1])
         blocked = None if blocked is None else blocked.reshape(rows.shape)
-        ids = choose_on_ranks(rows, self.placement, self.experts_by_rank, k, self.rule, blocked)
+        ids = choose_on_ranks(rows, self.tables, k, self.rule, blocked)
         return ids.view(*scores.shape[:-1], k)
 
 

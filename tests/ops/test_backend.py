@@ -48,9 +48,9 @@ def test_a_backend_that_does_not_exist_is_refused(monkeypatch):
 
 @pytest.fixture
 def fresh():
-    backend._obstacle.cache_clear()
+    backend._choose.cache_clear()
     yield
-    backend._obstacle.cache_clear()
+    backend._choose.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")

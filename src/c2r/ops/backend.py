@@ -74,7 +74,11 @@ def choose_backend(device: torch.device) -> BackendChoice:
     Raises:
         InputError: `C2R_BACKEND` names one that does not exist or cannot run there.
     """
-    named = os.environ.get(VARIABLE)
+    return _choose(os.environ.get(VARIABLE), device)
+
+
+@functools.cache
+def _choose(named: str | None, device: torch.device) -> BackendChoice:
     if named is None:
         if device.type != "cuda":
             return BackendChoice(backend=Backend.REFERENCE, reason=f"tensors are on {device.type}")
@@ -92,7 +96,6 @@ def choose_backend(device: torch.device) -> BackendChoice:
     return BackendChoice(backend=Backend(named), reason=f"{VARIABLE} names it")
 
 
-@functools.cache
 def _obstacle(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on tensors of `device`; None if they can."""
     if importlib.util.find_spec("triton") is None:

@@ -56,7 +56,7 @@ class Scoring:
             weights = weights.masked_fill(~used_places(ids), 0.0)
         if self.renormalize:
             weights = weights / weights.sum(-1, keepdim=True)
-        return weights * self.scaling_factor, ids
+        return weights if self.scaling_factor == 1 else weights * self.scaling_factor, ids
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.function == "softmax" else logits.sigmoid()

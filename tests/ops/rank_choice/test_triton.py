@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c2r.ops.rank_choice import Criterion, RankRule, reference
+from c2r.ops.rank_choice import Criterion, RankRule, RankTables, members_of, reference
 from tests.ops.kernels import DEVICE, garbage_in_new_tensors, require_triton, seeded
 
 require_triton()
@@ -11,21 +11,17 @@ from c2r.ops.rank_choice import triton  # noqa: E402
 
 
 def some_layer(num_experts, num_ranks, criterion, strength, is_logits, seed=0):
-    """A rule, an even random placement, and the slots of each rank."""
+    """A rule, and the tables of an even random placement."""
     placement = torch.arange(num_experts) % num_ranks
     placement = placement[torch.randperm(num_experts, generator=seeded(seed))]
-    sizes = placement.bincount()
-    slots = torch.full((num_ranks, int(sizes.max())), num_experts)
-    for rank, size in enumerate(sizes.tolist()):
-        slots[rank, :size] = (placement == rank).nonzero().flatten()
     rule = RankRule(
         criterion=Criterion(criterion),
         strength=strength,
         num_ranks=num_ranks,
-        smallest_rank=int(sizes.min()),
+        smallest_rank=int(placement.bincount().min()),
         is_logits=is_logits,
     )
-    return rule, placement.to(DEVICE), slots.to(DEVICE)
+    return rule, RankTables.of(placement.to(DEVICE))
 
 
 def some_scores(num_tokens, num_experts, is_logits, dtype=torch.float32, seed=0):
@@ -34,14 +30,14 @@ def some_scores(num_tokens, num_experts, is_logits, dtype=torch.float32, seed=0)
 
 
 def chosen(layer, scores, k):
-    rule, placement, slots = layer
+    rule, tables = layer
     with garbage_in_new_tensors():
-        return triton.choose_on_ranks(scores, placement, slots, k, rule)
+        return triton.choose_on_ranks(scores, tables, k, rule)
 
 
 def expected(layer, scores, k):
-    rule, placement, slots = layer
-    return reference.choose_on_ranks(scores, placement, slots, k, rule)
+    rule, tables = layer
+    return reference.choose_on_ranks(scores, tables, k, rule)
 
 
 STRENGTHS = {"budgeted": (0.05, 0.4), "pruned": (0.1, 0.4), "priced": (0.02, 0.2)}
@@ -87,16 +83,18 @@ def test_ranks_are_granted_until_they_hold_k_experts(criterion, num_ranks):
     scores = some_scores(9, 2 * num_ranks, is_logits=False)
     ids = chosen(layer, scores, 6)
     assert all(len(set(row)) == 6 for row in ids.tolist())
-    ranks = [len(set(row)) for row in layer[1][ids].tolist()]
-    assert ranks == [len(set(row)) for row in layer[1][expected(layer, scores, 6)].tolist()]
+    ranks = [len(set(row)) for row in layer[1].placement[ids].tolist()]
+    assert ranks == [
+        len(set(row)) for row in layer[1].placement[expected(layer, scores, 6)].tolist()
+    ]
 
 
 @pytest.mark.parametrize("criterion", ["budgeted", "priced", "pruned"])
 @pytest.mark.parametrize("num_ranks", [4, 8])
 def test_an_expert_on_every_rank_is_never_given_up(criterion, num_ranks):
-    rule, placement, slots = some_layer(16, num_ranks, criterion, 0.3, is_logits=False)
-    placement[-2:] = num_ranks
-    layer = rule, placement, slots
+    rule, tables = some_layer(16, num_ranks, criterion, 0.3, is_logits=False)
+    tables.placement[-2:] = num_ranks
+    layer = rule, tables._replace(members=members_of(tables.placement, num_ranks))
     scores = some_scores(20, 16, is_logits=False)
     assert torch.equal(chosen(layer, scores, 4), expected(layer, scores, 4))
 

@@ -2,8 +2,8 @@
 
 from c2r.ops.backend import by_device
 from c2r.ops.rank_choice import reference
-from c2r.ops.rank_choice.reference import Criterion, RankRule, mass_of
+from c2r.ops.rank_choice.reference import Criterion, RankRule, RankTables, mass_of, members_of
 
 choose_on_ranks = by_device(reference.choose_on_ranks)
 
-__all__ = ["Criterion", "RankRule", "choose_on_ranks", "mass_of"]
+__all__ = ["Criterion", "RankRule", "RankTables", "choose_on_ranks", "mass_of", "members_of"]

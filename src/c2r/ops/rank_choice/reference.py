@@ -8,6 +8,7 @@ expert that is on every rank.
 import itertools
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,10 +83,47 @@ class RankRule:
         return min(per_expert * k, num_experts)
 
 
+class RankTables(NamedTuple):
+    """Where the experts of a layer are, in the forms that the choice reads; made once.
+
+    Attributes:
+        placement: `[E]` int64, the rank of each expert.
+        experts_by_rank: `[ranks, most]` int64, the experts of each rank, filled up with E.
+        members: `[ranks + 1, E]` float, 1 where a rank holds an expert; in the last row those that
+            are on every rank.
+        reach: `[options, ranks + 1]` bool, every set of ranks but the empty one, the last column
+            for experts on every rank; no option where ranks are too many to try them all.
+    """
+
+    placement: Tensor
+    experts_by_rank: Tensor
+    members: Tensor
+    reach: Tensor
+
+    @classmethod
+    def of(cls, placement: Tensor) -> "RankTables":
+        """The tables of a placement on ranks that all hold some experts."""
+        num_ranks = int(placement.max()) + 1
+        sizes = placement.bincount()
+        experts_by_rank = torch.full((num_ranks, int(sizes.max())), len(placement))
+        for rank, size in enumerate(sizes.tolist()):
+            experts_by_rank[rank, :size] = (placement == rank).nonzero().flatten()
+        return cls(
+            placement=placement,
+            experts_by_rank=experts_by_rank.to(placement.device),
+            members=members_of(placement, num_ranks),
+            reach=_all_sets(num_ranks).to(placement.device),
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks in all."""
+        return len(self.experts_by_rank)
+
+
 def choose_on_ranks(
     scores: Tensor,
-    placement: Tensor,
-    experts_by_rank: Tensor,
+    tables: RankTables,
     k: int,
     rule: RankRule,
     blocked: Tensor | None = None,
@@ -94,8 +132,7 @@ def choose_on_ranks(
 
     Args:
         scores: `[tokens, E]` selection scores.
-        placement: `[E]` int64.
-        experts_by_rank: `[ranks, most]` int64, the experts of each rank, filled up with E.
+        tables: where the experts are.
         k: experts per token.
         rule: how ranks are chosen.
         blocked: `[tokens, E]` bool, experts that a group limit of the model excludes: chosen only
@@ -104,19 +141,19 @@ def choose_on_ranks(
     Returns:
         `[tokens, k]` int64, best first. The place of a dropped expert repeats column 0.
     """
-    members = members_of(placement, rule.num_ranks)
+    members = tables.members
     if rule.is_group_limited:
         mass = mass_of(scores, rule.is_logits) if rule.is_logits else scores.float()
-        granted = best_ranks(mass, experts_by_rank, k, int(rule.strength))
+        granted = best_ranks(mass, tables.experts_by_rank, k, int(rule.strength))
         return _best_on(scores, granted, members, k, blocked)
     top = scores.topk(rule.num_candidates(k, scores.shape[-1]), dim=-1)
     mass, ids = mass_of(top.values, rule.is_logits), top.indices
     if rule.criterion is Criterion.PRICED:
         # Errors of unlike experts add up as energy does; plain mass lost more (docs/log.md).
         mass = mass.square()
-    options = rank_options(mass, ids, placement, rule.num_ranks, k)
+    options = rank_options(mass, ids, tables, k)
     if rule.criterion is Criterion.PRUNED:
-        return _dropped_elsewhere(ids, options.fewest(rule.least_kept), placement)
+        return _dropped_elsewhere(ids, options.fewest(rule.least_kept), tables.placement)
     if blocked is not None:
         options = options.filling(k, (~blocked).float() @ members.T)
     elif rule.smallest_rank < k:
@@ -144,17 +181,24 @@ class RankOptions:
     """Sets of ranks that each token may choose from, and what each would keep.
 
     Attributes:
-        ranks: `[tokens or 1, options, ranks]` bool.
         kept: `[tokens, options]` mass of the k best-scored experts on those ranks, as a share of
             the mass of the k best-scored of all; -inf for an option that cannot be taken.
+        num_ranks: `[options]` ranks of each, of the dtype of `kept`.
+        ranks: `[options, ranks]` bool, the same for all tokens; or `[tokens, ranks]` int16, the
+            turn of each rank: option n is then the ranks whose turn is at most n.
     """
 
-    ranks: Tensor
     kept: Tensor
+    num_ranks: Tensor
+    ranks: Tensor
 
     def filling(self, k: int, places: Tensor) -> "RankOptions":
         """The options that can fill k places; `places` `[tokens or 1, ranks + 1]` experts each."""
-        held = (self.ranks * places[:, None, :-1]).sum(-1) + places[:, None, -1]
+        if self._are_the_same_for_all:
+            ranks = self.ranks
+        else:
+            ranks = self.ranks[:, None] <= _numbers(self.kept.shape[-1], self.ranks)[:, None]
+        held = (ranks * places[:, None, :-1]).sum(-1) + places[:, None, -1]
         return replace(self, kept=self.kept.masked_fill(held < k, -torch.inf))
 
     def fewest(self, least_kept: float) -> Tensor:
@@ -163,28 +207,26 @@ class RankOptions:
         Gives `[tokens, ranks]` bool.
         """
         enough = self.kept >= least_kept
-        return self._best((-self._num_ranks()).where(enough, -torch.inf))
+        return self._best((-self.num_ranks).where(enough, -torch.inf))
 
     def worthwhile(self, price: float) -> Tensor:
         """The ranks that keep most once `price` is paid for each; `[tokens, ranks]` bool."""
-        return self._best(self.kept - price * self._num_ranks())
-
-    def _num_ranks(self) -> Tensor:
-        return self.ranks.sum(-1, dtype=self.kept.dtype)
+        return self._best(self.kept - price * self.num_ranks)
 
     def _best(self, worth: Tensor) -> Tensor:
         # Two steps instead of one weighted sum: by worth, then by mass, no factor to choose.
         is_best = worth == worth.amax(-1, keepdim=True)
         option = self.kept.masked_fill(~is_best, -torch.inf).argmax(-1)
-        if len(self.ranks) == 1:
-            return self.ranks[0].index_select(0, option)
-        index = option[:, None, None].expand(-1, 1, self.ranks.shape[-1])
-        return self.ranks.gather(1, index).squeeze(1)
+        if self._are_the_same_for_all:
+            return self.ranks.index_select(0, option)
+        return self.ranks <= option[:, None]
+
+    @property
+    def _are_the_same_for_all(self) -> bool:
+        return self.ranks.dtype == torch.bool
 
 
-def rank_options(
-    top_mass: Tensor, candidates: Tensor, placement: Tensor, num_ranks: int, k: int
-) -> RankOptions:
+def rank_options(top_mass: Tensor, candidates: Tensor, tables: RankTables, k: int) -> RankOptions:
     """What each token would keep on which ranks.
 
     Up to four ranks, every set of ranks is an option. Of more ranks, a token orders those that
@@ -195,27 +237,34 @@ def rank_options(
         top_mass: `[tokens, C]` non-negative masses of the best-scored experts, best first, in any
             unit; C from k to E. Fewer than E may understate what an option keeps.
         candidates: `[tokens, C]` int64, the ids of these experts.
-        placement: `[E]`.
-        num_ranks: ranks in all.
+        tables: where the experts are.
         k: experts per token.
     """
-    ranks = placement.index_select(0, candidates.flatten()).view_as(candidates)
-    if num_ranks <= MAX_RANKS_TRIED_IN_FULL:
-        options = _all_sets(num_ranks, ranks.device)
-        # A last column for experts that are on every rank: within reach of any set.
-        reach = torch.cat([options, options.new_ones(len(options), 1)], dim=1)
+    ranks = tables.placement.index_select(0, candidates.flatten()).view_as(candidates)
+    if len(tables.reach):
+        reach, sets = tables.reach, tables.reach[:, :-1]
         inside = reach.index_select(1, ranks.flatten()).view(len(reach), *ranks.shape)
-        return RankOptions(ranks=options[None], kept=_kept(inside.transpose(0, 1), top_mass, k))
-    turn = _turns(top_mass, ranks, num_ranks, k)
-    last = torch.arange(min(k, num_ranks), device=ranks.device, dtype=torch.int16)[:, None]
-    kept = _kept(turn.gather(-1, ranks)[:, None] <= last, top_mass, k)
-    return RankOptions(ranks=turn[:, None, :-1] <= last, kept=kept)
+        kept = _kept(inside.transpose(0, 1), top_mass, k)
+        num_ranks = sets.sum(-1, dtype=kept.dtype)
+        return RankOptions(kept=kept, num_ranks=num_ranks, ranks=sets)
+    turn = _turns(top_mass, ranks, tables.num_ranks, k)
+    last = _numbers(min(k, tables.num_ranks), turn)
+    kept = _kept(turn.gather(-1, ranks)[:, None] <= last[:, None], top_mass, k)
+    num_ranks = (last + 1).to(kept.dtype)
+    return RankOptions(kept=kept, num_ranks=num_ranks, ranks=turn[:, :-1])
 
 
-def _all_sets(num_ranks: int, device: torch.device) -> Tensor:
-    """Every set of ranks but the empty one, `[options, ranks]` bool."""
-    sets = list(itertools.product((False, True), repeat=num_ranks))[1:]
-    return torch.tensor(sets, device=device)
+def _numbers(size: int, like: Tensor) -> Tensor:
+    """0 to `size` - 1 in the dtype of another tensor, beside it."""
+    return torch.arange(size, device=like.device, dtype=like.dtype)
+
+
+def _all_sets(num_ranks: int) -> Tensor:
+    """As `RankTables.reach`."""
+    if num_ranks > MAX_RANKS_TRIED_IN_FULL:
+        return torch.empty(0, num_ranks + 1, dtype=torch.bool)
+    sets = itertools.product((False, True), repeat=num_ranks)
+    return torch.tensor([(*ranks, True) for ranks in sets][1:])
 
 
 def _turns(top_mass: Tensor, ranks: Tensor, num_ranks: int, k: int) -> Tensor:
@@ -224,14 +273,15 @@ def _turns(top_mass: Tensor, ranks: Tensor, num_ranks: int, k: int) -> Tensor:
     The first k turns include every rank that holds one of the first k candidates.
     """
     # Experts beyond the k best may be needed to fill up, but count by half: chosen by hand.
-    worth = torch.cat([top_mass[:, :k], top_mass[:, k:] / 2], dim=-1)
+    worth = top_mass.clone()
+    worth[:, k:].div_(2)
     held = top_mass.new_zeros(len(ranks), num_ranks + 1).scatter_add_(-1, ranks, worth)
-    is_home = torch.zeros_like(held, dtype=torch.bool).scatter_(-1, ranks[:, :k], True)
+    is_away = torch.ones_like(held, dtype=torch.bool).scatter_(-1, ranks[:, :k], False)
     # Ranks without one of the k best come last: so the first k turns always hold plain top-k, and a
     # budget can be met.
-    order = held.masked_fill(~is_home, -1.0)[:, :-1].argsort(dim=-1, descending=True)
-    places = torch.arange(num_ranks, device=ranks.device, dtype=torch.int16).expand_as(order)
-    return torch.full_like(held, -1, dtype=torch.int16).scatter_(-1, order, places)
+    order = held.masked_fill_(is_away, -1.0)[:, :-1].argsort(dim=-1, descending=True)
+    turn = torch.full_like(held, -1, dtype=torch.int16)
+    return turn.scatter_(-1, order, _numbers(num_ranks, turn).expand_as(order))
 
 
 def _kept(inside: Tensor, top_mass: Tensor, k: int) -> Tensor:

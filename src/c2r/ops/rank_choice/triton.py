@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2r.ops.launching import expert_of, launch, load_scores, score_of, sort_keys, store_best
 from c2r.ops.rank_choice import reference
-from c2r.ops.rank_choice.reference import MAX_RANKS_TRIED_IN_FULL, Criterion, RankRule, members_of
+from c2r.ops.rank_choice.reference import MAX_RANKS_TRIED_IN_FULL, Criterion, RankRule, RankTables
 
 _MAX_RANKS = 64  # a set of ranks is the bits of an int64
 _TILE = 1024
@@ -23,8 +23,7 @@ Chosen by hand; nothing spills on sm_90 (benchmarks/kernel_resources.py)."""
 
 def choose_on_ranks(
     scores: Tensor,
-    placement: Tensor,
-    experts_by_rank: Tensor,
+    tables: RankTables,
     k: int,
     rule: RankRule,
     blocked: Tensor | None = None,
@@ -32,12 +31,12 @@ def choose_on_ranks(
     """See the reference."""
     is_left = blocked is not None or rule.num_ranks > _MAX_RANKS
     if is_left or scores.dtype == torch.float64:
-        return reference.choose_on_ranks(scores, placement, experts_by_rank, k, rule, blocked)
+        return reference.choose_on_ranks(scores, tables, k, rule, blocked)
     scores = scores.contiguous()
     num_tokens, num_experts = scores.shape
     ids = torch.empty(num_tokens, k, dtype=torch.int64, device=scores.device)
     if rule.is_group_limited:
-        _choose_group_limited(scores, placement, experts_by_rank, ids, rule)
+        _choose_group_limited(scores, tables, ids, rule)
         return ids
     experts = triton.next_power_of_2(num_experts)
     tokens = max(1, _TILE // experts)
@@ -47,8 +46,7 @@ def choose_on_ranks(
     must_fill = rule.smallest_rank < k and not drops
     launch(
         _choose_on_ranks, (triton.cdiv(num_tokens, tokens),),
-        scores, placement,
-        members_of(placement, rule.num_ranks).sum(-1) if must_fill else placement,
+        scores, tables.placement, tables.members.sum(-1) if must_fill else tables.placement,
         ids, rule.strength if is_priced else rule.least_kept, num_tokens, num_experts,
         K=k, NUM_CANDIDATES=num_candidates, CANDIDATES=triton.next_power_of_2(num_candidates),
         NUM_RANKS=rule.num_ranks, RANKS=triton.next_power_of_2(rule.num_ranks + 1),
@@ -59,17 +57,16 @@ def choose_on_ranks(
     return ids
 
 
-def _choose_group_limited(
-    scores: Tensor, placement: Tensor, experts_by_rank: Tensor, ids: Tensor, rule: RankRule
-) -> None:
+def _choose_group_limited(scores: Tensor, tables: RankTables, ids: Tensor, rule: RankRule) -> None:
     (num_tokens, num_experts), k = scores.shape, ids.shape[1]
+    experts_by_rank = tables.experts_by_rank
     ranks, places = (triton.next_power_of_2(size) for size in experts_by_rank.shape)
     experts = triton.next_power_of_2(num_experts)
     tokens = max(1, _TILE // 2 // max(experts, ranks * places))
     num_allowed = int(rule.strength)
     launch(
         _choose_on_best_ranks, (triton.cdiv(num_tokens, tokens),),
-        scores, placement, experts_by_rank.contiguous(), ids, num_tokens, num_experts,
+        scores, tables.placement, experts_by_rank.contiguous(), ids, num_tokens, num_experts,
         experts_by_rank.shape[1],
         K=k, NUM_ALLOWED=num_allowed, PER_RANK=-(-k // num_allowed), NUM_RANKS=rule.num_ranks,
         IS_LOGITS=rule.is_logits, TOKENS=tokens, EXPERTS=experts, RANKS=ranks, SLOTS=places,
