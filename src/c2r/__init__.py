@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from c2r.adapters.huggingface import register_router as register_router
     from c2r.adapters.huggingface import remove as remove
     from c2r.adapters.huggingface import replay as replay
+    from c2r.adapters.huggingface import save_parallel as save_parallel
     from c2r.adapters.huggingface import save_plan_only as save_plan_only
     from c2r.adapters.huggingface import save_pretrained as save_pretrained
     from c2r.errors import C2RError as C2RError
@@ -85,6 +86,7 @@ _ROOMS = {
         "remove",
         "replay",
         "save_plan_only",
+        "save_parallel",
         "save_pretrained",
     ),
     "errors": ("C2RError",),

@@ -26,6 +26,7 @@ def run_checks(checks: Mapping[str, Check], num_ranks: int = 4) -> dict[str, str
 def _work(rank: int, num_ranks: int, folder: Path, checks: Mapping[str, Check]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank))
+    os.environ["OMP_NUM_THREADS"] = "1"  # accelerate would set two threads
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'meeting'}",

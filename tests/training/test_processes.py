@@ -28,13 +28,14 @@ CASES = {
     "ddp": SETTINGS,
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
     "replicas": replace(SETTINGS, expert_parallel=True),
+    "groups": replace(SETTINGS, expert_parallel=True),
 }
 
 
-def tune(out, settings, callbacks=(), has_replicas=False):
+def tune(out, settings, callbacks=(), name=""):
     model = tiny()
-    plan = plan_of(model)
-    plan = with_replicas(plan) if has_replicas else plan
+    plan = plan_of(model, num_ranks=2 if name == "groups" else 4)
+    plan = with_replicas(plan) if name == "replicas" else plan
     return finetune(model, examples(), plan, settings, out, callbacks)
 
 
@@ -43,16 +44,15 @@ def check(comm, settings, folder):
 
     With replicas also without an interruption, for the same weights.
     """
-    has_replicas = folder.name == "replicas"
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
     out = folder / "out"
     if settings.expert_parallel:
         with pytest.raises(KeyboardInterrupt):
-            tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [], has_replicas)
+            tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [], folder.name)
         assert (work_folder(out) / "checkpoint-2" / "process-3.safetensors").is_file()
-    result = tune(out, settings, has_replicas=has_replicas)
-    if has_replicas:
-        tune(folder / "whole", settings, has_replicas=True)
+    result = tune(out, settings, name=folder.name)
+    if folder.name == "replicas":
+        tune(folder / "whole", settings, name=folder.name)
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))
 
@@ -65,7 +65,10 @@ def test_four_processes_train_as_one_does(tmp_path):
         checks[name] = partial(check, settings=settings, folder=tmp_path / name)
     assert run_checks(checks) == {}
     for name, settings in CASES.items():
-        alone = tune(tmp_path / f"{name}-alone", replace(settings, expert_parallel=False))
+        settings = replace(settings, expert_parallel=False)
+        alone = tune(
+            tmp_path / f"{name}-alone", settings, name="groups" if name == "groups" else ""
+        )
         log = json.loads((tmp_path / name / "log.json").read_text())
         for ours, theirs in zip(alone.log[:3], log[:3], strict=True):
             for part in ("loss", "lm_loss", "kl", "aux_loss", "grad_norm"):

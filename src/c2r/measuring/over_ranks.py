@@ -25,7 +25,8 @@ class RunResult:
         num_tokens: tokens that went through the layers, padding included.
         seconds: of the slowest rank, loading excluded.
         rows_sent: by layer `[ranks, ranks]` rows that each rank (row) sent to each (column), its
-            own included; empty for a model in one process.
+            own included, added up over the groups where there are several; empty for a model in
+            one process.
     """
 
     loss: float
@@ -111,6 +112,13 @@ def _merge(parts: Sequence[dict[str, Any]]) -> RunResult:
         num_tokens=sum(part["num_tokens"] for part in parts),
         seconds=max(part["seconds"] for part in parts),
         rows_sent={
-            name: np.array([part["rows"][name] for part in parts]) for name in parts[0]["rows"]
+            name: _of_groups([part["rows"][name] for part in parts]) for name in parts[0]["rows"]
         },
     )
+
+
+def _of_groups(rows: Sequence[Sequence[int]]) -> Int:
+    """`[ranks, ranks]` rows of all groups together, from those of each process `[ranks]`."""
+    num_ranks = len(rows[0])
+    summed: Int = np.array(rows, dtype=np.int64).reshape(-1, num_ranks, num_ranks).sum(0)
+    return summed

@@ -9,13 +9,14 @@ or `parallel_moe(hidden, expert_ids, weights, experts, dispatcher, num_chunks=2)
 draws one token through a dispatch.
 """
 
-from c2r.parallel.agreement import agree
+from c2r.parallel.agreement import agree, do_together
 from c2r.parallel.chunks import fastest_chunks
 from c2r.parallel.comm import Comm, ProcessGroupComm, SplitSizes
 from c2r.parallel.dispatch import Dispatcher, ExpertRows, Handle, Leg
 from c2r.parallel.factory import DISPATCHERS, make_dispatcher
 from c2r.parallel.faults import named_failure
 from c2r.parallel.layer import parallel_moe
+from c2r.parallel.mesh import Mesh, check_multiple, make_mesh
 from c2r.parallel.parts import Part, Share, Sharing, parts_beside, remove_parts, share_out
 from c2r.parallel.profiles import merge_profiles
 from c2r.parallel.sharded import is_sharded
@@ -30,6 +31,7 @@ __all__ = [
     "ExpertRows",
     "Handle",
     "Leg",
+    "Mesh",
     "Part",
     "ProcessGroupComm",
     "Share",
@@ -38,11 +40,14 @@ __all__ = [
     "SimulatedComm",
     "SplitSizes",
     "agree",
+    "check_multiple",
+    "do_together",
     "fastest_chunks",
     "gather_bytes",
     "is_sharded",
     "join_world",
     "make_dispatcher",
+    "make_mesh",
     "merge_profiles",
     "named_failure",
     "parallel_moe",

@@ -14,9 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from c2r.adapters.huggingface import describe_model, save_pretrained
+from c2r.adapters.huggingface import describe_model
 from c2r.artifacts import check_free, open_to_others, write_text
 from c2r.errors import InputError
 from c2r.plans import Plan
@@ -25,6 +23,7 @@ from c2r.training.data import Window
 from c2r.training.settings import FinetuneSettings
 
 REQUEST_FILE = "finetune.json"
+_NEW = "new"
 _FREE = ("save_every", "log_every", "report_to")
 """Settings that may differ when a run is resumed."""
 
@@ -61,6 +60,11 @@ def describe_windows(windows: Sequence[Window]) -> str:
 def work_folder(out: Path) -> Path:
     """Where `out` is made."""
     return out.with_name(f"{out.name}.partial")
+
+
+def new_folder(out: Path) -> Path:
+    """Where the tuned model is written before `publish`."""
+    return work_folder(out) / _NEW
 
 
 def model_folder(out: Path) -> Path:
@@ -110,7 +114,7 @@ def clear_finished(out: Path) -> None:
     work = work_folder(out)
     if (out / "config.json").exists() and work.is_dir():
         left = {path.name for path in work.iterdir()} - {path.name for path in checkpoints(work)}
-        if left <= {REQUEST_FILE, "new"}:
+        if left <= {REQUEST_FILE, _NEW}:
             shutil.rmtree(work)
 
 
@@ -131,26 +135,17 @@ def _differences(before: Request, now: Request) -> Iterator[str]:
             yield f"{name} = {settings.get(name)} instead of {value}"
 
 
-def publish(
-    model: Any,
-    out: Path,
-    state: Any,
-    tokenizer: Any = None,
-    state_dict: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Writes the constrained model, its tokenizer and the Trainer's state; renames them to `out`.
+def publish(out: Path, state: Any) -> None:
+    """Writes the Trainer's state beside the model in `new_folder`; renames both to `out`.
 
     Raises:
-        InputError: it cannot be written.
+        OSError: it cannot be written.
     """
     work, final = work_folder(out), model_folder(out)
-    new = work / "new"
-    shutil.rmtree(new, ignore_errors=True)
-    save_pretrained(model, new, tokenizer, state_dict)
     final.mkdir(exist_ok=True)
     state.save_to_json(str(final / "trainer_state.json"))
     shutil.copy2(work / REQUEST_FILE, final)
-    for path in new.iterdir():
+    for path in new_folder(out).iterdir():
         shutil.rmtree(final / path.name, ignore_errors=True)  # of a run that was killed here
         path.replace(final / path.name)
     open_to_others(final)

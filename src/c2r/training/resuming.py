@@ -16,12 +16,13 @@ from transformers import Trainer, TrainerCallback
 from c2r.adapters.huggingface import (
     expert_parameters,
     is_parallel,
+    mesh_of,
     reduce_gradients,
     refresh_replicas,
 )
 from c2r.errors import InputError
 from c2r.interrupts import handling
-from c2r.parallel import Comm, gather_bytes, join_world, named_failure
+from c2r.parallel import Comm, do_together, join_world, named_failure
 from c2r.training.checkpoint import (
     SHARED,
     Part,
@@ -96,23 +97,22 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         Raises:
             InputError: it could not write.
         """
-        failure: Exception | None = None
-        if self.is_world_process_zero() or not only_first:
+        step = self.state.global_step
+
+        def checked() -> None:
             try:
                 write()
             except (OSError, SafetensorError) as error:
-                failure = error
-        # All hear of a failure before any raises; the others would wait for one that raised alone.
-        told = [] if failure is None else [str(failure)]
-        if self.processes is not None:
-            what = f"the writing after step {self.state.global_step}"
-            told = [t.decode() for t in gather_bytes("".join(told).encode(), self.processes, what)]
-        if any(told):
-            raise InputError(
-                f"cannot write to {self.args.output_dir} after step {self.state.global_step} "
-                f"({next(filter(None, told))}); {self.last_checkpoint()}; make room, then run the "
-                "same again"
-            ) from failure
+                raise InputError(
+                    f"cannot write to {self.args.output_dir} after step {step} ({error}); "
+                    f"{self.last_checkpoint()}; make room, then run the same again"
+                ) from error
+
+        if self.processes is None:
+            checked()
+        else:
+            what = f"the writing after step {step}"
+            do_together(checked, self.processes, what, only_first=only_first)
 
     def last_checkpoint(self) -> str:
         """Which checkpoint there is, in words."""
@@ -165,8 +165,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             get_total_norm([grad for p, grad in trained.items() if (p in experts) is is_own])
             for is_own in (True, False)
         )
-        # Experts of other processes count once each, weights that all hold once in all.
-        norm = (self.accelerator.reduce(own.square(), "sum") + shared.square()).sqrt()
+        # Every expert counts once, though each group has it, and so do weights that all hold.
+        experts_squared = self.accelerator.reduce(own.square(), "sum")
+        norm = (experts_squared / mesh_of(self.base).num_groups + shared.square()).sqrt()
         clip_grads_with_norm_(trained, self.args.max_grad_norm, norm)
         return norm
 

@@ -1,5 +1,6 @@
 """Fine-tuning under a plan, on transformers' Trainer."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,14 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from c2r.adapters.huggingface import apply, gather_state_dict, is_parallel, parallelize, prepare
+from c2r.adapters.huggingface import (
+    apply,
+    is_parallel,
+    parallelize,
+    prepare,
+    save_parallel,
+    save_pretrained,
+)
 from c2r.errors import InputError
 from c2r.measuring import unconstrained
 from c2r.parallel import agree, join_world
@@ -24,6 +32,7 @@ from c2r.training.folder import (
     claim,
     make_request,
     model_folder,
+    new_folder,
     publish,
     work_folder,
 )
@@ -115,15 +124,26 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
                 save = partial(save_adapter, trained, model, plan, final / "adapter")
                 trainer.on_all(save, only_first=True)
         if out is not None:
-            whole = gather_state_dict(model) if is_parallel(model) else None
-            save = partial(publish, model, out, trainer.state, tokenizer, whole)
-            trainer.on_all(save, only_first=True)
+            _save(trainer, model, out, tokenizer)
     return FinetuneResult(
         num_steps=trainer.state.global_step,
         num_trainable=num_trainable,
         seconds=time.perf_counter() - start,
         log=tuple(trainer.state.log_history),
     )
+
+
+def _save(trainer: ConstrainedTrainer, model: Any, out: Path, tokenizer: Any) -> None:
+    """Makes `out` of the tuned model; of spread experts every process writes its own."""
+
+    new = new_folder(out)
+    left = partial(shutil.rmtree, new, ignore_errors=True)  # of a run that was killed here
+    trainer.on_all(left, only_first=True)
+    if is_parallel(model):
+        save_parallel(model, new, tokenizer)
+    else:
+        trainer.on_all(partial(save_pretrained, model, new, tokenizer), only_first=True)
+    trainer.on_all(partial(publish, out, trainer.state), only_first=True)
 
 
 def _check(model: Any, windows: Sequence[Window]) -> None:

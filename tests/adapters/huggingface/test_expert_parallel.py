@@ -6,22 +6,21 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import c2r
-from c2r.adapters.huggingface import find_sites, load_model
+from c2r.adapters.huggingface import load_model
 from c2r.adapters.huggingface.expert_parallel.loading import sharding_of_experts
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     _experts_of,
     counting_rows,
     load_parallel,
+    mesh_of,
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
@@ -34,8 +33,9 @@ from c2r.adapters.huggingface.folders import skeleton_of
 from c2r.assets import tiny_folder
 from c2r.errors import CommunicationError, InputError, ModelError, PlanError, PlanMismatchError
 from c2r.parallel import DISPATCHERS
-from c2r.plans import ClusterTopology, LayerPlan, Plan
+from tests.adapters.huggingface import saving
 from tests.adapters.huggingface.families import FAMILIES, IS_OLD
+from tests.adapters.huggingface.spread_models import make_plan, summed_loss, tiny, tokens
 from tests.parallel.processes import run_checks
 
 pytestmark = pytest.mark.skipif(IS_OLD, reason="transformers spreads experts from 5.23 on")
@@ -49,46 +49,6 @@ SOME_FAMILIES = (
     "gemma4_text",
     "minimax_m2",
 )
-
-
-def make_plan(model, num_ranks, seed=0, num_nodes=1, num_replicas=0):
-    """Experts anywhere, ranks of unequal size."""
-    rng = np.random.default_rng(seed)
-
-    def layer(site):
-        ranks = np.concatenate(
-            [np.arange(num_ranks), rng.integers(0, num_ranks, site.num_experts - num_ranks)]
-        )
-        placement = rng.permutation(ranks)
-        replicas = [
-            rng.choice(np.flatnonzero(placement != rank), num_replicas, replace=False)
-            for rank in range(num_ranks)
-        ]
-        return LayerPlan(
-            name=site.name,
-            num_experts=site.num_experts,
-            top_k=site.top_k,
-            placement=placement,
-            replicas=np.stack(replicas),
-        )
-
-    return Plan(
-        layers=tuple(layer(site) for site in find_sites(model)),
-        topology=ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes),
-    )
-
-
-def tiny():
-    return load_model(tiny_folder(), dtype=torch.float32)
-
-
-def tokens(num_ranks, length=24):
-    return torch.randint(0, 256, (num_ranks, length), generator=torch.Generator().manual_seed(0))
-
-
-def summed_loss(model, ids):
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
 
 
 def own_part(name, grad, plan, rank):
@@ -120,6 +80,24 @@ def loss_and_gradients(comm):
         reduce_gradients(model)
         for (name, mine), whole in zip(model.named_parameters(), single.parameters(), strict=True):
             exact = own_part(name, whole.grad, plan, comm.rank)
+            assert (mine.grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
+
+
+def groups_of_ranks(comm):
+    """Two groups of two ranks compute what one process does, loaded in parts or spread."""
+    single, ids = tiny(), tokens(comm.size)
+    summed_loss(single, ids).backward()
+    plan = make_plan(single, 2, num_replicas=3)
+    loaded, spread = load_parallel(tiny_folder(), plan, dtype=torch.float32), tiny()
+    parallelize(spread, plan)
+    assert list(mesh_of(loaded).to_torch().mesh.flatten()) == [0, 1, 2, 3]
+    for model in (loaded, spread):
+        with counting_rows(model) as rows:
+            summed_loss(model, ids[comm.rank : comm.rank + 1]).backward()
+        assert all(len(sent) == 2 for sent in rows.values())
+        reduce_gradients(model)
+        for (name, mine), whole in zip(model.named_parameters(), single.parameters(), strict=True):
+            exact = own_part(name, whole.grad, plan, comm.rank % 2)
             assert (mine.grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
 
 
@@ -173,7 +151,7 @@ def state_dicts_with_replicas(comm):
 
 def check_saved(model, state):
     with tempfile.TemporaryDirectory() as folder:
-        with pytest.raises(InputError, match="holds some of the experts only"):
+        with pytest.raises(InputError, match=r"call c2r\.save_parallel on all ranks"):
             c2r.save_pretrained(model, Path(folder) / "model")
         c2r.save_pretrained(model, Path(folder) / "model", state_dict=state)
         saved = load_model(Path(folder) / "model").state_dict()
@@ -319,8 +297,9 @@ def loading_what_differs(comm):
 
 def plans_that_do_not_fit(comm):
     model = tiny()
-    with pytest.raises(PlanMismatchError, match="the plan is for 2 ranks, 4 are running"):
-        parallelize(model, make_plan(model, 2))
+    problem = "the plan is for 3 ranks, 4 are running; start 3 or another multiple of 3, or plan"
+    with pytest.raises(PlanMismatchError, match=rf"{problem} again for 1 or 2 or 4 ranks"):
+        parallelize(model, make_plan(model, 3))
     plan = make_plan(model, comm.size)
     crowded = replace(plan.layers[1], placement=plan.layers[1].placement.clip(max=2))
     with pytest.raises(PlanError, match="leaves rank 3 without experts"):
@@ -334,6 +313,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         loss_and_gradients,
+        groups_of_ranks,
         sharded_rest,
         state_dicts,
         state_dicts_with_replicas,
@@ -348,6 +328,7 @@ CHECKS = {
         ranks_that_differ,
         loading_what_differs,
         plans_that_do_not_fit,
+        *saving.CHECKS,
     )
 }
 

@@ -5,11 +5,13 @@ from importlib import import_module
 from c2r.adapters.huggingface.batches import Batch, as_batches, forward_inputs, read_batch
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
 from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
+from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     counting_rows,
     is_parallel,
     load_parallel,
+    mesh_of,
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
@@ -83,6 +85,7 @@ __all__ = [
     "load_model",
     "load_parallel",
     "load_tokenizer",
+    "mesh_of",
     "model_type",
     "parallelize",
     "prepare",
@@ -95,6 +98,7 @@ __all__ = [
     "register_router",
     "remove",
     "replay",
+    "save_parallel",
     "save_plan_only",
     "save_pretrained",
     "traces",

@@ -168,26 +168,36 @@ def save_pretrained(
     Raises:
         PlanError: no plan is applied.
         PlanMismatchError: the measurement is of another plan.
-        InputError: the folder is not empty or cannot be written, or the model is parallel and its
-            weights were not gathered.
+        InputError: the folder is not empty or cannot be written, or the model is parallel, which
+            `save_parallel` saves.
     """
     if hasattr(model, PARALLEL_ATTRIBUTE) and not state_dict:
         raise InputError(
-            "this rank holds some of the experts only; call c2r.gather_state_dict on all ranks, "
-            "then save on rank 0 with its result as state_dict"
+            "this rank holds some of the experts only; call c2r.save_parallel on all ranks"
         )
+    with atomic_folder(Path(folder)) as temporary:
+        write_folder(model, temporary, tokenizer, state_dict, measurement)
+
+
+def write_folder(
+    model: PreTrainedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    measurement: Measurement | None = None,
+) -> None:
+    """Writes what `save_pretrained` does into `folder`; with an empty dict all but the weights."""
     plan = applied_plan(model)
     if plan is None:
         raise PlanError("the model carries no plan; apply one before saving")
     name = str(getattr(model.config, "name_or_path", "")) or None
     card = model_card(plan, name, measurement)
-    with atomic_folder(Path(folder)) as temporary:
-        # A copy: transformers takes tied weights out of the dict that it is given.
-        weights = None if state_dict is None else dict(state_dict)
-        model.save_pretrained(temporary, state_dict=weights)
-        write_text(temporary / CARD_FILE, card)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+    # A copy: transformers takes tied weights out of the dict that it is given.
+    weights = None if state_dict is None else dict(state_dict)
+    model.save_pretrained(folder, state_dict=weights)
+    write_text(folder / CARD_FILE, card)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def from_pretrained(

@@ -1,7 +1,7 @@
 """Weights of experts that are spread over ranks."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,15 +57,20 @@ def in_pieces(tensors: tuple[Tensor, ...], num_per_rank: float) -> Iterator[tupl
 
 
 @torch.no_grad()
-def move_experts(module: nn.Module, comm: Comm, before: Homes, after: Homes) -> None:
-    """Brings the experts of a module from their own ranks `before` to all their ranks `after`.
+def move_experts(module: nn.Module, comm: Comm, before: Homes, wanted: Sequence[Int]) -> None:
+    """Brings the experts of a module from their own ranks `before` to those that want them.
 
     They travel in pieces, so that little more memory is needed than for one parameter twice.
+
+    Args:
+        module: its parameters are those of this rank.
+        comm: the ranks.
+        before: where the experts are.
+        wanted: by rank the experts that it will have, in the order of its parameters' rows.
     """
-    if np.array_equal(before.placement, after.placement) and not after.replicas.size:
+    if all(np.array_equal(before.on(rank), experts) for rank, experts in enumerate(wanted)):
         return
     # To each rank in the order that it will have; so from each sender they arrive in that order.
-    wanted = [after.on(rank) for rank in range(comm.size)]
     sent = [experts[before.placement[experts] == comm.rank] for experts in wanted]
     row_of = np.cumsum(before.placement == comm.rank) - 1
     order = torch.from_numpy(row_of[np.concatenate(sent)])

@@ -39,14 +39,17 @@ from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
 from c2r.adapters.huggingface.sources import find_source
-from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
+from c2r.errors import InputError, ModelError, PlanError
 from c2r.parallel import (
     Handle,
+    Mesh,
     ProcessGroupComm,
     agree,
+    check_multiple,
     fastest_chunks,
     join_world,
     make_dispatcher,
+    make_mesh,
     parallel_moe,
 )
 from c2r.plans import LayerPlan, Plan, contiguous_placement
@@ -166,31 +169,37 @@ def parallelize(
 
     Every rank calls this with the same model and runs its own batches from then on, as many
     forward and backward passes as the others. Each keeps its own experts only. The model computes
-    what it did before; a policy is applied apart, by `c2r.apply`. Gradients of experts are sums
-    over the tokens of all ranks; `reduce_gradients` sums those of replicas and all others.
+    what it did before; a policy is applied apart, by `c2r.apply`. Gradients are completed by
+    `reduce_gradients`.
+
+    More processes than the plan has ranks R are groups of R, each of which holds every expert:
+    process g * R + r is rank r of group g. Tokens stay within their group.
 
     Args:
         model: a transformers model, whole on every rank.
-        plan: for this model and as many ranks.
+        plan: for this model; the processes are a multiple of its ranks.
         group: process group or one-dimensional device mesh; the default group where absent.
         options: how tokens travel.
 
     Raises:
         ModelError: the family has no expert-parallel plan in transformers, or is not supported.
         InputError: the model is parallel already.
-        PlanMismatchError: the plan is for another model or number of ranks.
+        PlanMismatchError: the plan is for another model, or the processes are no multiple of its
+            ranks.
         PlanError: the plan leaves a rank without experts of its own, or does not fit the model.
         CommunicationError: ranks differ in model, plan, type or options.
     """
     names = _experts_of(model)
     if is_parallel(model):
         raise InputError("the model is parallel already; load it again to spread it differently")
-    comm = ProcessGroupComm(_process_group(group), options.timeout)
-    for name, homes in _agreed_homes(model, names, plan, options, comm).items():
+    world = ProcessGroupComm(_process_group(group), options.timeout)
+    agreed = _agreed_homes(model, names, plan, options, world)
+    mesh = make_mesh(world, plan.topology.num_ranks)
+    for name, homes in agreed.items():
         module = model.get_submodule(name)
-        replace_experts(module, _own_experts(homes, comm.rank))
-        _install(model, name, homes, comm, plan, options)
-    setattr(model, PARALLEL_ATTRIBUTE, names)
+        replace_experts(module, _own_experts(homes, mesh.ranks.rank))
+        _install(model, name, homes, mesh.ranks, plan, options)
+    setattr(model, PARALLEL_ATTRIBUTE, Spread(names=names, mesh=mesh))
 
 
 def load_parallel(
@@ -200,14 +209,14 @@ def load_parallel(
     options: ParallelOptions = ParallelOptions(),
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Loads a model of which each rank reads and keeps only its own experts.
+    """Loads a model of which each rank keeps only its own experts, and reads no more than these.
 
     All else is whole on every rank. Run under torchrun; see `parallelize` for what comes out. A
     plan in the folder constrains the model, as in `c2r.load_model`.
 
     Args:
         source: a model folder, or a name on the Hugging Face hub.
-        plan: for this model and as many ranks as torchrun started.
+        plan: for this model; torchrun started a multiple of its ranks.
         dtype: of the weights; None keeps that of the checkpoint.
         options: how tokens travel.
         kwargs: passed on to `c2r.load_model`.
@@ -225,9 +234,10 @@ def load_parallel(
     found = find_source(source, **kwargs)
     skeleton = skeleton_of(found.location, **found.options)
     names = _experts_of(skeleton)
-    config = sharding_of_experts(skeleton, names, comm.size)
     facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
     agree({**facts, "the plan": plan.fingerprint}, comm)
+    check_multiple(comm.size, plan.topology.num_ranks)
+    config = sharding_of_experts(skeleton, names, comm.size)
     model = load_weights(found.location, dtype, distributed_config=config, **found.options)
     forget_distribution(model)
     for name in names:
@@ -237,13 +247,29 @@ def load_parallel(
         _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
     # Both look for the routers by a forward pass, for which contiguous experts do.
     constrain(model, found.plan)
-    for name, homes in _agreed_homes(model, names, plan, options, comm).items():
+    agreed = _agreed_homes(model, names, plan, options, comm)
+    mesh = make_mesh(comm, plan.topology.num_ranks)
+    for name, homes in agreed.items():
         module = model.get_submodule(name)
-        move_experts(module, comm, _experts(module).homes, homes)
+        wanted = [homes.on(rank % mesh.ranks.size) for rank in range(comm.size)]
+        move_experts(module, comm, _experts(module).homes, wanted)
         del module.forward  # the class's own, which runs the experts, is back
-        _install(model, name, homes, comm, plan, options)
-    setattr(model, PARALLEL_ATTRIBUTE, names)
+        _install(model, name, homes, mesh.ranks, plan, options)
+    setattr(model, PARALLEL_ATTRIBUTE, Spread(names=names, mesh=mesh))
     return model.eval()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Spread:
+    """What a parallel model knows of itself.
+
+    Attributes:
+        names: paths of the experts modules.
+        mesh: the processes.
+    """
+
+    names: tuple[str, ...]
+    mesh: Mesh
 
 
 def is_parallel(model: nn.Module) -> bool:
@@ -251,9 +277,18 @@ def is_parallel(model: nn.Module) -> bool:
     return hasattr(model, PARALLEL_ATTRIBUTE)
 
 
+def mesh_of(model: nn.Module) -> Mesh:
+    """The processes of a parallel model. Raises `InputError` where it is not parallel."""
+    if not is_parallel(model):
+        raise InputError(f"{model_type(model)} is not parallel; call c2r.parallelize first")
+    spread: Spread = getattr(model, PARALLEL_ATTRIBUTE)
+    return spread.mesh
+
+
 def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExperts]]:
     """The expert modules of a parallel model, in its order, with their paths."""
-    for name in getattr(model, PARALLEL_ATTRIBUTE, ()):
+    spread: Spread | None = getattr(model, PARALLEL_ATTRIBUTE, None)
+    for name in spread.names if spread is not None else ():
         module = model.get_submodule(name)
         yield name, module, _experts(module)
 
@@ -334,11 +369,7 @@ def _agreed_homes(
         "the dispatcher": [options.dispatcher, options.num_chunks, str(options.dispatch_dtype)],
     }
     agree(facts, comm)
-    if plan.topology.num_ranks != comm.size:
-        raise PlanMismatchError(
-            f"the plan is for {plan.topology.num_ranks} ranks, {comm.size} are running; plan again "
-            f"for {comm.size} ranks"
-        )
+    check_multiple(comm.size, plan.topology.num_ranks)
     check_plan(plan, model, sites, strict=False)
     # Router and experts are neighbours: what is before the last dot of their paths is the same.
     by_block = {
@@ -347,7 +378,7 @@ def _agreed_homes(
     homes = {}
     for name in names:
         layer = by_block.get(name.rpartition(".")[0])
-        homes[name] = _homes(model.get_submodule(name), layer, comm.size)
+        homes[name] = _homes(model.get_submodule(name), layer, plan.topology.num_ranks)
     return homes
 
 

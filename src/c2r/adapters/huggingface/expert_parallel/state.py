@@ -1,15 +1,18 @@
 """Gradients and state dicts of a model whose experts are spread over ranks."""
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
-from c2r.adapters.huggingface.expert_parallel.spread import local_experts
-from c2r.adapters.huggingface.models import model_type
-from c2r.errors import InputError
+from c2r.adapters.huggingface.expert_parallel.spread import local_experts, mesh_of
 from c2r.parallel import Comm, is_sharded
+
+_BUCKET_BYTES = 25 * 2**20
+"""Of gradients per message, as torch's DDP has it: little beside the model, and long enough that a
+message's fixed cost does not count."""
 
 
 def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -25,11 +28,12 @@ def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
 def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     """Completes the gradients of a parallel model after backward, on every rank.
 
-    The gradients of experts are sums over the tokens of all ranks already; those of replicas are
-    added to them here, in the order of the ranks, and become zero. Those of all other parameters
-    are summed here: then all are as one process would compute them from the sum of the ranks'
-    losses. With `average`, all are divided by the number of ranks: as from the mean of the losses.
-    Parameters that FSDP2 shards are left to it, and FSDP2 averages.
+    The gradients of experts are sums over the tokens of their group of ranks already; those of
+    replicas are added to them here, in the order of the ranks, and become zero, and then those of
+    all groups are summed. Those of all other parameters are summed over all ranks: then all are as
+    one process would compute them from the sum of the ranks' losses. With `average`, all are
+    divided by the number of ranks: as from the mean of the losses. Parameters that FSDP2 shards are
+    left to it, and FSDP2 averages.
 
     A step of the optimizer is expected to follow. The next forward pass begins by copying the
     weights of experts to their replicas.
@@ -37,30 +41,45 @@ def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     Raises:
         InputError: the model is not parallel.
     """
-    comm = _comm(model)
+    mesh = mesh_of(model)
     for _, _, local in local_experts(model):
         local.reduce_gradients()
     experts = expert_parameters(model)
-    whole = [p for p in model.parameters() if p.requires_grad and p not in experts]
-    whole = [p for p in whole if not is_sharded(p)]
-    _sum_over_ranks(whole, comm)
+    trained = [p for p in model.parameters() if p.requires_grad and not is_sharded(p)]
+    own = [p for p in trained if p in experts]
+    shared = [p for p in trained if p not in experts]
+    if mesh.num_groups > 1:
+        _sum_over_ranks(own, mesh.peers)
+    _sum_over_ranks(shared, mesh.world)
     if average:
-        for parameter in [*whole, *experts]:
+        for parameter in trained:
             if parameter.grad is not None:
-                parameter.grad /= comm.size
+                parameter.grad /= mesh.world.size
 
 
-def _sum_over_ranks(parameters: list[nn.Parameter], comm: Comm) -> None:
+def _sum_over_ranks(parameters: Sequence[nn.Parameter], comm: Comm) -> None:
     for parameter in parameters:  # A rank that did not use a parameter still takes part in its sum.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    # One message per type instead of one per parameter; types in the same order on all ranks.
-    for dtype in sorted({p.dtype for p in parameters}, key=str):
-        grads = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
+    grads = [p.grad for p in parameters if p.grad is not None]
+    for bucket in _buckets(grads):
+        flat = torch.cat([grad.flatten() for grad in bucket])
         comm.all_reduce(flat)
-        for grad, total in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+        for grad, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             grad.copy_(total.view_as(grad))
+
+
+def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Small tensors of one type together, as one message; the same on all ranks."""
+    # Types in the same order on all ranks; their tensors are in the order of the model.
+    for dtype in sorted({grad.dtype for grad in grads}, key=str):
+        bucket: list[Tensor] = []
+        for grad in (grad for grad in grads if grad.dtype == dtype):
+            if bucket and sum(g.nbytes for g in [*bucket, grad]) > _BUCKET_BYTES:
+                yield bucket
+                bucket = []
+            bucket.append(grad)
+        yield bucket
 
 
 def refresh_replicas(model: nn.Module) -> None:
@@ -83,16 +102,12 @@ def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         InputError: the model is not parallel.
     """
-    comm = _comm(model)
+    mesh = mesh_of(model)
+    if mesh.group > 0:
+        return {}
     state = OrderedDict(model.state_dict())
     for name, module, experts in local_experts(model):
         for parameter, _ in module.named_parameters(recurse=False):
             key = f"{name}.{parameter}"
-            state[key] = gather_experts(state[key], comm, experts.homes)
-    return state if comm.rank == 0 else {}
-
-
-def _comm(model: nn.Module) -> Comm:
-    for _, _, experts in local_experts(model):
-        return experts.comm
-    raise InputError(f"{model_type(model)} is not parallel; call c2r.parallelize first")
+            state[key] = gather_experts(state[key], mesh.ranks, experts.homes)
+    return state if mesh.ranks.rank == 0 else {}

@@ -1,0 +1,199 @@
+"""Saves a model whose experts are spread over ranks: every rank writes what it holds.
+
+The folder is the one that a single process would write, in transformers' own layout: experts with
+names of their own, or stacked. transformers translates names and shapes from its modules to the
+files; here it does so for one expert at a time.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from c2r.adapters.checkpoints.side_by_side import SideBySide
+from c2r.adapters.huggingface.expert_parallel.spread import local_experts, mesh_of
+from c2r.adapters.huggingface.folders import write_folder
+from c2r.adapters.huggingface.models import model_type
+from c2r.artifacts import atomic_folder
+from c2r.errors import InputError, ModelError
+from c2r.parallel import Comm, Mesh, do_together
+
+_WHAT = "the writing of the model"
+
+
+def save_parallel(
+    model: PreTrainedModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes a constrained model whose experts are spread over ranks, and its plan.
+
+    Every rank calls this, with the same folder on a disk that all of them see. Each writes its own
+    experts and a share of all else, so that no rank ever holds more than it does. The folder is as
+    `save_pretrained` writes it from one process, and appears whole or not at all.
+
+    Args:
+        model: spread by `parallelize` or `load_parallel`; a plan was applied.
+        folder: must not exist, or be empty.
+        tokenizer: saved too, if given.
+        max_shard_size: of each file of weights, in bytes or as "5GB".
+
+    Raises:
+        PlanError: no plan is applied.
+        ModelError: the files of this family keep no expert apart from the others.
+        InputError: the model is not parallel; or the folder is not empty, is not the same on all
+            ranks, or cannot be written by one.
+        CommunicationError: a rank does not answer.
+    """
+    mesh, folder = mesh_of(model), Path(folder)
+    with _folder_of_all(folder, mesh.world) as temporary:
+        stored = _Stored.of(model)
+        with closing(SideBySide(temporary, stored.whole, max_shard_size)) as files:
+
+            def begin() -> None:
+                with _refusing(folder):
+                    write_folder(model, temporary, tokenizer, {})
+                    files.create()
+
+            do_together(begin, mesh.world, _WHAT, only_first=True)
+
+            def write() -> None:
+                with _refusing(folder):
+                    _write_own(model, stored, mesh, files)
+
+            do_together(write, mesh.world, _WHAT)
+
+
+@contextmanager
+def _folder_of_all(folder: Path, world: Comm) -> Iterator[Path]:
+    """A temporary folder that all ranks may write to; the first makes it and renames it."""
+    with ExitStack() as stack:
+
+        def begin() -> str:
+            return str(stack.enter_context(atomic_folder(folder)))
+
+        yield Path(do_together(begin, world, _WHAT, only_first=True))
+        do_together(stack.close, world, _WHAT, only_first=True)
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {folder}: {error.strerror or error}; nothing was left behind; make "
+            "room, on a disk that all ranks see"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Stored:
+    """How the files of a model hold it.
+
+    Attributes:
+        whole: every stored tensor by name, on the meta device.
+        rest: those that are not of experts, with their values.
+    """
+
+    whole: Mapping[str, Tensor]
+    rest: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "_Stored":
+        state = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+        ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+        state = {name: tensor for name, tensor in state.items() if name not in ignored}
+        whole = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+        for name, module, experts in local_experts(model):
+            for key, tensor in _parameters(name, module).items():
+                del state[key]
+                whole[key] = _of_experts(tensor, len(experts.homes.placement))
+        return cls(
+            whole=revert_weight_conversion(model, whole),
+            rest=revert_weight_conversion(model, state),
+        )
+
+
+def _write_own(model: PreTrainedModel, stored: _Stored, mesh: Mesh, files: SideBySide) -> None:
+    """Writes this rank's experts, which those of other groups share with it, and of all else."""
+    for name in list(stored.rest)[mesh.world.rank :: mesh.world.size]:
+        files.write(name, stored.rest[name])
+    for name, module, experts in local_experts(model):
+        places = _places_of_experts(model, name, module, len(experts.homes.placement))
+        own = experts.homes.on(mesh.ranks.rank)[: experts.homes.num_own(mesh.ranks.rank)]
+        for row in range(mesh.group, len(own), mesh.num_groups):
+            one = {
+                key: tensor.detach()[row : row + 1]
+                for key, tensor in _parameters(name, module).items()
+            }
+            for key, values in revert_weight_conversion(model, one).items():
+                places[key].write(files, values, int(own[row]))
+    files.flush()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a tensor of each expert is: `{}` in its name stands for the id, or rows of a stack."""
+
+    name: str
+    is_stacked: bool
+
+    def write(self, files: SideBySide, values: Tensor, expert: int) -> None:
+        if self.is_stacked:
+            files.write(self.name, values, first_value=expert * values.numel())
+        else:
+            files.write(self.name.format(expert), values)
+
+
+def _places_of_experts(
+    model: PreTrainedModel, name: str, module: nn.Module, num_experts: int
+) -> dict[str, _Place]:
+    """The places of a module's tensors, by the names that those of a single expert have."""
+    parameters = _parameters(name, module)
+    one, every = (
+        revert_weight_conversion(
+            model, {key: _of_experts(tensor, count) for key, tensor in parameters.items()}
+        )
+        for count in (1, num_experts)
+    )
+    places = {key: _place(key, values, every, num_experts) for key, values in one.items()}
+    unknown = [key for key, place in places.items() if place is None]
+    if unknown:
+        raise ModelError(
+            f"the files of {model_type(model)} keep no expert of {unknown[0]} apart; save it on "
+            "rank 0 with c2r.save_pretrained and the state_dict of c2r.gather_state_dict"
+        )
+    return {key: place for key, place in places.items() if place is not None}
+
+
+def _place(
+    key: str, values: Tensor, every: Mapping[str, Tensor], num_experts: int
+) -> _Place | None:
+    stack = every.get(key)
+    if stack is not None and stack.shape == (num_experts * len(values), *values.shape[1:]):
+        return _Place(name=key, is_stacked=True)
+    parts = key.split(".")
+    for index in (index for index, part in enumerate(parts) if part == "0"):
+        pattern = ".".join([*parts[:index], "{}", *parts[index + 1 :]])
+        if all(pattern.format(expert) in every for expert in range(num_experts)):
+            return _Place(name=pattern, is_stacked=False)
+    return None
+
+
+def _parameters(name: str, module: nn.Module) -> dict[str, Any]:
+    """The parameters of the experts at `name`, by their names in the model."""
+    return {f"{name}.{key}": tensor for key, tensor in module.named_parameters(recurse=False)}
+
+
+def _of_experts(tensor: Tensor, num_experts: int) -> Tensor:
+    """Without values: the tensor as it would be of so many experts."""
+    return torch.empty(num_experts, *tensor.shape[1:], dtype=tensor.dtype, device="meta")
