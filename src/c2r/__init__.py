@@ -64,7 +64,10 @@ if TYPE_CHECKING:
     from c2r.tasks import evaluate as evaluate
     from c2r.tasks import load_tasks as load_tasks
     from c2r.training import FinetuneSettings as FinetuneSettings
+    from c2r.training import RoutingCallback as RoutingCallback
     from c2r.training import finetune as finetune
+    from c2r.training import freeze_routers as freeze_routers
+    from c2r.training import routing_metrics as routing_metrics
 
 _ROOMS = {
     "adapters.checkpoints": ("permute_checkpoint", "undo_permutation"),
@@ -112,7 +115,13 @@ _ROOMS = {
         "evaluate",
         "load_tasks",
     ),
-    "training": ("FinetuneSettings", "finetune"),
+    "training": (
+        "FinetuneSettings",
+        "RoutingCallback",
+        "finetune",
+        "freeze_routers",
+        "routing_metrics",
+    ),
 }
 """The public names of each room; the imports above say the same to type checkers, to whom only
 `name as name` is an export."""

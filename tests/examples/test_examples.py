@@ -63,6 +63,14 @@ def test_finetune(planned, run_example):
     assert all(float(after) < float(before) for before, after in losses)
 
 
+def test_accelerate_loop(planned, run_example):
+    printed = run_example("accelerate_loop")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert all(1 < float(copies) < 4 for copies in re.findall(r"([\d.]+) copies", printed))
+    assert printed.endswith("parameters saved with the plan\n")
+
+
 @pytest.mark.distributed
 def test_expert_parallel(planned, folder):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]

@@ -46,6 +46,9 @@ def finetune(
             help="full, router (routers only) or lora (adapters and routers).", show_default="full"
         ),
     ] = None,
+    freeze_routers: Annotated[
+        bool, typer.Option("--freeze-routers", help="Train no router, in mode full or lora.")
+    ] = False,
     preset: Annotated[
         str | None,
         typer.Option(

@@ -1,10 +1,13 @@
 """Fine-tuning of constrained models."""
 
+from c2r.training.callback import RoutingCallback
 from c2r.training.data import DataSettings, TrainingData, collate, read_windows
 from c2r.training.folder import check_unfinished, clear_finished, describe_windows
 from c2r.training.heldout import HeldOut, measure_held_out, split_windows
+from c2r.training.metrics import routing_metrics
 from c2r.training.progress import Progress
 from c2r.training.settings import FinetuneSettings
+from c2r.training.trainable import freeze_routers
 from c2r.training.tuning import FinetuneResult, finetune
 
 __all__ = [
@@ -13,13 +16,16 @@ __all__ = [
     "FinetuneSettings",
     "HeldOut",
     "Progress",
+    "RoutingCallback",
     "TrainingData",
     "check_unfinished",
     "clear_finished",
     "collate",
     "describe_windows",
     "finetune",
+    "freeze_routers",
     "measure_held_out",
     "read_windows",
+    "routing_metrics",
     "split_windows",
 ]

@@ -44,6 +44,7 @@ class FinetuneSettings:
     Attributes:
         mode: `full` trains all parameters, `router` only the routers, `lora` adapters of the
             linear layers, and the routers.
+        freeze_routers: routers do not train, in `full` and `lora` mode.
         num_steps: optimizer steps; None for as many as `num_epochs` take.
         num_epochs: passes over the windows where `num_steps` is None.
         batch_size: windows per step, over all processes and accumulated batches.
@@ -69,6 +70,7 @@ class FinetuneSettings:
     """
 
     mode: Mode = "full"
+    freeze_routers: bool = False
     num_steps: int | None = None
     num_epochs: int = 1
     batch_size: int = 16
@@ -94,6 +96,8 @@ class FinetuneSettings:
         """Refuses what cannot be meant."""
         if self.mode not in get_args(Mode):
             raise InputError(f"mode {self.mode!r} is unknown; choose {', '.join(get_args(Mode))}")
+        if self.mode == "router" and self.freeze_routers:
+            raise InputError("mode router trains routers only; freeze_routers leaves it nothing")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a share of the steps, from 0 to 1")
         for names, is_good, wanted in _RANGES:

@@ -28,12 +28,34 @@ def router_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def freeze_routers(model: nn.Module) -> int:
+    """Stops all routers of a model from training, selection biases included.
+
+    Call it before the optimizer is made. The choice of experts still changes, by what comes to the
+    routers.
+
+    Returns:
+        the parameters that were training.
+
+    Raises:
+        ModelError: the model is not supported.
+    """
+    frozen = 0
+    for parameter in router_parameters(model).values():
+        frozen += parameter.numel() * parameter.requires_grad
+        parameter.requires_grad_(False)
+    return frozen
+
+
 @contextmanager
-def training_only(model: nn.Module, mode: Mode, lora_rank: int) -> Iterator[Any]:
+def training_only(
+    model: nn.Module, mode: Mode, lora_rank: int, routers: bool = True
+) -> Iterator[Any]:
     """The model to train, with gradients for what `mode` trains and nothing else.
 
-    In `lora` mode that is a PEFT model around `model`, whose adapters are merged into `model` when
-    the block ends. `requires_grad` is restored.
+    Without `routers`, these do not train either. In `lora` mode that is a PEFT model around
+    `model`, whose adapters are merged into `model` when the block ends. `requires_grad` is
+    restored.
 
     Raises:
         InputError: `lora` without PEFT installed.
@@ -46,6 +68,8 @@ def training_only(model: nn.Module, mode: Mode, lora_rank: int) -> Iterator[Any]
             adapted = _with_adapters(model, lora_rank) if mode == "lora" else None
             for parameter in router_parameters(model).values():
                 parameter.requires_grad_(True)
+        if not routers:
+            freeze_routers(model)
         yield adapted or model
     finally:
         if adapted is not None:

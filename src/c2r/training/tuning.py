@@ -106,7 +106,8 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         final = None if out is None else model_folder(out)
         boards = tensorboard_callbacks(settings.report_to, final, arguments.should_log)
         set_seed(settings.seed)  # adapters begin at random
-        with training_only(model, settings.mode, settings.lora_rank) as trained:
+        given = settings.mode, settings.lora_rank, not settings.freeze_routers
+        with training_only(model, *given) as trained:
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
             trainer = ConstrainedTrainer(
                 _constraint(model, trained, plan, settings),

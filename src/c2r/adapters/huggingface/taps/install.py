@@ -171,6 +171,25 @@ def applied_plan(model: nn.Module) -> Plan | None:
     return None if installation is None else installation.plan
 
 
+def constrained_module(model: nn.Module) -> tuple[nn.Module, Plan | None]:
+    """The part of a model that a plan was applied to, and the plan; the model itself without one.
+
+    That is the base model where adapters were put around it later.
+    """
+    for module in model.modules():
+        installation: Installation | None = vars(module).get(_ATTRIBUTE)
+        if installation is not None and installation.plan is not None:
+            return module, installation.plan
+    return model, None
+
+
+def keep_plan_of(module: nn.Module, model: nn.Module) -> None:
+    """Lets `model`, which was put around a constrained module, be saved with that one's plan."""
+    installation: Installation | None = vars(module).get(_ATTRIBUTE)
+    if installation is not None and model is not module:
+        keep_plan(model, installation)
+
+
 def installed(model: nn.Module) -> Installation | None:
     """The installation of this model.
 

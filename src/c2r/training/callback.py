@@ -1,0 +1,68 @@
+"""c2r in a Trainer of the user's own: the routing in its log, the plan in what it saves."""
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from c2r.adapters.huggingface import capture, constrained_module, keep_plan_of
+from c2r.errors import PlanError
+from c2r.plans import Plan
+from c2r.training.metrics import routing_metrics
+
+
+class RoutingCallback(TrainerCallback):  # type: ignore[misc]
+    """Logs the routing of a constrained model while a Trainer trains it.
+
+        c2r.apply(model, plan)
+        trainer = Trainer(model, ...)  # or TRL's
+        trainer.add_callback(c2r.RoutingCallback(trainer))
+
+    At each step that the Trainer logs, its log and all that it reports to get the figures of
+    `c2r.routing_metrics`, of one batch of this process. The plan is saved with every
+    checkpoint; with adapters, whose folders hold no model, it is saved beside them.
+
+    Args:
+        trainer: transformers' `Trainer`, or one made from it.
+        plan: whose ranks are counted; default: the plan that is applied to the model.
+
+    Raises:
+        PlanError: no plan is applied, and none is given.
+        ModelError: the model has no routers that c2r can watch.
+    """
+
+    def __init__(self, trainer: Any, plan: Plan | None = None) -> None:
+        self._trainer = trainer
+        self._model, applied = constrained_module(trainer.model)
+        if plan is None and applied is None:
+            raise PlanError("the model carries no plan to watch; call c2r.apply(model, plan) first")
+        self._plan = plan
+        self._is_due = False
+        self._metrics: dict[str, float] = {}
+        self._compute_loss = trainer.compute_loss
+        trainer.compute_loss = self._recorded_loss  # where an error, too, ends the recording
+        keep_plan_of(self._model, trainer.model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Finds whether the step may be logged."""
+        step = state.global_step + 1
+        is_first = step == 1 and args.logging_first_step
+        is_between = args.logging_strategy == "steps" and step % state.logging_steps != 0
+        self._is_due = is_first or not is_between
+
+    def _recorded_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own loss of a batch; notes the routing of the first one of a step."""
+        if not self._is_due:
+            return self._compute_loss(*args, **kwargs)
+        self._is_due = False
+        with capture(self._model) as recorder:
+            loss = self._compute_loss(*args, **kwargs)
+            plan = self._plan or constrained_module(self._model)[1]
+            if plan is not None:
+                self._metrics = routing_metrics(recorder.take(), plan)
+        return loss
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """Adds the figures to the Trainer's log, after its own entry."""
+        metrics, self._metrics = self._metrics, {}
+        if metrics:
+            self._trainer.log(metrics)
