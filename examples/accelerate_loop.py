@@ -19,7 +19,8 @@ def main() -> None:
     plan = c2r.Plan.load("plan.safetensors")
     c2r.apply(model, plan)  # before `prepare`, which may shard or wrap the model
     texts = read_texts(heldout_files())
-    batches = list(token_batches(texts, tokenizer, seq_len=128, batch_size=8, num_tokens=6144))
+    batches = list(token_batches(texts, tokenizer, seq_len=128, batch_size=8, num_tokens=3072))
+    batches *= 2  # epochs
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     whole = accelerator.unwrap_model(model)

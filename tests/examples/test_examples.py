@@ -66,7 +66,7 @@ def test_finetune(planned, run_example):
 def test_accelerate_loop(planned, run_example):
     printed = run_example("accelerate_loop")
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert len(losses) == 6 and sum(losses[3:]) < sum(losses[:3])
     assert all(1 < float(copies) < 4 for copies in re.findall(r"([\d.]+) copies", printed))
     assert printed.endswith("parameters saved with the plan\n")
 
