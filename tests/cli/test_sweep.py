@@ -5,6 +5,7 @@ import json
 import pytest
 
 import c2r.measuring
+from c2r.cli.processes import run_processes
 from c2r.planning import STRENGTH_NAMES
 from tests.cli.test_cli import assert_refused, call, call_json
 
@@ -93,7 +94,10 @@ def test_a_finished_sweep_is_not_run_again(capsys, swept, monkeypatch):
     assert found["points"] == before["points"] and "partial" not in found
 
 
-def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "num_processes", [1, pytest.param(2, marks=pytest.mark.distributed, id="on two ranks")]
+)
+def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch, num_processes):
     out = tmp_path / "again.json"
     arguments = ["sweep", "tiny", "--ranks", 4, "--out", out, *SMALL, *POLICIES]
     add, calls = c2r.measuring.Tally.add_routing, []
@@ -110,10 +114,20 @@ def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch):
     partial = json.loads(out.read_text())
     assert not partial["complete"]
     assert [tally["num_batches"] for tally in partial["partial"]["all"]] == [2] * 5
-    status, _, err = call(capsys, *arguments)
-    assert status == 0 and "going on from there" in err
+    if num_processes == 1:
+        status, _, err = call(capsys, *arguments)
+        assert status == 0 and "going on from there" in err
+    else:
+        assert run_processes([str(word) for word in arguments], num_processes) == 0
     whole, resumed = (json.loads(path.read_text()) for path in (swept, out))
-    assert resumed["points"] == whole["points"][:4]
+    if num_processes == 1:
+        assert resumed["points"] == whole["points"][:4]
+    assert len(resumed["points"]) == 4 and resumed["complete"]
+    for found, expected in zip(resumed["points"], whole["points"], strict=False):
+        assert found["plan_fingerprint"] == expected["plan_fingerprint"]
+        for key in ("loss", "kl", "copies", "loss_increase", "num_tokens", "step_time"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-6)
+    assert sorted(tmp_path.iterdir()) == [out, out.with_suffix(".profile.safetensors")]
 
 
 def test_transfer_and_plot(capsys, tmp_path):

@@ -14,6 +14,8 @@ from c2r.cli.models import (
     load_model_and_tokenizer,
     resolve_texts,
 )
+from c2r.cli.processes import is_first_process
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 
 if TYPE_CHECKING:
     from c2r.sweeps import Optimized
@@ -45,35 +47,41 @@ def optimize(
     out: Annotated[Path, typer.Option(help="Folder for plan, sweep, profile and report.")] = Path(
         "c2r-optimized"
     ),
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
     """Find the plan that takes the least time on a cluster within a loss, or say that none pays.
 
     The first half of every text is profiled and planned on, the second half measures. Times are
     predicted from what was measured there and from the cluster's figures. An interrupted search
-    resumes from the folder with the same command.
+    resumes from the folder with the same command. Under torchrun each rank takes its share of the
+    text.
     """
     from c2r.sweeps import optimize as search
 
     for name in _FILES:
         check_output(out / name, model, cluster, *(text or ()))
-    loaded, tokenizer = load_model_and_tokenizer(model, loading)
-    out.mkdir(parents=True, exist_ok=True)
-    found = search(
-        loaded,
-        tokenizer,
-        resolve_texts(text),
-        cluster,
-        max_loss_increase=max_loss_increase,
-        policies=tuple(policy or ("priced",)),
-        tokens_per_rank=tokens_per_rank,
-        phase=phase,
-        num_tokens=tokens,
-        seed=seed,
-        out=out / "sweep.json",
-        progress=progress_bar,
-        note=note,
-    )
+    with together(timeout, "gloo") as ranks:
+        loaded, tokenizer = load_model_and_tokenizer(model, loading)
+        out.mkdir(parents=True, exist_ok=True)
+        found = search(
+            loaded,
+            tokenizer,
+            resolve_texts(text),
+            cluster,
+            max_loss_increase=max_loss_increase,
+            policies=tuple(policy or ("priced",)),
+            tokens_per_rank=tokens_per_rank,
+            phase=phase,
+            num_tokens=tokens,
+            seed=seed,
+            out=out / "sweep.json",
+            progress=progress_bar,
+            note=ranks.note,
+            comm=ranks.comm,
+        )
+    if not is_first_process():
+        return
     plan = out / "plan.safetensors"
     found.plan.save(plan)
     report = _write_report(found, out)

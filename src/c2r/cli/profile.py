@@ -56,6 +56,8 @@ def profile(
     check_all_data(*(data or ()))
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
     with together(timeout, "gloo") as ranks:
+        from c2r.parallel import parts_beside
+
         source = _Conversations(data) if data else _Texts(resolve_texts(text))
         facts = {"the text": source.facts(), **cutting, "seed": seed, "dtype": loading.dtype}
         ranks.agree(facts)
@@ -70,7 +72,7 @@ def profile(
         batches = source.batches(tokenizer, seed, cutting)
         total = min(tokens, source.most_tokens())
         finished: CollaborationProfile | None
-        if ranks.comm is None:
+        if ranks.comm is None and not parts_beside(out):
             finished = _count(loaded, batches, total, out, request, seed)
         else:
             finished = _shared_out(ranks, loaded, batches, total, out, request, seed)
@@ -133,7 +135,6 @@ def _shared_out(
     from c2r.parallel import merge_profiles, parts_beside, remove_parts, share_out
     from c2r.profiling import CollaborationProfile
 
-    assert ranks.comm is not None
     described = describe_model(model)
     ranks.agree({"the model": described["model_fingerprint"]})
     parts = unfinished_parts(parts_beside(out), {**described, "seed": seed, **request})
@@ -144,7 +145,7 @@ def _shared_out(
     counted: CollaborationProfile | None = None
     if first:
         asked = {**request, "share": sharing.share.to_json()}
-        each = total // ranks.comm.size
+        each = total // sharing.share.size
         counted = _count(model, chain(first, own), each, sharing.path, asked, seed)
     for path in sharing.taken:
         taken = CollaborationProfile.load(path)
@@ -154,7 +155,7 @@ def _shared_out(
         whole = {"request": {**described, "seed": seed, **request}, "complete": True}
         merged = replace(merged, provenance={**merged.provenance, **whole})
         merged.save(out)
-    ranks.comm.meet("the writing of the profile")
+    ranks.meet("the writing of the profile")
     remove_parts([*parts, sharing.path])
     return merged
 
@@ -163,6 +164,8 @@ def _check_shares(ranks: Ranks, has_some: bool, was_begun: bool) -> None:
     """Raises `InputError` on all ranks if one has nothing to count of a run that is just begun."""
     from c2r.parallel import gather_bytes
 
+    if ranks.comm is None:
+        return
     found = gather_bytes(b"1" * has_some, ranks.comm, "the shares of the text")
     if not all(found) and not was_begun:
         raise InputError(

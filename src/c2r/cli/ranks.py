@@ -42,6 +42,16 @@ class Ranks:
 
             agree(facts, self.comm)
 
+    def note(self, message: str) -> None:
+        """A line for the user's eyes, from the first rank."""
+        if self.comm is None or self.comm.rank == 0:
+            note(message)
+
+    def meet(self, what: str) -> None:
+        """Waits until all are here."""
+        if self.comm is not None:
+            self.comm.meet(what)
+
 
 @contextmanager
 def together(timeout: float, backend: Callable[[], str] | str | None = None) -> Iterator[Ranks]:

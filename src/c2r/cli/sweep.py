@@ -15,6 +15,8 @@ from c2r.cli.models import (
     load_model_and_tokenizer,
     resolve_texts,
 )
+from c2r.cli.processes import is_first_process
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 
 if TYPE_CHECKING:
     from c2r.results import Measurement, SweepResult, TransferResult
@@ -61,6 +63,7 @@ def sweep(
     batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 16,
     loading: ModelOptions = DEFAULT_LOADING,
     seed: Annotated[int, typer.Option(help="Draws the parts of the text and the placement.")] = 0,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     plot: Annotated[Path | None, typer.Option(help="PNG of the curve to draw.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -69,7 +72,8 @@ def sweep(
     The first half of every text is profiled and planned on, experts placed for the least predicted
     time; the second half measures: loss, KL to the unconstrained model, copies per token and load,
     with 95 % intervals of the loss over windows of text. Times on the cluster are predicted from
-    what was measured. An interrupted sweep goes on from --out with the same command.
+    what was measured. An interrupted sweep goes on from --out with the same command. Under torchrun
+    each rank takes its share of the text.
     """
     from c2r import sweeps
     from c2r.reporting import check_matplotlib, write_sweep_chart
@@ -81,7 +85,6 @@ def sweep(
         check_matplotlib()
     where = cluster_of(cluster, ranks, nodes)
     check_phase(phase)
-    loaded, tokenizer = load_model_and_tokenizer(model, loading)
     request = sweeps.SweepRequest(
         num_ranks=where.num_ranks,
         num_nodes=where.num_nodes,
@@ -97,15 +100,20 @@ def sweep(
         batch_size=batch_size,
         seed=seed,
     )
-    found = sweeps.sweep(
-        loaded,
-        tokenizer,
-        resolve_texts(text),
-        request,
-        out=out,
-        progress=progress_bar,
-        note=note,
-    )
+    with together(timeout, "gloo") as processes:
+        loaded, tokenizer = load_model_and_tokenizer(model, loading)
+        found = sweeps.sweep(
+            loaded,
+            tokenizer,
+            resolve_texts(text),
+            request,
+            out=out,
+            progress=progress_bar,
+            note=processes.note,
+            comm=processes.comm,
+        )
+    if not is_first_process():
+        return
     if plot is not None:
         write_sweep_chart(found, plot)
         note(f"wrote {plot}")

@@ -104,6 +104,16 @@ class Tally:
     num_batches: int = 0
     routing: RoutingTally | None = None
 
+    def add(self, other: "Tally") -> None:
+        """Adds the sums of other windows."""
+        self.losses += other.losses
+        self.num_predicted += other.num_predicted
+        self.kl += other.kl
+        self.num_agreeing += other.num_agreeing
+        if other.routing is not None:
+            self.add_routing(other.routing)
+            self.num_batches += other.num_batches - 1
+
     def add_routing(self, routing: RoutingTally) -> None:
         """Adds the routing of one batch."""
         self.num_batches += 1

@@ -22,7 +22,7 @@ from c2r.parallel.profiles import merge_profiles
 from c2r.parallel.sharded import is_sharded
 from c2r.parallel.signs import Signs, world_signs
 from c2r.parallel.simulated import SimulatedComm, simulate
-from c2r.parallel.world import gather_bytes, join_world
+from c2r.parallel.world import from_first, gather_bytes, join_world
 
 __all__ = [
     "DISPATCHERS",
@@ -43,6 +43,7 @@ __all__ = [
     "check_multiple",
     "do_together",
     "fastest_chunks",
+    "from_first",
     "gather_bytes",
     "is_sharded",
     "join_world",

@@ -88,14 +88,15 @@ def parts_beside(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f"{_escaped(out.name)}.rank*of*"))
 
 
-def share_out(out: Path, parts: Mapping[Path, Part], comm: Comm) -> Sharing:
+def share_out(out: Path, parts: Mapping[Path, Part], comm: Comm | None) -> Sharing:
     """What each rank does of a run whose result goes to `out`; all ranks call it.
 
     Args:
         out: where the result goes.
         parts: those of `parts_beside` that are of this run, as this rank can read them.
-        comm: the ranks.
+        comm: the ranks; None where there is one process.
     """
+    rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
     seen, whose = _tell(parts, comm)
     chosen, covered = _disjoint(seen)
     done = _spans(covered)
@@ -103,23 +104,25 @@ def share_out(out: Path, parts: Mapping[Path, Part], comm: Comm) -> Sharing:
         same = [name for name in chosen if seen[name].share.done == candidate]
         others = set[int]().union(*(seen[n].numbers for n in chosen if n not in same))
         if _spans(others) == candidate and all(
-            seen[name].share.size == comm.size and seen[name].share.rank in whose[name]
-            for name in same
+            seen[name].share.size == size and seen[name].share.rank in whose[name] for name in same
         ):
             done, chosen = candidate, [name for name in chosen if name not in same]
             break
-    share = Share(comm.rank, comm.size, done)
+    share = Share(rank, size, done)
     turns = [(name, whose[name][turn % len(whose[name])]) for turn, name in enumerate(chosen)]
-    taken = tuple(out.with_name(name) for name, rank in turns if rank == comm.rank)
+    taken = tuple(out.with_name(name) for name, whom in turns if whom == rank)
     return Sharing(share, _path(out, share), taken)
 
 
-def _tell(parts: Mapping[Path, Part], comm: Comm) -> tuple[dict[str, Part], dict[str, list[int]]]:
+def _tell(
+    parts: Mapping[Path, Part], comm: Comm | None
+) -> tuple[dict[str, Part], dict[str, list[int]]]:
     """The parts that any rank sees, by name, and who sees each."""
     own = {path.name: (part.share.to_json(), part.num_batches) for path, part in parts.items()}
     seen: dict[str, Part] = {}
     whose: dict[str, list[int]] = {}
-    told = gather_bytes(json.dumps(own).encode(), comm, "the sharing of the text")
+    data = json.dumps(own).encode()
+    told = [data] if comm is None else gather_bytes(data, comm, "the sharing of the text")
     for rank, data in enumerate(told):
         for name, (share, num_batches) in json.loads(data).items():
             seen[name] = Part(Share.from_json(share), num_batches)

@@ -7,19 +7,22 @@ from c2r.profiling import CollaborationProfile
 
 
 def merge_profiles(
-    own: CollaborationProfile | None, comm: Comm, *, everywhere: bool = False
+    own: CollaborationProfile | None, comm: Comm | None, *, everywhere: bool = False
 ) -> CollaborationProfile | None:
     """The profile of all ranks' tokens; every rank gives its own, or None where it has none.
 
     The ranks merge in pairs, then pairs of pairs, and so on: none holds more than two profiles.
 
     Returns:
-        On rank 0 the merge, on the others None; with `everywhere` the merge on all.
+        On rank 0 the merge, on the others None; with `everywhere` on all. One process, without
+        `comm`, gets its own.
 
     Raises:
         InputError: the profiles are of different models.
         CommunicationError: a rank does not answer in time.
     """
+    if comm is None:
+        return own
     what = "the merging of profiles"
     comm.meet(what)
     step = 1

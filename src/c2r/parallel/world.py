@@ -149,6 +149,13 @@ def gather_bytes(
     return [part.numpy().tobytes() for part in torch.split(received, counts)]
 
 
+def from_first(make: Callable[[], bytes], comm: Comm | None, what: str) -> bytes:
+    """What rank 0 makes, on all ranks; None for one process."""
+    if comm is None:
+        return make()
+    return gather_bytes(make() if comm.rank == 0 else b"", comm, what)[0]
+
+
 def send_bytes(data: bytes, partner: int | None, comm: Comm, what: str) -> bytes:
     """Sends data to one rank and gives what that rank sent; all ranks call it, in pairs.
 

@@ -95,6 +95,10 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Writes the plan atomically. Raises `InputError` if it cannot be written."""
+        write_artifact(path, self.to_artifact())
+
+    def to_artifact(self) -> Artifact:
+        """The plan as arrays and a JSON header."""
         header = {
             "num_ranks": self.topology.num_ranks,
             "num_nodes": self.topology.num_nodes,
@@ -117,13 +121,17 @@ class Plan:
             arrays[f"layers.{index}.placement"] = layer.placement.astype(np.int16)
             if layer.replicas.size:
                 arrays[f"layers.{index}.replicas"] = layer.replicas.astype(np.int16)
-        write_artifact(path, Artifact(kind="plan", header=header, arrays=arrays))
+        return Artifact(kind="plan", header=header, arrays=arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """Reads a plan. Raises `ArtifactError` if the file is damaged or of another kind."""
-        artifact = read_artifact(path, "plan")
-        with damaged_file(path):
+        return cls.from_artifact(read_artifact(path, "plan"), path)
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, source: str | Path = "the data") -> "Plan":
+        """The plan in an artifact; `source` names it in errors. Raises `ArtifactError`."""
+        with damaged_file(source):
             plan = cls(
                 layers=tuple(
                     _read_layer(index, entry, artifact.arrays)
@@ -137,7 +145,7 @@ class Plan:
             )
             check_plan(plan)
         if plan.fingerprint != artifact.header.get("fingerprint"):
-            raise ArtifactError(f"{path} was changed after it was written; make the plan again")
+            raise ArtifactError(f"{source} was changed after it was written; make the plan again")
         return plan
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from c2r.adapters.huggingface import is_parallel
 from c2r.errors import InputError
+from c2r.parallel import Comm
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
 from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
@@ -66,6 +67,7 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
     out: str | Path | None = None,
     progress: Progress = no_progress,
     note: Callable[[str], None] = lambda _: None,
+    comm: Comm | None = None,
 ) -> Optimized:
     """The plan for `model` that takes the least predicted time on `cluster` within a loss.
 
@@ -88,6 +90,7 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
         out: the sweep's JSON file, from which an interrupted search resumes; None keeps nothing.
         progress: as `sweep` takes it.
         note: takes a line for the user's eyes.
+        comm: as `sweep` takes it.
 
     Raises:
         InputError: the cluster cannot be read, the phase is unknown, or as `sweep`.
@@ -118,6 +121,7 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
         progress=progress,
         note=note,
         on_profile=calibration.append,
+        comm=comm,
     )
     profile = calibration[0]
     workload = Workload.of(profile, tokens_per_rank, Phase(phase))

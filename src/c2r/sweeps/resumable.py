@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from c2r.adapters.huggingface import describe_model, find_sites, profile, remove
 from c2r.artifacts import damaged_file, read_json, write_text
 from c2r.errors import ArtifactError, InputError
 from c2r.measuring import keeping_plan
+from c2r.parallel import Comm, Share, agree
 from c2r.planning import cluster_of, make_plan, placing, settings_per_layer
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction import Phase, Workload
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepPoint, SweepResult, TransferResult
+from c2r.sweeps.crew import Crew, Keep, Stage
 from c2r.sweeps.grid import DEFAULT_POLICIES, parse_points
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import spread_points
@@ -89,6 +92,7 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
     progress: Progress = no_progress,
     note: Callable[[str], None] = lambda _: None,
     on_profile: Callable[[CollaborationProfile], None] = lambda _: None,
+    comm: Comm | None = None,
 ) -> SweepResult:
     """Plans on the first half of each text, and measures many plans on the second half.
 
@@ -103,6 +107,8 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         progress: opens a progress bar with a text and a total of tokens, gives what advances it.
         note: called with a line for the user.
         on_profile: called with the profile of all texts that the plans are made from.
+        comm: ranks that share the text, each with the whole model; all get the result. None for
+            one process.
 
     Raises:
         InputError: the texts are too short or too few, or a file cannot be written.
@@ -117,6 +123,7 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         progress=progress,
         note=note,
         on_profile=on_profile,
+        crew=Crew(comm, None if out is None else Path(out)),
     )
     with keeping_plan(model):
         remove(model)
@@ -163,6 +170,7 @@ class _ResumableSweep:
     progress: Progress
     note: Callable[[str], None]
     on_profile: Callable[[CollaborationProfile], None]
+    crew: Crew
     state: Document = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
@@ -171,10 +179,12 @@ class _ResumableSweep:
         """Runs what is left of the sweep of `texts`."""
         if self.request.transfer and len(texts) < 2:
             raise InputError("a transfer plans on one text and measures on others; give several")
+        if self.crew.comm is not None:
+            agree(describe_request(self.request, self.model, texts), self.crew.comm)
         first, second = split_texts(texts)
         points = self._points(self.request.policies or DEFAULT_POLICIES)
         spread = [self._points([name]) for name in self.request.spread]
-        self.state = self._begin(texts)
+        self.state = self.crew.agree(lambda: self._begin(texts)) or {}
         self._started = time.monotonic() - self.state["seconds"]
         if self.state["complete"]:
             self.on_profile(self._profiled(first, self._profile_path()))
@@ -215,7 +225,7 @@ class _ResumableSweep:
     def _save(self) -> None:
         self._saved = time.monotonic()
         self.state["seconds"] = round(self._saved - self._started, 1)
-        if self.out is not None:
+        if self.out is not None and self.crew.rank == 0:
             write_text(self.out, json.dumps(self.state, allow_nan=False) + "\n")
 
     def _profile_path(self) -> Path | None:
@@ -237,27 +247,38 @@ class _ResumableSweep:
 
     def _calibrate(self, texts: Sequence[Text], path: Path | None = None) -> _Calibration:
         seen = self._profiled(texts, path)
-        placed = make_plan(seen, policy="top_k", **self.request.placing(seen))
+        placed = self.crew.plan(
+            lambda: make_plan(seen, policy="top_k", **self.request.placing(seen))
+        )
         return _Calibration(profile=seen, placed=placed)
 
     def _profiled(self, texts: Sequence[Text], path: Path | None) -> CollaborationProfile:
         """The profile of `texts`, from the file at `path` where this sweep wrote it."""
-        is_begun = self.state["partial"] or self.state["complete"]
-        if path is not None and path.exists() and is_begun:
-            return CollaborationProfile.load(path)
-        seen = self._profile(texts)
-        if path is not None:
+        is_begun = self.state.get("profiled") or self.state["partial"] or self.state["complete"]
+        has_file = path is not None and path.exists() and is_begun
+        if path is not None and self.crew.agree(lambda: {"has": has_file}) == {"has": True}:
+            return self.crew.profile(
+                CollaborationProfile.load(path) if self.crew.rank == 0 else None
+            )
+        seen = self.crew.profile(self._profile(texts))
+        if path is not None and self.crew.rank == 0:
             seen.save(path)
+            self.state["profiled"] = True
+            self._save()
         return seen
 
-    def _profile(self, texts: Sequence[Text]) -> CollaborationProfile:
-        batches = self._batches(texts, self.request.num_tokens)
+    def _profile(self, texts: Sequence[Text]) -> CollaborationProfile | None:
+        """Of this rank's batches; None where it has none."""
+        batches = self.crew.deal(self._batches(texts, self.request.num_tokens))
+        first = list(islice(batches, 1))
+        if not first and self.crew.rank > 0:
+            return None
         with self.progress("profiling, tokens", self.request.num_tokens) as advance:
             return profile(
                 self.model,
-                batches,
+                chain(first, batches),
                 seed=self.request.seed,
-                on_batch=lambda _: advance(self._batch_tokens),
+                on_batch=lambda _: advance(self._batch_tokens * self.crew.size),
             )
 
     def _spread(
@@ -266,9 +287,12 @@ class _ResumableSweep:
         """Strengths per layer by sensitivity, measured on the text of the calibration."""
         if "spread" not in self.state:
             num_tokens = max(self.request.num_tokens // _SHARE_FOR_SENSITIVITY, 1)
-            batches = list(self._batches(texts, num_tokens))
-            placed, seen = calibration.placed, calibration.profile
-            found = [spread_points(self.model, batches, placed, seen, points) for points in spread]
+            batches = list(self.crew.deal(self._batches(texts, num_tokens)))
+            placed, seen, gather = calibration.placed, calibration.profile, self.crew.gather
+            found = [
+                spread_points(self.model, batches, placed, seen, points, gather)
+                for points in spread
+            ]
             self.state["spread"] = [point.to_json() for points in found for point in points]
         return tuple(map(SweepPoint.from_json, self.state["spread"]))
 
@@ -295,27 +319,47 @@ class _ResumableSweep:
         if key in self.state["partial"]:
             with damaged_file(self.out or "the sweep"):
                 running.restore(self.state["partial"][key])
-        label = f"measuring {len(points)} plans, tokens"
-        try:
-            with self.progress(label, self.request.num_tokens) as advance:
-                advance(running.num_batches * self._batch_tokens)
-                batches = self._batches(texts, self.request.num_tokens)
-                # Closed at once: Ctrl-C would hold the generator, and with it the taps.
-                with closing(running.run(self.model, batches)) as run:
-                    for _ in run:
-                        advance(self._batch_tokens)
-                        self.state["partial"][key] = running.to_json()
-                        if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
-                            self._save()
-        except KeyboardInterrupt:
-            self._save()
-            if self.out is not None:
-                self.note(f"{self.out} holds what was measured; run the same command to resume")
-            raise
+        fingerprints = tuple(plan.fingerprint for plan in running.plans)
+        stage = Stage(self.state["request"], key, fingerprints)
+        if self.crew.comm is None and not self.crew.parts(stage):
+            self._run(running, Share(0, 1), texts, lambda tallies: self._keep(key, tallies))
+        else:
+            self.crew.measure(
+                stage, running, lambda running, share, keep: self._run(running, share, texts, keep)
+            )
+            self._keep(key, running.to_json())
+            self.crew.clear()
         where = cluster_of(asdict(self.request))
         phase = Phase(self.request.phase)
         workload = Workload.of(calibration.profile, self.request.tokens_per_rank, phase)
         return tuple(with_times(found, where, workload) for found in running.measured())
+
+    def _run(self, running: RunningSweep, share: Share, texts: Sequence[Text], keep: Keep) -> None:
+        """Measures what is left of a share, and keeps it now and then, and at an interrupt."""
+        label = f"measuring {len(running.points)} plans, tokens"
+        each = self._batch_tokens * share.size
+        level = running.to_json()  # every plan with as many batches
+        try:
+            with self.progress(label, self.request.num_tokens) as advance:
+                advance(running.num_batches * each)
+                batches = share.of(self._batches(texts, self.request.num_tokens))
+                # Closed at once: Ctrl-C would hold the generator, and with it the taps.
+                with closing(running.run(self.model, batches)) as run:
+                    for _ in run:
+                        advance(each)
+                        level = running.to_json()
+                        if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
+                            keep(level)
+                            self._saved = time.monotonic()
+        except KeyboardInterrupt:
+            keep(level)
+            if self.out is not None:
+                self.note(f"{self.out} holds what was measured; run the same command to resume")
+            raise
+
+    def _keep(self, key: str, tallies: list[Document]) -> None:
+        self.state["partial"][key] = tallies
+        self._save()
 
 
 def _read_state(path: Path) -> Document | None:

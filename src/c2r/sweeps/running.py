@@ -54,13 +54,11 @@ class RunningSweep:
         `on_trace` is called as `measure_plans` does.
 
         Raises:
-            InputError: the batches hold no token to predict.
             ModelError, PlanMismatchError, RoutingError: as `measure_plans`.
         """
         prepared = [prepare(model, plan) for plan in self.plans]
         left = itertools.islice(batches, self.num_batches, None)
         yield from measure_plans(model, left, prepared, self.tallies, on_trace)
-        check_predicted(self.tallies[0])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The tallies as JSON data, for `restore`."""
@@ -72,13 +70,31 @@ class RunningSweep:
         Raises:
             KeyError, TypeError, ValueError: they are damaged, or of other plans.
         """
+        self.clear()
+        self.add(documents)
+
+    def clear(self) -> None:
+        """Nothing is measured yet."""
+        self.tallies = tuple(Tally() for _ in self.plans)
+
+    def add(self, documents: Sequence[dict[str, Any]]) -> None:
+        """Adds tallies of the same plans on other batches.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `restore`.
+        """
         tallies = tuple(Tally.from_json(document) for document in documents)
         if len(tallies) != len(self.plans):
             raise ValueError(f"{len(tallies)} tallies of {len(self.plans)} plans")
-        self.tallies = tallies
+        for ours, theirs in zip(self.tallies, tallies, strict=True):
+            ours.add(theirs)
 
     def measured(self) -> tuple[Measurement, ...]:
-        """Plain top-k, then each of the points against it."""
+        """Plain top-k, then each of the points against it.
+
+        Raises `InputError` if the batches held no token to predict.
+        """
+        check_predicted(self.tallies[0])
         reference = self.tallies[0]
         measured = zip(self.points, self.plans[1:], self.tallies[1:], strict=True)
         return (

@@ -1,6 +1,6 @@
 """How sensitive the model's output is to constraining one layer alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from c2r.profiling import CollaborationProfile
 from c2r.results import SweepPoint
 from c2r.text import Batch
 
+Gather = Callable[[list[Tally]], list[Tally]]
+
 
 def spread_points(
     model: Any,
@@ -21,6 +23,7 @@ def spread_points(
     placed: Plan,
     profile: CollaborationProfile,
     points: Sequence[SweepPoint],
+    gather: Gather = list,
 ) -> tuple[SweepPoint, ...]:
     """For each point, a point with strengths per layer, as many copies and the least total cost.
 
@@ -30,13 +33,14 @@ def spread_points(
         placed: a plan with the placement that counts.
         profile: what was chosen together.
         points: one policy at several strengths.
+        gather: as `measure_sensitivity` takes it.
 
     Raises:
         InputError: the batches hold no token to predict.
         ModelError, PlanError, RoutingError: as `measure_plans`.
     """
     plans = [with_policy(placed, profile, point.policy, point.strength) for point in points]
-    layers = measure_sensitivity(model, batches, plans)
+    layers = measure_sensitivity(model, batches, plans, gather)
     return tuple(
         SweepPoint(
             policy=point.policy,
@@ -49,7 +53,7 @@ def spread_points(
 
 
 def measure_sensitivity(
-    model: Any, batches: Iterable[Batch], plans: Sequence[Plan]
+    model: Any, batches: Iterable[Batch], plans: Sequence[Plan], gather: Gather = list
 ) -> list[LayerSensitivity]:
     """How sensitive the output is to each layer, at its strength in each plan.
 
@@ -60,6 +64,7 @@ def measure_sensitivity(
         model: a causal language model.
         batches: text on which the plans will not be measured.
         plans: one policy at several strengths, on one placement.
+        gather: makes the tallies of all text of those of these batches, where others run others.
 
     Raises:
         InputError: the batches hold no token to predict.
@@ -71,7 +76,7 @@ def measure_sensitivity(
     tallies = [Tally() for _ in prepared]
     for _ in measure_plans(model, batches, prepared, tallies):
         pass
-    reference, *others = tallies
+    reference, *others = gather(tallies)
     check_predicted(reference)
     return [
         _sensitivity(layer, plans, reference, others[layer * len(plans) :][: len(plans)])
