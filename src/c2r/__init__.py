@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile as CollaborationProfile
     from c2r.profiling import LayerProfile as LayerProfile
     from c2r.profiling import measure_collaboration as measure_collaboration
+    from c2r.reporting import build_report as build_report
+    from c2r.reporting import read_inputs as read_inputs
+    from c2r.reporting import write_figures as write_figures
+    from c2r.reporting import write_page as write_page
     from c2r.results import Measurement as Measurement
     from c2r.results import SweepResult as SweepResult
     from c2r.results import Target as Target
@@ -106,6 +110,7 @@ _ROOMS = {
         "predict_traffic",
     ),
     "profiling": ("CollaborationProfile", "LayerProfile", "measure_collaboration"),
+    "reporting": ("build_report", "read_inputs", "write_figures", "write_page"),
     "results": ("Measurement", "SweepResult", "Target"),
     "sweeps": ("SweepRequest", "optimize", "sweep"),
     "tasks": (
@@ -132,6 +137,10 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # a tenth of a second
+
+        return version("c2r-moe")
     if name not in _HOMES:
         raise AttributeError(f"module 'c2r' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

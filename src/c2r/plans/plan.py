@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
-from c2r.errors import ArtifactError
+from c2r.errors import ArtifactError, one_line
 from c2r.plans.checks import check_plan
 from c2r.plans.holders import NO_EXPERTS, assign_ranks, experts_of, holders_of
 from c2r.plans.topology import ClusterTopology
+from c2r.summaries import Summarised, figure, known
 from c2r.types import Arrays, Int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class LayerPlan:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class LayerPlan(Summarised):
     """The plan of one MoE layer; plain top-k without replicas where no more is said.
 
     Attributes:
@@ -55,14 +56,19 @@ class LayerPlan:
         holders = holders_of(self.placement, self.replicas, topology.num_ranks)
         return assign_ranks(expert_ids, holders, topology.ranks_per_node)
 
+    def summary(self) -> tuple[str, Mapping[str, str]]:
+        """See `Summarised`."""
+        shape = f"{self.num_experts} experts, k = {self.top_k}, {self.policy} {self.strength:g}"
+        return f"LayerPlan {self.name or '(no name)'}: {shape}", {}
+
     @property
     def top_t(self) -> int:
         """Length T of the partner lists."""
         return int(self.partners.shape[1])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Plan:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class Plan(Summarised):
     """Layer plans in the model's order, the devices, and where the plan comes from.
 
     `provenance` is JSON data: the fingerprint of the model that was profiled (absent where the
@@ -92,6 +98,27 @@ class Plan:
             digest.update(layer.placement.astype("<i8").tobytes())
             digest.update(layer.replicas.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def summary(self) -> tuple[str, Mapping[str, str]]:
+        """See `Summarised`."""
+        shapes = sorted({(layer.num_experts, layer.top_k) for layer in self.layers})
+        policies = sorted({f"{layer.policy} {layer.strength:g}" for layer in self.layers})
+        predicted = self.provenance.get("predicted")
+        found = predicted if isinstance(predicted, Mapping) else {}
+        nodes = self.topology.num_nodes
+        ranks = f"{self.topology.num_ranks} on {nodes} node{'s' * (nodes > 1)}"
+        experts = " and ".join(f"{experts} experts, k = {k}" for experts, k in shapes)
+        replicas = max((layer.replicas.shape[-1] for layer in self.layers), default=0)
+        figures = {
+            "layers": f"{self.num_layers} of {experts}",
+            "ranks": ranks,
+            "policy": policies[0] if len(policies) == 1 else f"{len(policies)} settings",
+            "replicas": f"{replicas} a rank" if replicas else "",
+            "cluster": one_line(self.provenance.get("cluster") or ""),
+            "copies, placed": figure(found.get("copies"), ".2f"),
+            "load, placed": figure(found.get("rank_load_max_over_mean"), ".2f"),
+        }
+        return f"Plan {self.fingerprint}", known(figures)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan atomically. Raises `InputError` if it cannot be written."""

@@ -13,11 +13,12 @@ from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
 from c2r.errors import ArtifactError, InputError
 from c2r.profiling.checks import check_layer, check_set_ids
 from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
+from c2r.summaries import Summarised, known
 from c2r.types import Arrays, Float, Int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class LayerProfile:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class LayerProfile(Summarised):
     """Counts of one MoE layer over `num_tokens` tokens.
 
     Attributes:
@@ -58,6 +59,11 @@ class LayerProfile:
             sets=sets,
         )
 
+    def summary(self) -> tuple[str, Mapping[str, str]]:
+        """See `Summarised`."""
+        shape = f"{self.num_experts} experts, k = {self.top_k}, {self.num_tokens:,} tokens"
+        return f"LayerProfile {self.name or '(no name)'}: {shape}", {}
+
     def routing_sets(self) -> tuple[Int, Int] | None:
         """Distinct routing sets `[sets, k]` and their counts `[sets]`; None where unknown.
 
@@ -74,12 +80,15 @@ class LayerProfile:
         return None
 
 
+_PAIR = 2  # experts, whose counts tell their sets
+
+
 def _sum_known(ours: npt.NDArray[Any] | None, theirs: npt.NDArray[Any] | None) -> Any:
     return None if ours is None or theirs is None else ours + theirs
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CollaborationProfile:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class CollaborationProfile(Summarised):
     """Layer profiles in the model's order, and where they come from.
 
     `provenance` is JSON data: the model and its fingerprint, the text, the seed, whether the
@@ -108,6 +117,22 @@ class CollaborationProfile:
     def num_tokens(self) -> int:
         """Tokens counted, padding left out."""
         return max(layer.num_tokens for layer in self.layers)
+
+    def summary(self) -> tuple[str, Mapping[str, str]]:
+        """See `Summarised`."""
+        loads = [layer.load.max() / layer.load.mean() for layer in self.layers if layer.load.any()]
+        if not loads:
+            return "CollaborationProfile", {"tokens": "none"}
+        is_whole = self.provenance.get("complete", True)
+        has_sets = all(layer.sets is not None or layer.top_k <= _PAIR for layer in self.layers)
+        figures = {
+            "layers": f"{self.num_layers} of {self.num_experts} experts, k = {self.top_k}",
+            "tokens": f"{self.num_tokens:,}",
+            "busiest expert": f"{np.mean(loads):.2f} of the mean load",
+            "routing sets": "" if has_sets else "not known, pairs only",
+            "complete": "" if is_whole else "no: it was interrupted",
+        }
+        return "CollaborationProfile", known(figures)
 
     def merge(self, other: "CollaborationProfile", seed: int = 0) -> "CollaborationProfile":
         """The profile of both texts; provenance is this profile's, complete if both are.

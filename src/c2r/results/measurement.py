@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from c2r.artifacts import damaged_file, read_json, write_text
+from c2r.summaries import Summarised, known
 
 Strength = float | tuple[float, ...]
 """Of a policy: one number for all layers, or one for each."""
@@ -16,8 +17,8 @@ ByLayer = tuple[tuple[float, ...], ...]
 """Figures of each layer, of each of its ranks or nodes."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Measurement(Summarised):
     """What a model under a plan costs in quality and sends, on a text.
 
     `kl`, `top1_agreement`, `loss_increase` and its interval are against plain top-k on the same
@@ -86,6 +87,27 @@ class Measurement:
         if not self.rank_visits:
             return 0.0
         return sum(max(layer) * len(layer) for layer in self.rank_visits) / len(self.rank_visits)
+
+    @property
+    def setting(self) -> str:
+        """The policy and its strength, as `priced 0.1`."""
+        if isinstance(self.strength, tuple):
+            return f"{self.policy}, a strength for each layer"
+        return self.policy if self.policy == "top_k" else f"{self.policy} {self.strength:g}"
+
+    def summary(self) -> tuple[str, Mapping[str, str]]:
+        """See `Summarised`."""
+        low, high = (100 * end for end in self.loss_increase_interval)
+        times = (("layer", self.layer_time), ("step", self.step_time))
+        figures = {
+            "loss": f"{self.loss:.4f} nats per token, {self.num_tokens:,} tokens",
+            "loss increase": f"{100 * self.loss_increase:+.2f} % (95 %: {low:+.2f} to {high:+.2f})",
+            "copies": f"{self.copies:.2f} (experts in order: {self.copies_contiguous:.2f})",
+            "load": f"{self.rank_load_max_over_mean:.2f}, busiest rank over the mean",
+            "predicted": ", ".join(f"{t:.3f} ms a {name}" for name, t in times if t is not None),
+        }
+        title = f"Measurement of {self.setting} on {self.num_ranks} ranks"
+        return f"{title}, plan {self.plan_fingerprint}", known(figures)
 
     def to_json(self) -> dict[str, Any]:
         """JSON data by the names of the attributes, without those that there are not."""

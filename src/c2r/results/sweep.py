@@ -11,6 +11,9 @@ from c2r.errors import ArtifactError
 from c2r.plans import ClusterTopology
 from c2r.results.measurement import Measurement, Strength, strength_from_json, strength_to_json
 from c2r.results.target import Target
+from c2r.summaries import Summarised
+
+_MOST_SHOWN = 8  # points, of which a sweep may have dozens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +73,8 @@ class TransferResult:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SweepResult:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class SweepResult(Summarised):
     """A finished sweep.
 
     Attributes:
@@ -94,6 +97,21 @@ class SweepResult:
     def topology(self) -> ClusterTopology:
         """The devices that were planned for."""
         return _topology(self.request)
+
+    def summary(self) -> tuple[str, Mapping[str, str]]:
+        """See `Summarised`."""
+        shown = self.points[:_MOST_SHOWN]
+        figures = {
+            point.setting: f"loss {100 * point.loss_increase:+.2f} %, copies {point.copies:.2f}, "
+            f"load {point.rank_load_max_over_mean:.2f}"
+            for point in (self.baseline, *shown)
+        }
+        if len(shown) < len(self.points):
+            figures["..."] = f"and {len(self.points) - len(shown)} more in points"
+        return (
+            f"SweepResult of {len(self.points)} plans on {self.topology.num_ranks} ranks",
+            figures,
+        )
 
     def pick(self, target: Target) -> Measurement:
         """What meets the target best, plain top-k included.
