@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import c2r
+from c2r.errors import InputError
 from c2r.training import FinetuneSettings, finetune
 from c2r.training.folder import work_folder
 from tests.parallel.processes import run_checks
@@ -42,17 +43,44 @@ def tune(out, settings, callbacks=(), name=""):
 def check(comm, settings, folder):
     """Tunes on all ranks; with spread experts interrupted on one of them, and goes on.
 
-    With replicas also without an interruption, for the same weights.
+    With replicas also without an interruption, for the same weights. Two groups do not go on.
     """
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
     out = folder / "out"
     if settings.expert_parallel:
         with pytest.raises(KeyboardInterrupt):
             tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [], folder.name)
-        assert (work_folder(out) / "checkpoint-2" / "process-3.safetensors").is_file()
+        files = {path.name for path in (work_folder(out) / "checkpoint-2").iterdir()}
+        num_ranks = 2 if folder.name == "groups" else 4
+        assert files == {
+            "trainer_state.json",
+            "shared.safetensors",
+            *(f"rank-{rank}.safetensors" for rank in range(num_ranks)),
+            *(f"process-{process}.safetensors" for process in range(4)),
+        }
+        if folder.name == "groups":
+            return
     result = tune(out, settings, name=folder.name)
     if folder.name == "replicas":
         tune(folder / "whole", settings, name=folder.name)
+    if comm.rank == 0:
+        (folder / "log.json").write_text(json.dumps(result.log))
+
+
+def check_fewer(comm, folder):
+    """One group goes on from what two have left, once all of it is there."""
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")
+    part = work_folder(folder / "out") / "checkpoint-2" / "rank-1.safetensors"
+    hidden = part.with_name("hidden")
+    if comm.rank == 0:
+        part.rename(hidden)
+    comm.barrier()
+    with pytest.raises(InputError, match=r"\(checkpoint-2: rank-1\.safetensors is missing\)"):
+        tune(folder / "out", CASES["groups"], name="groups")
+    if comm.rank == 0:
+        hidden.rename(part)
+    comm.barrier()
+    result = tune(folder / "out", CASES["groups"], name="groups")
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))
 
@@ -64,6 +92,7 @@ def test_four_processes_train_as_one_does(tmp_path):
         (tmp_path / name).mkdir()
         checks[name] = partial(check, settings=settings, folder=tmp_path / name)
     assert run_checks(checks) == {}
+    assert run_checks({"fewer": partial(check_fewer, folder=tmp_path / "groups")}, 2) == {}
     for name, settings in CASES.items():
         settings = replace(settings, expert_parallel=False)
         alone = tune(

@@ -3,7 +3,11 @@
 checkpoint-40/
   trainer_state.json        transformers' own: the step, and the log so far
   shared.safetensors        trained weights and their optimizer state, which all processes share
-  process-0.safetensors     random state, and experts that only this process holds
+  rank-0.safetensors        the same of the experts of rank 0, where experts are spread over ranks
+  process-0.safetensors     random state of process 0, and its part of the unfinished log entry
+
+Groups of ranks hold the same experts, and one of them writes; so another number of groups goes on
+from the files of the same ranks.
 """
 
 import json
@@ -22,9 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from c2r.errors import InputError
+
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _NUM_KEPT = 2  # one to fall back on, should the newest be damaged
 SHARED = "shared.safetensors"
+STATE_FILE = "trainer_state.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,9 +57,21 @@ class Part:
             return cls(tensors=tensors, facts=json.loads(file.metadata()["c2r"]))
 
 
+def read_facts(path: Path) -> Mapping[str, Any]:
+    """The JSON data of a part alone. Raises `OSError` or `SafetensorError`."""
+    with safe_open(path, framework="pt") as file:
+        facts: Mapping[str, Any] = json.loads(file.metadata()["c2r"])
+        return facts
+
+
 def process_file(index: int) -> str:
     """Name of the file of one process."""
     return f"process-{index}.safetensors"
+
+
+def rank_file(index: int) -> str:
+    """Name of the file with the experts of one rank."""
+    return f"rank-{index}.safetensors"
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -62,20 +81,49 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint whose files are whole; None where there is none."""
-    return next((path for path in reversed(checkpoints(out)) if _is_whole(path)), None)
+    """The newest checkpoint whose files are whole; None where there is none.
+
+    Raises:
+        InputError: there are some, but none is whole.
+    """
+    problems = []
+    for path in reversed(checkpoints(out)):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        problems.append(f"{path.name}: {problem}")
+    if problems:
+        raise InputError(
+            f"no checkpoint in {out} is whole ({problems[0]}); put back what is missing, or remove "
+            "the folder to begin again"
+        )
+    return None
 
 
-def _is_whole(folder: Path) -> bool:
-    files = [*folder.glob("*.safetensors"), folder / SHARED, folder / process_file(0)]
+def check_whole(folder: Path) -> None:
+    """Raises `InputError` if a file of the checkpoint is missing or damaged."""
+    problem = _problem(folder)
+    if problem is not None:
+        raise InputError(f"{folder} is not whole here: {problem}; all processes must see it")
+
+
+def _problem(folder: Path) -> str | None:
+    """Which file is missing or damaged; None where all are whole."""
+    path = folder / STATE_FILE
     try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        for path in files:
+        json.loads(path.read_text(encoding="utf-8"))
+        path = folder / SHARED
+        facts = read_facts(path)
+        names = [process_file(index) for index in range(facts["num_processes"])]
+        names += [rank_file(index) for index in range(facts["num_ranks"])]
+        for path in (folder / name for name in names):
             with safe_open(path, framework="pt"):
                 pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return True
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return f"{path.name} is damaged"
+    return None
 
 
 def forget_older(out: Path) -> None:
@@ -95,16 +143,22 @@ def pack_weights(model: nn.Module, optimizer: Any) -> dict[nn.Parameter, dict[st
     return packed
 
 
-def unpack_weights(model: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `pack_weights` gave, of the parameters that `tensors` has."""
-    keys = {name.split("/", 2)[1] for name in tensors if name.startswith("optimizer/")}
-    for name, parameter in model.named_parameters():
-        if f"weights/{name}" in tensors:
-            parameter.data.copy_(tensors[f"weights/{name}"])
-            saved = {key: tensors.get(f"optimizer/{key}/{name}") for key in keys}
-            state = {k: v.to(parameter.device) for k, v in saved.items() if v is not None}
-            if state:
-                optimizer.state[parameter] = state
+def unpack_weights(model: nn.Module, optimizer: Any, path: Path) -> None:
+    """Puts back what `pack_weights` gave, of the parameters that the part at `path` has.
+
+    One tensor is read at a time. Raises `OSError` or `SafetensorError`.
+    """
+    with safe_open(path, framework="pt") as part:
+        names = set(part.keys())
+        keys = {name.split("/", 2)[1] for name in names if name.startswith("optimizer/")}
+        for name, parameter in model.named_parameters():
+            if f"weights/{name}" in names:
+                parameter.data.copy_(part.get_tensor(f"weights/{name}"))
+                saved = {key: f"optimizer/{key}/{name}" for key in keys}
+                state = {k: part.get_tensor(v) for k, v in saved.items() if v in names}
+                if state:
+                    on_device = {k: v.to(parameter.device) for k, v in state.items()}
+                    optimizer.state[parameter] = on_device
 
 
 def pack_random_state() -> Part:

@@ -24,8 +24,9 @@ from c2r.training.settings import FinetuneSettings
 
 REQUEST_FILE = "finetune.json"
 _NEW = "new"
-_FREE = ("save_every", "log_every", "report_to")
-"""Settings that may differ when a run is resumed."""
+_FREE = ("save_every", "log_every", "report_to", "accumulation")
+"""Settings that may differ when a run is resumed; on other processes the windows of a step are
+split into other passes."""
 
 Request = dict[str, Any]
 
@@ -35,15 +36,14 @@ def make_request(
     windows: Sequence[Window],
     plan: Plan,
     settings: FinetuneSettings,
-    num_processes: int,
 ) -> Request:
-    """What decides the outcome of a training, as JSON data."""
+    """What decides the outcome of a training, but for rounding, as JSON data."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
     return {
         "model": describe_model(model)["model_fingerprint"],
         "plan": plan.fingerprint,
         "data": describe_windows(windows),
-        "settings": {**chosen, "num_processes": num_processes},
+        "settings": chosen,
     }
 
 

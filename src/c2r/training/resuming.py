@@ -25,17 +25,20 @@ from c2r.interrupts import handling
 from c2r.parallel import Comm, do_together, join_world, named_failure
 from c2r.training.checkpoint import (
     SHARED,
+    STATE_FILE,
     Part,
+    check_whole,
+    checkpoints,
     forget_older,
     newest_checkpoint,
     pack_random_state,
     pack_weights,
     process_file,
+    rank_file,
+    read_facts,
     unpack_random_state,
     unpack_weights,
 )
-
-_STATE = "trainer_state.json"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
@@ -64,7 +67,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             KeyboardInterrupt: at the first Ctrl-C or SIGTERM after a checkpoint, at the second at
                 once; without `out` at the first.
         """
-        newest = None if out is None else newest_checkpoint(out)
+        newest = None if out is None else self._newest(out)
         try:
             with self._stopping.watching(out is not None):
                 self.train(resume_from_checkpoint=None if newest is None else str(newest))
@@ -73,6 +76,21 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if self.state.global_step < self.state.max_steps:
             self._stopping.pass_on()
             raise KeyboardInterrupt
+
+    def _newest(self, out: Path) -> Path | None:
+        """The newest checkpoint that is whole, as the first process sees it; all see that one.
+
+        Raises:
+            InputError: on all processes.
+        """
+        if self.processes is None:
+            return newest_checkpoint(out)
+        what = "the search for a checkpoint"
+        name = do_together(
+            lambda: str(newest_checkpoint(out) or ""), self.processes, what, only_first=True
+        )
+        do_together(lambda: check_whole(Path(name)) if name else None, self.processes, what)
+        return Path(name) if name else None
 
     @property
     def processes(self) -> Comm | None:
@@ -116,22 +134,31 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def last_checkpoint(self) -> str:
         """Which checkpoint there is, in words."""
-        newest = newest_checkpoint(Path(self.args.output_dir))
-        return "there is no checkpoint" if newest is None else f"the last checkpoint is {newest}"
+        made = checkpoints(Path(self.args.output_dir))
+        return f"the last checkpoint is {made[-1]}" if made else "there is no checkpoint"
 
     def _write(self, folder: Path) -> None:
-        own_parameters = expert_parameters(self.base)
+        experts = expert_parameters(self.base)
         shared: dict[str, Tensor] = {}
-        random_state = pack_random_state()
-        own = dict(random_state.tensors)
+        own: dict[str, Tensor] = {}
         for parameter, tensors in pack_weights(self.model, self._inner_optimizer()).items():
-            (own if parameter in own_parameters else shared).update(tensors)
+            (own if parameter in experts else shared).update(tensors)
+        random_state = pack_random_state()
         facts = {**random_state.facts, **self._pack_log()}
-        Part(tensors=own, facts=facts).write(folder / process_file(self.args.process_index))
+        process = folder / process_file(self.args.process_index)
+        Part(tensors=random_state.tensors, facts=facts).write(process)
+        mesh = mesh_of(self.base) if is_parallel(self.base) else None
+        # Every group holds the same experts; the groups take turns, rank by rank.
+        if mesh is not None and mesh.group == mesh.ranks.rank % mesh.num_groups:
+            Part(tensors=own).write(folder / rank_file(mesh.ranks.rank))
         if self.is_world_process_zero():
-            facts = {"scheduler": self.lr_scheduler.state_dict()}
+            facts = {
+                "scheduler": self.lr_scheduler.state_dict(),
+                "num_processes": self.args.world_size,
+                "num_ranks": 0 if mesh is None else mesh.ranks.size,
+            }
             Part(tensors=shared, facts=facts).write(folder / SHARED)
-            self.state.save_to_json(str(folder / _STATE))
+            self.state.save_to_json(str(folder / STATE_FILE))
 
     def _inner_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -178,24 +205,40 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Puts back weights, optimizer, schedule and log: the first moment when all exist."""
         if checkpoint is None:
             return
-        shared = Part.read(Path(checkpoint) / SHARED)
-        own = self._own_part(checkpoint)
-        for part in (shared, own):
-            unpack_weights(self.model, self._inner_optimizer(), part.tensors)
-        self.lr_scheduler.load_state_dict(dict(shared.facts["scheduler"]))
+        folder = Path(checkpoint)
+        files = [folder / SHARED]
+        if is_parallel(self.base):
+            files.append(folder / rank_file(mesh_of(self.base).ranks.rank))
+        for path in files:
+            unpack_weights(self.model, self._inner_optimizer(), path)
+        facts = read_facts(folder / SHARED)
+        self.lr_scheduler.load_state_dict(dict(facts["scheduler"]))
         # The scheduler knows the rate of the next step, the optimizer's groups still the first.
         for group, rate in zip(
             self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
         ):
             group["lr"] = rate
-        self._log_state = dict(own.facts)
+        self._log_state = self._unfinished_entry(folder, facts["num_processes"])
+
+    def _unfinished_entry(self, folder: Path, num_processes: int) -> dict[str, Any]:
+        """What `_pack_log` gave; where other processes gave it, their mean, which the log shows."""
+        if num_processes == self.args.world_size:
+            return dict(read_facts(folder / process_file(self.args.process_index)))
+        found = [read_facts(folder / process_file(index)) for index in range(num_processes)]
+        parts = {
+            name: sum(entry["parts"][name] for entry in found) / num_processes
+            for name in found[0]["parts"]
+        }
+        loss = sum(entry["loss"] for entry in found) / num_processes
+        return {**found[0], "loss": loss, "parts": parts}
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            unpack_random_state(self._own_part(checkpoint))
-
-    def _own_part(self, checkpoint: str) -> Part:
-        return Part.read(Path(checkpoint) / process_file(self.args.process_index))
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        # Of other processes none could go on as if nothing had happened.
+        if read_facts(folder / SHARED)["num_processes"] == self.args.world_size:
+            unpack_random_state(Part.read(folder / process_file(self.args.process_index)))
 
     def unpack_log(self) -> None:
         """After a resumption, continues the sums of the unfinished log entry."""

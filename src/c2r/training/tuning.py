@@ -73,7 +73,8 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
     With `out`, the tuned model is saved there with its plan, and can be loaded with
     `c2r.from_pretrained`; the folder appears whole or not at all. The work is done in
     `<out>.partial`: an interrupted run resumes from its newest checkpoint there when it is called
-    again with the same arguments, to the same weights.
+    again with the same arguments, to the same weights; on other processes to the same but for
+    rounding, where nothing is drawn at random.
 
     Args:
         model: a transformers causal language model; it is trained on the device where it is.
@@ -101,7 +102,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan)
         if out is not None:
-            request = make_request(model, windows, plan, settings, arguments.world_size)
+            request = make_request(model, windows, plan, settings)
             _claim_together(out, request, arguments.world_size)
         final = None if out is None else model_folder(out)
         boards = tensorboard_callbacks(settings.report_to, final, arguments.should_log)
