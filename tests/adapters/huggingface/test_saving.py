@@ -27,6 +27,11 @@ def test_the_models_own_method_keeps_the_plan(model, tmp_path: Path) -> None:
     assert not hasattr(model.config, "c2r")
 
 
+def test_a_compiled_model_is_saved_with_the_plan(model, tmp_path: Path) -> None:
+    torch.compile(model, backend="eager").save_pretrained(tmp_path / "model")
+    assert torch.equal(run(from_pretrained(tmp_path / "model", **EAGER)), run(model))
+
+
 def test_a_tuned_model_is_stamped_with_its_weights(model, tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.gate.weight.mul_(1.5)
