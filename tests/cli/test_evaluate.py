@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from c2r.cli.processes import run_processes
 from c2r.tasks import PAPER_TASKS
 from c2r.tasks.questions import LOCAL_TASKS
 from tests.cli.test_cli import assert_refused, call, call_json
@@ -50,6 +52,23 @@ def test_a_plan_against_plain_top_k(capsys, folder, arguments):
     assert [compared["accuracy"], compared["reference_accuracy"]] == expected
     assert compared["interval"][0] <= compared["difference"] <= compared["interval"][1]
     assert compared["detectable"] >= 1 and not compared["is_shown"]  # six items show nothing
+
+
+@pytest.mark.distributed
+def test_ranks_share_the_items(capsys, folder, arguments):
+    """Three ranks, of which two have an item more of the first four."""
+    plan = ["--plan", folder / "plan.safetensors", "--limit", "4", "--batch-size", "1"]
+    one, three = folder / "one.json", folder / "three.json"
+    assert call(capsys, *arguments, *plan, "--out", one)[0] == 0
+    shared = [str(word) for word in [*arguments, *plan, "--out", three]]
+    assert run_processes(shared, 3) == 0
+    expected, found = (json.loads(path.read_text()) for path in (one, three))
+    assert found["comparison"] == expected["comparison"]
+    assert found["routing"] == expected["routing"]
+    for key in ("ids", "correct", "num_left_out", "num_truncated"):
+        assert found["tasks"][0][key] == expected["tasks"][0][key]
+    likelihoods = [document["tasks"][0]["loglikelihoods"] for document in (found, expected)]
+    assert np.allclose(*likelihoods, rtol=1e-6)
 
 
 def test_two_results(capsys, folder, arguments):

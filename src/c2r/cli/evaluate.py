@@ -10,6 +10,8 @@ import typer
 from c2r.cli.console import JsonOption, check_output, note, print_json, print_table
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import PlanOption, load_model_and_tokenizer, plan_of
+from c2r.cli.processes import is_first_process
+from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
 from c2r.errors import InputError, without_controls
 
 if TYPE_CHECKING:
@@ -74,15 +76,16 @@ def evaluate(
         bool,
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
     ] = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     out: Annotated[Path | None, typer.Option(help="JSON to write, with every item.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Answer standard tasks under a plan, and compare item by item with plain top-k.
 
     Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
-    `pip install 'c2r-moe[eval]'`, except for --compare.
+    `pip install 'c2r-moe[eval]'`, except for --compare. Under torchrun ranks share the items.
     """
-    from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, load_tasks
+    from c2r.tasks import TaskEvaluation, TaskRequest, load_tasks
 
     named = (model, plan, against, against_plan, tasks_dir)
     check_output(out, *named, *(task_file or ()), *(compare or ()))
@@ -114,11 +117,23 @@ def evaluate(
         ]
         if other and not no_compare:
             sides.append(replace(sides[0], model=against or model, plan=against_plan))
-        loaded = load_tasks(request)
-        found = [evaluation for side in sides for evaluation in side.answer(loaded)]
+        with together(timeout, "gloo") as ranks:
+            loaded = load_tasks(request)
+            ranks.agree({"the tasks": repr(request), "the models": repr(sides)})
+            found = [one for side in sides for one in side.answer(loaded, ranks)]
         document = found[0].to_json()
         if len(found) > 1:
             document["reference"] = found[1].to_json()
+    if is_first_process():
+        _finish(found, document, seed, out, json)
+
+
+def _finish(
+    found: "list[TaskEvaluation]", document: dict[str, Any], seed: int, out: Path | None, json: bool
+) -> None:
+    """Compares the two results, if there are two, writes and shows."""
+    from c2r.tasks import compare_evaluations
+
     comparison = {}
     if len(found) > 1:
         comparison = compare_evaluations(*found, seed=seed)
@@ -143,7 +158,8 @@ class _Side:
     strict: bool
     with_plain: bool
 
-    def answer(self, tasks: "LoadedTasks") -> "list[TaskEvaluation]":
+    def answer(self, tasks: "LoadedTasks", ranks: Ranks) -> "list[TaskEvaluation]":
+        from c2r.adapters.huggingface import describe_model
         from c2r.measuring import unconstrained
         from c2r.tasks import evaluate as evaluate_tasks
 
@@ -153,7 +169,11 @@ class _Side:
         plans = [plan]
         if self.with_plain and plain.fingerprint != plan.fingerprint:
             plans.append(plain)
-        return [evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict) for p in plans]
+        ranks.agree({"the plan": plan.fingerprint, "the model": describe_model(model)})
+        return [
+            evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict, comm=ranks.comm)
+            for p in plans
+        ]
 
 
 def _write(document: dict[str, Any], out: Path | None) -> None:

@@ -46,6 +46,15 @@ class RoutingTally:
         for entry in fields(self):
             setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
+    def to_json(self) -> dict[str, Any]:
+        """The sums as JSON data, for `from_json`."""
+        return {name: values.tolist() for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "RoutingTally":
+        """The sums that `to_json` gave."""
+        return cls(**{name: np.array(values) for name, values in document.items()})
+
     def means(self) -> dict[str, float]:
         """Copies per token, planned and contiguous, and rank load; means over layers."""
         return {
@@ -193,7 +202,7 @@ class Tally:
         """The sums so far as JSON data."""
         document = {f.name: copy(getattr(self, f.name)) for f in fields(self)}
         if self.routing is not None:
-            document["routing"] = {k: v.tolist() for k, v in asdict(self.routing).items()}
+            document["routing"] = self.routing.to_json()
         return document
 
     @classmethod
@@ -208,7 +217,7 @@ class Tally:
                 np.asarray(value, dtype=np.float64)
         routing = document["routing"]
         if routing is not None:
-            routing = RoutingTally(**{k: np.array(v) for k, v in routing.items()})
+            routing = RoutingTally.from_json(routing)
         return cls(**{**document, "routing": routing})
 
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,16 +18,25 @@ from torch import Tensor, nn
 from c2r.adapters.huggingface import capture, describe_model, enforce, evaluating, prepare
 from c2r.errors import InputError
 from c2r.measuring import RoutingTally, keeping_plan
+from c2r.parallel import Comm, gather_bytes
 from c2r.plans import Plan
 from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
 from c2r.tasks.results import TaskEvaluation, TaskResult
 from c2r.tasks.trust import sandboxed_templates
 
+Row = dict[str, Any]
+Rows = dict[str, list[Row]]
 _METRICS = ("acc", "exact_match")  # those that are right or wrong for each item, in this order
 
 
 def evaluate(
-    model: Any, tokenizer: Any, tasks: LoadedTasks, plan: Plan, *, strict: bool = True
+    model: Any,
+    tokenizer: Any,
+    tasks: LoadedTasks,
+    plan: Plan,
+    *,
+    strict: bool = True,
+    comm: Comm | None = None,
 ) -> TaskEvaluation:
     """The answers of `model` under `plan`.
 
@@ -39,6 +49,8 @@ def evaluate(
         tasks: what `load_tasks` gave.
         plan: made for `model`; need not be applied.
         strict: also require that the router weights are those that were profiled.
+        comm: ranks that share the items of each task, each with the whole model; all get the
+            result. None for one process. (The harness's own protocol would exchange pickles.)
 
     Raises:
         InputError: a task does not tell which items are right, or none fits the model's window.
@@ -66,19 +78,48 @@ def evaluate(
             batch_size=request.batch_size,
             prefix_token_id=_prefix(tokenizer),
         )
-        found = evaluator.evaluate(
-            lm,
-            {"tasks": {task.task_name: task for task in flat}},
-            samples={task.task_name: _fitting(task, lm, request.limit) for task in flat},
-            bootstrap_iters=0,  # intervals are made from pairs, in `compare_accuracy`
-        )
-    answers = found["samples"]
-    results = [_result(*entry, answers, lm, request.limit) for entry in tasks.members.items()]
+        first, step = (0, 1) if comm is None else (comm.rank, comm.size)
+        items = {task.task_name: _fitting(task, lm, request.limit)[first::step] for task in flat}
+        asked = {task.task_name: task for task in flat if items[task.task_name]}
+        answers: dict[str, Any] = {}
+        if asked:
+            answers = evaluator.evaluate(
+                lm,
+                {"tasks": asked},
+                samples={name: items[name] for name in asked},
+                bootstrap_iters=0,  # intervals are made from pairs, in `compare_accuracy`
+            )["samples"]
+        rows = {name: [_row(row, lm) for row in _first_filter(answers[name])] for name in asked}
+    rows, tally = _gathered(rows, tallies, comm)
+    results = [_result(*entry, rows, request.limit) for entry in tasks.members.items()]
     return TaskEvaluation(
         tasks=tuple(results),
-        routing=_routing(tallies),
+        routing={**tally.means(), "num_tokens": float(tally.num_tokens[0])},
         provenance=_provenance(model, plan, request),
     )
+
+
+def _gathered(
+    rows: Rows, tallies: Sequence[RoutingTally], comm: Comm | None
+) -> tuple[Rows, RoutingTally]:
+    """The rows of all ranks by task, in the order of the items, and the sums of their routing."""
+    if comm is None:
+        return rows, tallies[0]
+    own = {"rows": rows, "tallies": [tally.to_json() for tally in tallies]}
+    told = gather_bytes(json.dumps(own).encode(), comm, "the gathering of answers")
+    parts = [json.loads(data) for data in told]
+    tally, *others = [RoutingTally.from_json(one) for part in parts for one in part["tallies"]]
+    for other in others:
+        tally.add(other)
+    names = dict.fromkeys(name for part in parts for name in part["rows"])
+    dealt = {name: [part["rows"].get(name, []) for part in parts] for name in names}
+    return {name: _in_turn(columns) for name, columns in dealt.items()}, tally
+
+
+def _in_turn(dealt: Sequence[list[Row]]) -> list[Row]:
+    """Rows that were dealt out one by one, in the order before."""
+    turns = itertools.zip_longest(*dealt)
+    return [row for turn in turns for row in turn if row is not None]
 
 
 def _prefix(tokenizer: Any) -> int | None:
@@ -138,35 +179,37 @@ def _fitting(task: Any, lm: Any, limit: int | None) -> list[int]:
     return fitting
 
 
-def _routing(tallies: Sequence[RoutingTally]) -> dict[str, float]:
-    (tally,) = tallies
-    return {**tally.means(), "num_tokens": float(tally.num_tokens[0])}
-
-
-def _result(
-    name: str, members: Sequence[Any], answers: dict[str, Any], lm: Any, limit: int | None
-) -> TaskResult:
+def _result(name: str, members: Sequence[Any], rows: Rows, limit: int | None) -> TaskResult:
     """The items of a task, or of all tasks of a group one after the other."""
-    rows = [_first_filter(answers[task.task_name]) for task in members]
+    items = [row for task in members for row in rows[task.task_name]]
     num_asked = sum(len(range(len(task.eval_docs))[:limit]) for task in members)
-    metric = next((m for m in _METRICS if all(m in row for part in rows for row in part)), None)
+    metric = next((m for m in _METRICS if all(m in row["right"] for row in items)), None)
     if metric is None:
         raise InputError(
             f"task {name} does not tell which items are right; choose one that measures "
             f"{' or '.join(_METRICS)}"
         )
-    items = [row for part in rows for row in part]
     return TaskResult(
         name=name,
         metric=metric,
         num_shots=members[0].get_config("num_fewshot"),
         version=str(members[0].VERSION),
         num_left_out=num_asked - len(items),
-        num_truncated=sum(_num_truncated(row, lm) for row in items),
-        ids=tuple(_item_id(row) for row in items),
-        correct=tuple(bool(row[metric]) for row in items),
-        loglikelihoods=tuple(_loglikelihoods(row) for row in items),
+        num_truncated=sum(row["num_truncated"] for row in items),
+        ids=tuple(row["id"] for row in items),
+        correct=tuple(row["right"][metric] for row in items),
+        loglikelihoods=tuple(tuple(row["loglikelihoods"]) for row in items),
     )
+
+
+def _row(row: dict[str, Any], lm: Any) -> Row:
+    """What is kept of an item's row, as JSON data."""
+    return {
+        "id": _item_id(row),
+        "right": {metric: bool(row[metric]) for metric in _METRICS if metric in row},
+        "loglikelihoods": _loglikelihoods(row),
+        "num_truncated": _num_truncated(row, lm),
+    }
 
 
 def _first_filter(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
