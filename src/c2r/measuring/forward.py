@@ -11,10 +11,12 @@ from torch import Tensor
 
 from c2r.adapters.huggingface import (
     capture,
+    eager,
     evaluating,
     forward_inputs,
     model_type,
     read_batch,
+    runner,
     unwrapped,
 )
 from c2r.errors import ModelError
@@ -65,7 +67,7 @@ def forward(model: Any, batch: Batch) -> ForwardPass:
     """
     found = read_batch(model, batch)
     _, inputs = forward_inputs(model, [unwrapped(model)], found)
-    output = unwrapped(model)(**inputs, use_cache=False)
+    output = runner(model)(**inputs, use_cache=False)
     logits = getattr(output, "logits", None)
     if logits is None:
         raise ModelError(
@@ -92,7 +94,8 @@ def observing(model: Any) -> Iterator[Callable[[Batch], tuple[ForwardPass, Routi
     with evaluating(model), capture(model) as recorder:
 
         def observe(batch: Batch) -> tuple[ForwardPass, RoutingTrace]:
-            found = forward(model, batch)
+            with eager():
+                found = forward(model, batch)
             return found, recorder.take()
 
         yield observe

@@ -19,7 +19,7 @@ from c2r.parallel.layer import parallel_moe
 from c2r.parallel.mesh import Mesh, check_multiple, make_mesh
 from c2r.parallel.parts import Part, Share, Sharing, parts_beside, remove_parts, share_out
 from c2r.parallel.profiles import merge_profiles
-from c2r.parallel.sharded import is_sharded
+from c2r.parallel.sharded import is_sharded, is_sharded_module, whole
 from c2r.parallel.signs import Signs, world_signs
 from c2r.parallel.simulated import SimulatedComm, simulate
 from c2r.parallel.world import from_first, gather_bytes, join_world
@@ -46,6 +46,7 @@ __all__ = [
     "from_first",
     "gather_bytes",
     "is_sharded",
+    "is_sharded_module",
     "join_world",
     "make_dispatcher",
     "make_mesh",
@@ -56,5 +57,6 @@ __all__ = [
     "remove_parts",
     "share_out",
     "simulate",
+    "whole",
     "world_signs",
 ]

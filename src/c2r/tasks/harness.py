@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import capture, describe_model, enforce, evaluating, prepare
+from c2r.adapters.huggingface import capture, describe_model, eager, enforce, evaluating, prepare
 from c2r.errors import InputError
 from c2r.measuring import RoutingTally, keeping_plan
 from c2r.parallel import Comm, gather_bytes
@@ -66,6 +66,7 @@ def evaluate(
         sandboxed_templates(request.is_trusted),
         keeping_plan(model),
         evaluating(model),
+        eager(),
         _counting(model, plan) as tallies,
     ):
         from lm_eval import evaluator

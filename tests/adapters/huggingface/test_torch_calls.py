@@ -46,7 +46,7 @@ def probed() -> Iterator[Callable[[Callable[[], Any]], Any]]:
 def tapped(rule: SelectionRule, policy: str) -> Any:
     router = Calling()
     site = RouterSite(
-        name="",
+        path="",
         module=router,
         num_experts=NUM_EXPERTS,
         top_k=TOP_K,

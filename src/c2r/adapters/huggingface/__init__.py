@@ -27,7 +27,7 @@ from c2r.adapters.huggingface.folders import (
     save_pretrained,
 )
 from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
-from c2r.adapters.huggingface.models import evaluating, model_type, unwrapped
+from c2r.adapters.huggingface.models import eager, evaluating, model_type, runner, unwrapped
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
@@ -73,6 +73,7 @@ __all__ = [
     "constraint_report",
     "counting_rows",
     "describe_model",
+    "eager",
     "enforce",
     "evaluating",
     "expert_parameters",
@@ -102,6 +103,7 @@ __all__ = [
     "register_router",
     "remove",
     "replay",
+    "runner",
     "save_parallel",
     "save_plan_only",
     "save_pretrained",

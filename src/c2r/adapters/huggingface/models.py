@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from c2r.errors import ModelError
+from c2r.parallel import is_sharded_module
 
 _COMPILED = "_orig_mod"
 _AROUND = (_COMPILED, "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -66,18 +67,46 @@ def plain_path(path: str) -> str:
     `base_model.model.model.layers.0.mlp.gate.modules_to_save.default` is
     `model.layers.0.mlp.gate`.
     """
-    parts = [part for part in _own_path(path).split(".") if part not in _AROUND]
+    parts = [part for part in own_path(path).split(".") if part not in _AROUND]
     return _OUTER.sub("", ".".join(parts))
 
 
-def _own_path(path: str) -> str:
-    """The path of what PEFT has put a module's adapters or copies around."""
+def own_path(path: str) -> str:
+    """The path of a module as if PEFT had put no adapters around it and made no copy of it."""
     return _INSIDE.sub("", path)
 
 
-def block_path(path: str) -> str:
-    """The path of the module that holds a router, whatever adapters are around the router."""
-    return _own_path(path).rpartition(".")[0]
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module of an `own_path` that runs: inside adapters, or the copy that is in use.
+
+    Raises `AttributeError` where there is none.
+    """
+    module = model.get_submodule(path)
+    while True:
+        copy = _copy_in_use(module)
+        inner = module._modules.get("base_layer") if copy is None else copy
+        if inner is None:
+            return module
+        module = inner
+
+
+def _copy_in_use(module: Any) -> nn.Module | None:
+    """Of a module that PEFT trains a copy of for each adapter, the one that is asked now."""
+    copies: Any = module._modules.get("modules_to_save")
+    original: nn.Module | None = module._modules.get("original_module")
+    if copies is None or original is None:
+        return None
+    in_use: list[nn.Module] = [
+        copies[name] for name in getattr(module, "active_adapters", ()) if name in copies
+    ]
+    return in_use[0] if in_use and not module.disable_adapters else original
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside the block compiled models run as they were written, so that what they do is seen."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
@@ -98,14 +127,47 @@ def input_device(model: nn.Module) -> torch.device:
     return running_device(embeddings if isinstance(embeddings, nn.Module) else model)
 
 
+def runner(model: nn.Module) -> nn.Module:
+    """What to call so that the model runs.
+
+    That is the innermost one, or the one around it by which FSDP brings weights together.
+    """
+    while not is_sharded_module(model):
+        inner = _held(model)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def is_sharded_model(model: nn.Module) -> bool:
+    """Whether FSDP keeps a part of the weights on each rank, so that only the whole model runs."""
+    return any(is_sharded_module(module) for module in model.modules())
+
+
 def running_device(module: nn.Module) -> torch.device:
     """Where a module runs: where accelerate brings its weights, or where they are."""
-    for part in module.modules():
+    return next(_devices(module), torch.device("cpu"))
+
+
+def running_devices(model: nn.Module) -> set[torch.device]:
+    """All devices on which a model runs."""
+    return set(_devices(model))
+
+
+def _devices(model: nn.Module) -> Iterator[torch.device]:
+    for part in model.modules():
         hook: Any = getattr(part, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        if device is not None:
-            return torch.device(device)
+        device = next(
+            (
+                found
+                for entry in getattr(hook, "hooks", (hook,))
+                if (found := getattr(entry, "execution_device", None)) is not None
+            ),
+            None,
+        )
         own = next(part.parameters(recurse=False), None)
-        if own is not None:
-            return own.device
-    return torch.device("cpu")
+        if device is not None:
+            yield torch.device(device)
+        elif own is not None:
+            yield own.device

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from c2r.adapters.huggingface.models import model_type, unwrapped
+from c2r.adapters.huggingface.models import model_type, module_at, own_path, unwrapped
 from c2r.adapters.huggingface.routers.probe import HandedIds, Selection, probe
 from c2r.adapters.huggingface.routers.registry import (
     REFUSED,
@@ -41,7 +41,7 @@ def find_sites(model: nn.Module) -> tuple[RouterSite, ...]:
     if found is None or found.state != _state(model):
         sites = tuple(replace(site, module=_NO_MODULE) for site in _discover(model))
         found = _FOUND[model] = _Found(sites=sites, state=_state(model))
-    return tuple(replace(site, module=model.get_submodule(site.name)) for site in found.sites)
+    return tuple(replace(site, module=module_at(model, site.path)) for site in found.sites)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,8 +113,8 @@ def _verified_sites(
         elif handed.name.rpartition(".")[2] == "experts":
             _check_static(model, handed.name)
     # Events come as layers run, which need not be the order in which the model lists them.
-    order = [name for name, _ in model.named_modules()]
-    return tuple(sorted(sites.values(), key=lambda site: order.index(site.name)))
+    order = [own_path(name) for name, _ in model.named_modules()]
+    return tuple(sorted(sites.values(), key=lambda site: order.index(site.path)))
 
 
 def _chose(selection: Selection, handed: HandedIds) -> bool:
@@ -135,7 +135,7 @@ def _site(model: nn.Module, selection: Selection, handed: HandedIds) -> RouterSi
     top_k = handed.ids.shape[1]
     experts = model.get_submodule(handed.name)
     return RouterSite(
-        name=selection.name,
+        path=own_path(selection.name),
         module=model.get_submodule(selection.name),
         num_experts=selection.num_experts,
         top_k=top_k,

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from c2r.adapters.digests import structure_digest, weights_digest
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.sites import RouterSite
+from c2r.adapters.huggingface.weights import in_memory
 from c2r.errors import PlanMismatchError
 from c2r.ops.limits import check_top_t
+from c2r.parallel import whole
 from c2r.plans import LayerPlan, Plan
 
 _NEXT_STEP = "profile this model and make a plan from that profile"
@@ -21,7 +23,8 @@ def fingerprint(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, str]
 
     `structure` covers the family and each router's name, E and k. `weights` covers the routers'
     own parameters and buffers, cast to bfloat16 so that the dtype a model was loaded in does not
-    matter. Profiles and plans keep it in their provenance as `model_fingerprint`.
+    matter. Where a model's weights are kept does not matter either; of one that FSDP shards, all
+    ranks must ask. Profiles and plans keep it in their provenance as `model_fingerprint`.
     """
     shapes = [(site.name, site.num_experts, site.top_k) for site in sites]
     return {
@@ -31,9 +34,10 @@ def fingerprint(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, str]
 
 
 def _own_tensors(site: RouterSite) -> dict[str, Tensor]:
-    # A site that selects for its own experts, as in DBRX, holds them too.
-    tensors = site.module.state_dict().items()
-    return {name: tensor for name, tensor in tensors if not name.startswith("experts.")}
+    with in_memory(site.module):
+        tensors = site.module.state_dict().items()
+        # A site that selects for its own experts, as in DBRX, holds them too.
+        return {name: whole(value) for name, value in tensors if not name.startswith("experts.")}
 
 
 def check_plan(plan: Plan, model: nn.Module, sites: Sequence[RouterSite], strict: bool) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from c2r.adapters.huggingface.models import evaluating, model_type
+from c2r.adapters.huggingface.models import (
+    eager,
+    evaluating,
+    input_device,
+    model_type,
+    runner,
+    running_devices,
+)
 from c2r.adapters.huggingface.routers.sites import SelectionRule
 from c2r.adapters.huggingface.routers.torch_calls import (
     MASKED_FILL,
@@ -21,6 +28,7 @@ from c2r.adapters.huggingface.routers.torch_calls import (
     read_removal,
     read_top_k,
 )
+from c2r.adapters.huggingface.weights import check_weights
 from c2r.errors import ModelError
 from c2r.traces import ScoreKind
 
@@ -78,9 +86,7 @@ def probe(model: nn.Module) -> list[Selection | HandedIds]:
 
     Raises `ModelError` if the model cannot run on token ids alone.
     """
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.is_meta:
-        raise ModelError(f"{model_type(model)} has no weights in memory; load them first")
+    check_weights(model)
     observer = _Observer()
     try:
         with observer.following(model), observer:
@@ -98,7 +104,7 @@ def probe(model: nn.Module) -> list[Selection | HandedIds]:
 def run_tiny(model: nn.Module) -> None:
     """A forward pass on a few token ids that leaves the model as it was."""
     with _no_trace(model):
-        model(input_ids=_token_ids(model, next(model.parameters()).device), use_cache=False)
+        runner(model)(input_ids=_token_ids(model, input_device(model)), use_cache=False)
 
 
 def _token_ids(model: nn.Module, device: torch.device) -> Tensor:
@@ -117,10 +123,10 @@ def _no_trace(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not buffer.is_meta  # accelerate's, which bring their own back
     ]
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+    on_gpu = [device for device in running_devices(model) if device.type == "cuda"]
+    with evaluating(model), eager(), torch.no_grad(), torch.random.fork_rng(devices=on_gpu):
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from c2r.adapters.huggingface.models import module_at, own_path
 from c2r.adapters.huggingface.routers.sites import RouterSite
 from c2r.errors import ModelError
 from c2r.traces import ScoreKind
@@ -66,7 +67,7 @@ class RouterSpec:
                 "correct its RouterSpec"
             ) from None
         return RouterSite(
-            name=name,
+            path=own_path(name),
             module=module,
             num_experts=num_experts,
             top_k=top_k,
@@ -96,8 +97,9 @@ def registered_specs() -> tuple[RouterSpec, ...]:
 def registered_sites(model: nn.Module) -> Iterator[RouterSite]:
     """The sites of a model whose router classes are registered, in the model's order."""
     for name, module in model.named_modules():
+        own = own_path(name)
         for spec in _SPECS.get(type(module).__name__, ()):
-            if name.endswith(spec.path_suffix):
+            if own.endswith(spec.path_suffix) and module_at(model, own) is module:
                 yield spec.site(name, module)
                 break
 

@@ -1,12 +1,11 @@
 """Where a model routes: the description of one router that discovery gives and the taps use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from torch import nn
 
-from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.models import model_type, module_at, own_path, plain_path
 from c2r.errors import ModelError
 from c2r.traces import ScoreKind
 
@@ -27,7 +26,7 @@ class RouterSite:
     """One router of a model.
 
     Attributes:
-        name: module path of the router inside the model.
+        path: module path of the router in the model, without what PEFT has put around it.
         module: the module whose forward selects the experts.
         num_experts: E, the width of the selection scores.
         top_k: experts per token that the model uses.
@@ -40,7 +39,7 @@ class RouterSite:
         rule: the call by which the router selects.
     """
 
-    name: str
+    path: str
     module: nn.Module
     num_experts: int
     top_k: int
@@ -51,6 +50,11 @@ class RouterSite:
     num_free_experts: int = 0
     rule: SelectionRule = SelectionRule.TOP_K
 
+    @property
+    def name(self) -> str:
+        """The path in the innermost model: the same whatever is wrapped around the router."""
+        return plain_path(self.path)
+
 
 class SiteHolder(nn.Module):
     """A router that carries its own site, in copies of the model too: one that is tapped."""
@@ -59,14 +63,11 @@ class SiteHolder(nn.Module):
 
 
 def is_part(site: RouterSite, model: nn.Module) -> bool:
-    """Whether the model has the site's module at the site's path, as it is or inside adapters."""
+    """Whether the model runs the site's module at the site's path."""
     try:
-        found: Any = model.get_submodule(site.name)
+        return module_at(model, site.path) is site.module
     except AttributeError:
         return False
-    while found is not site.module and hasattr(found, "base_layer"):  # PEFT's way to wrap a module
-        found = found.base_layer
-    return found is site.module
 
 
 def tapped_sites(model: nn.Module) -> tuple[RouterSite, ...]:
@@ -75,11 +76,15 @@ def tapped_sites(model: nn.Module) -> tuple[RouterSite, ...]:
     Raises:
         ModelError: the taps were put in through another model that shares these routers.
     """
-    routers = (module for module in model.modules() if isinstance(module, SiteHolder))
-    sites = tuple(router.c2r_site for router in routers)
-    if not all(is_part(site, model) for site in sites):
-        raise tapped_elsewhere(model)
-    return sites
+    sites = {}
+    for path, module in model.named_modules():
+        if isinstance(module, SiteHolder):
+            site, own = module.c2r_site, own_path(path)
+            if site.path != own:
+                raise tapped_elsewhere(model)
+            # Of copies, as PEFT makes them, the one in use counts; it may not be tapped yet.
+            sites[own] = replace(site, module=module_at(model, own))
+    return tuple(sites.values())
 
 
 def tapped_elsewhere(model: nn.Module) -> ModelError:

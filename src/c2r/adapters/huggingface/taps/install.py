@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from c2r.adapters.huggingface.models import model_type, unwrapped
+from c2r.adapters.huggingface.models import model_type, module_at, running_device, unwrapped
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan
 from c2r.adapters.huggingface.routers.sites import (
@@ -47,13 +47,36 @@ class ConstraintReport:
 class Installation:
     """The tapped routers of one model, and who needs them: a plan, a capture or a replay."""
 
-    sites: tuple[RouterSite, ...]
     state: ForwardState
     routers: list[TappedRouter] = field(default_factory=list)
+    blocks: list[nn.Module] = field(default_factory=list)
+    """The module that holds each router, or what PEFT has put around it since."""
     handles: list[RemovableHandle] = field(default_factory=list)
     plan: Plan | None = None
     is_captured: bool = False
     is_replayed: bool = False
+
+    @property
+    def sites(self) -> tuple[RouterSite, ...]:
+        """Of the routers, in the model's order."""
+        return tuple(router.c2r_site for router in self.routers)
+
+    def follow(self) -> None:
+        """Taps the copies that PEFT has made of routers since, or has put to use again."""
+        for index, block in enumerate(self.blocks):
+            router = self.routers[index]
+            name = router.c2r_site.path.rpartition(".")[2]
+            if name in block._modules and block._modules[name] is not router:
+                self._move(index, module_at(block, name))
+
+    def _move(self, index: int, found: nn.Module) -> None:
+        old = self.routers[index]
+        if found is old or not isinstance(found, TappedRouter | old.c2r_tap.original_class):
+            return  # a router of another kind is the guard's to tell
+        site = replace(old.c2r_site, module=found)
+        new = found if isinstance(found, TappedRouter) else attach(site, self.state)
+        new.c2r_site, new.c2r_policy, new.c2r_tap.state = site, old.c2r_policy, self.state
+        self.routers[index] = new
 
 
 def apply(model: nn.Module, plan: Plan, strict: bool = True) -> None:
@@ -141,7 +164,7 @@ def remove(model: nn.Module) -> None:
     installation.plan = None
     for router in installation.routers:
         router.c2r_policy = None
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(unwrapped(model), "config", None)
     if hasattr(config, "c2r"):
         del config.c2r
     uninstall_unused(model)
@@ -200,6 +223,8 @@ def installed(model: nn.Module) -> Installation | None:
     installation: Installation | None = vars(model).get(_ATTRIBUTE)
     if installation is None and tapped_sites(model):
         raise tapped_elsewhere(model)
+    if installation is not None:
+        installation.follow()
     return installation
 
 
@@ -214,13 +239,14 @@ def install(model: nn.Module, sites: tuple[RouterSite, ...]) -> Installation:
     """Taps every site of `model`, without policies; all or none."""
     model = unwrapped(model)
     state = ForwardState()
-    installation = Installation(sites=sites, state=state)
+    installation = Installation(state=state)
     with ExitStack() as undo:
-        undo.callback(_undo, installation)
-        for site in sites:
-            router = attach(site, state)
-            installation.routers.append(router)
-            block, guard = model.get_submodule(site.name.rpartition(".")[0]), _BlockGuard(router)
+        undo.callback(_undo, model, installation)
+        for index, site in enumerate(sites):
+            installation.routers.append(attach(site, state))
+            block = model.get_submodule(site.path.rpartition(".")[0])
+            installation.blocks.append(block)
+            guard = _BlockGuard(installation, index)
             installation.handles += [
                 block.register_forward_pre_hook(guard.enter),
                 block.register_forward_hook(guard.leave),
@@ -244,17 +270,18 @@ def uninstall_unused(model: nn.Module) -> None:
         return
     if installation.is_captured or installation.is_replayed:
         return
-    _undo(installation)
     inner = unwrapped(model)
+    _undo(inner, installation)
     forget_plan(inner)
     delattr(inner, _ATTRIBUTE)
 
 
-def _undo(installation: Installation) -> None:
+def _undo(model: nn.Module, installation: Installation) -> None:
     for handle in installation.handles:
         handle.remove()
-    for router in installation.routers:
-        detach(router)
+    for module in [*model.modules()]:  # copies of routers too
+        if isinstance(module, TappedRouter):
+            detach(module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -264,7 +291,13 @@ class _BlockGuard:
     A block that does not run at all (a skipped layer, an unused stack) is no error.
     """
 
-    router: TappedRouter
+    installation: Installation
+    index: int
+
+    @property
+    def router(self) -> TappedRouter:
+        """The one that is in use."""
+        return self.installation.routers[self.index]
 
     def enter(self, *_: Any) -> None:
         tap = self.router.c2r_tap
@@ -292,6 +325,7 @@ class _ForwardGuard:
     def enter(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        self.installation.follow()
         state = self.installation.state
         state.forget()
         state.is_running = True
@@ -313,9 +347,7 @@ class _ForwardGuard:
 def _policy(site: RouterSite, layer: LayerPlan) -> RoutingPolicy:
     """The policy of a layer, at the router; experts that compute nothing may join any other."""
     policy = make_policy(layer, site.score_kind)
-    parameter = next(site.module.parameters(), None)
-    if parameter is not None:
-        policy = policy.to(parameter.device)
+    policy = policy.to(running_device(site.module))
     if site.num_free_experts:
         policy.free_experts(site.num_free_experts)
     if policy.is_unconstrained:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from c2r.adapters.expert_groups import num_expert_groups
 from c2r.adapters.huggingface.batches import as_batches, forward_inputs, read_batch
-from c2r.adapters.huggingface.models import evaluating, model_type, unwrapped
+from c2r.adapters.huggingface.models import (
+    eager,
+    evaluating,
+    is_sharded_model,
+    model_type,
+    runner,
+    unwrapped,
+)
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.sites import RouterSite
@@ -116,17 +123,19 @@ def traces(model: nn.Module, batches: Iterable[Any]) -> Generator[RoutingTrace, 
     """
     with evaluating(model), capture(model) as recorder:
         whole = unwrapped(model)
+        parts = [whole] if is_sharded_model(whole) else [recorder.host, whole]
         for batch in as_batches(batches):
-            part, inputs = forward_inputs(model, [recorder.host, whole], read_batch(model, batch))
-            with torch.no_grad():
-                part(**inputs, use_cache=False)
+            part, inputs = forward_inputs(model, parts, read_batch(model, batch))
+            with eager(), torch.no_grad():
+                (runner(model) if part is whole else part)(**inputs, use_cache=False)
             yield recorder.take()
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """What a profile's provenance says of its model: family, name, fingerprint, groups, sizes."""
     sites = find_sites(model)
-    name = getattr(getattr(model, "config", None), "name_or_path", "")
+    config = getattr(unwrapped(model), "config", None)
+    name = getattr(config, "name_or_path", "")
     return {
         "model_type": model_type(model),
         "model": str(name),
@@ -137,7 +146,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def _known_groups(model: nn.Module) -> dict[str, int]:
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(unwrapped(model), "config", None)
     return {} if config is None else {"num_groups": num_expert_groups(config.to_dict())}
 
 
@@ -172,6 +181,7 @@ def _layer_trace(router: TappedRouter, mask: Any) -> LayerTrace:
         ids, weights, scores = (_concatenate(part) for part in zip(*parts, strict=True))
         kept = _kept_tokens(mask, len(scores), site.name)
         if kept is not None:
+            kept = kept.to(scores.device)  # layers may be on several
             ids, scores = ids[kept], scores[kept]
             weights = None if weights is None else weights[kept]
     else:

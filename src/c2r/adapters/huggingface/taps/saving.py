@@ -19,8 +19,12 @@ _METHOD = "save_pretrained"
 class Constraint(Protocol):
     """The routers of a model, and the plan in force, if any."""
 
-    sites: tuple[RouterSite, ...]
     plan: Plan | None
+
+    @property
+    def sites(self) -> tuple[RouterSite, ...]:
+        """Of the routers, in the model's order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
