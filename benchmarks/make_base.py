@@ -4,7 +4,8 @@
     python benchmarks/make_base.py --out FOLDER --variant coarse --minutes 30
 
 Needs `benchmarks/base_model/requirements.txt`. The model is FOLDER/VARIANT/model, which
-transformers and c2r load; the figures of each step are in FOLDER/VARIANT/figures.json. Stopped at
+transformers and c2r load; the figures of each step are in FOLDER/VARIANT/figures.json. The dense
+model is FOLDER/dense, and FOLDER/dense-mixture for c2r, whose tasks take mixtures only. Stopped at
 any moment, the same command goes on. `--set NAME=VALUE` changes a setting of
 `base_model/settings.py`.
 """
@@ -29,7 +30,13 @@ from base_model.distilling import Distillation, loss_of
 from base_model.masked_experts import use_masked_experts
 from base_model.sampling import BATCH, sample_rows
 from base_model.settings import VARIANTS
-from base_model.splitting import LayerSplit, build_mixture, ffn_inputs, split_layer
+from base_model.splitting import (
+    LayerSplit,
+    build_mixture,
+    dense_as_mixture,
+    ffn_inputs,
+    split_layer,
+)
 from base_model.texts import (
     SHARES,
     Mixture,
@@ -44,7 +51,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GraniteMoeSharedForCausalLM, LlamaForCausalLM
 
-from c2r.artifacts import atomic_path, write_text
+from c2r.artifacts import atomic_folder, atomic_path, write_text
 from c2r.cli.console import note
 from c2r.errors import C2RError, InputError
 
@@ -116,6 +123,9 @@ class Base:
         if not (self.shared / "dense").is_dir():
             started = time.monotonic()
             self.keep("dense", started, **write_dense(self.shared / "dense"))
+        if not (self.shared / "dense-mixture").is_dir():
+            mixture = dense_as_mixture(self.open_dense(), self.settings)
+            self._write_model(mixture, self.shared / "dense-mixture")
 
     def open_dense(self):
         return LlamaForCausalLM.from_pretrained(self.shared / "dense", dtype=torch.float32).eval()
@@ -224,16 +234,17 @@ class Base:
         )
         if not training.run(self.is_over):
             raise StoppedError
-        partial = self.folder / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         best = training.load_best()
         best.set_experts_implementation("grouped_mm")
-        best.save_pretrained(partial)
-        self.tokenizer.save_pretrained(partial)
         lines = (folder / "figures.jsonl").read_text().splitlines()
         self.keep("distil", time.monotonic(), curve=[json.loads(line) for line in lines])
-        partial.rename(self.folder / "model")
+        self._write_model(best, self.folder / "model")
         shutil.rmtree(folder)
+
+    def _write_model(self, model, folder):
+        with atomic_folder(folder) as partial:
+            model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
 
     def measure(self):
         """Losses on the measured text, and by whose choice of experts they are made."""

