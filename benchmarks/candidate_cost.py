@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from base_model.masked_experts import use_masked_experts
+from base_model.masked_experts import use_experts
 from harness import finish, print_table
 
 from c2r.adapters.huggingface import load_model, load_tokenizer
@@ -60,7 +60,7 @@ def main():
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.03, 0.1, 0.3])
     args = parser.parse_args()
     model = load_model(args.model, dtype=torch.bfloat16)
-    use_masked_experts(model)
+    use_experts(model)
     tokenizer = load_tokenizer(args.model)
     texts = read_texts(args.text)
     batches = list(token_batches(texts, tokenizer, seq_len=512, num_tokens=args.tokens))

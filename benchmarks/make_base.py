@@ -27,7 +27,7 @@ from base_model.choices import losses_by_choice
 from base_model.cloze import write_task
 from base_model.dense import find_gguf, write_dense
 from base_model.distilling import Distillation, loss_of
-from base_model.masked_experts import use_masked_experts
+from base_model.masked_experts import use_experts
 from base_model.sampling import BATCH, sample_rows
 from base_model.settings import VARIANTS
 from base_model.splitting import (
@@ -251,7 +251,7 @@ class Base:
         if "measure" in self.figures():
             return
         started, measured = time.monotonic(), measured_windows(self.tokenizer)
-        model = open_mixture(self.folder / "model")
+        model = open_mixture(self.folder / "model", self.settings.experts)
         task, num_items = write_task(read_data("wikitext2-test.txt"), self.folder)
         self.keep(
             "measure",
@@ -274,10 +274,10 @@ def _save_array(path, array):
         np.save(file, array)
 
 
-def open_mixture(folder):
-    """The mixture that was made, with experts computed as they were in training."""
+def open_mixture(folder, experts):
+    """The mixture that was made, with experts computed as in training."""
     model = GraniteMoeSharedForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    use_masked_experts(model)
+    use_experts(model, experts)
     return model
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from c2r.artifacts import atomic_path
 from c2r.cli.console import note
 
-from .masked_experts import use_masked_experts
+from .masked_experts import use_experts
 
 _CHUNK = 128  # rows of logits at a time: what the caches hold
 _LOWEST_RATE = 0.03  # of the peak, at the end
@@ -87,7 +87,7 @@ class Distillation:
         }
         student.bfloat16().get_input_embeddings().weight.requires_grad_(False)
         self.teacher = copy.deepcopy(dense).bfloat16().eval()
-        use_masked_experts(student)
+        use_experts(student, settings.experts)
         self.optimizer = torch.optim.AdamW(
             [{"params": [p], "factor": self._factor(n)} for n, p in self.parameters.items()],
             betas=(0.9, 0.95),

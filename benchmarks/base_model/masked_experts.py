@@ -23,7 +23,7 @@ def masked_experts(self, hidden_states, top_k_index, top_k_weights):
     return torch.matmul(answers.flatten(1), down.to(answers.dtype))
 
 
-def use_masked_experts(model):
+def use_experts(model, name=NAME):
     """Lets a mixture compute its experts so, until told otherwise."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, masked_experts)
-    model.set_experts_implementation(NAME)
+    model.set_experts_implementation(name)

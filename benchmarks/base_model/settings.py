@@ -24,6 +24,7 @@ class Settings:
         hidden_weight: of the hidden states' relative squared error, beside the KL divergence.
         choose_every: steps between two losses on the text that chooses the best checkpoint.
         save_every: steps between two checkpoints.
+        experts: how they are computed: `masked` as one FFN, or an implementation of transformers.
         seed: draws groups, windows and samples.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     hidden_weight: float = 2.0
     choose_every: int = 50
     save_every: int = 100
+    experts: str = "masked"
     seed: int = 0
 
     @property
@@ -52,6 +54,6 @@ class Settings:
 
 VARIANTS = {
     "fine": Settings(num_experts=32, top_k=8, num_shared=768),
-    "coarse": Settings(num_experts=8, top_k=2, num_shared=0, tokens=600_000),
+    "coarse": Settings(num_experts=8, top_k=2, num_shared=0, tokens=600_000, experts="eager"),
 }
 """Fine-grained with a shared expert, as Qwen-MoE and DeepSeek; and few experts, as LLaMA-MoE."""

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("scipy")
-from benchmarks.base_model.masked_experts import use_masked_experts
+from benchmarks.base_model.masked_experts import use_experts
 from benchmarks.base_model.settings import Settings
 from benchmarks.base_model.splitting import (
     build_mixture,
@@ -112,7 +112,7 @@ def test_masked_experts_compute_what_transformers_does(dense, ids):
     inputs = dense.model.embed_tokens(ids).detach()
     usual = model(inputs_embeds=inputs.requires_grad_()).logits
     (gradient,) = torch.autograd.grad(usual.square().sum(), inputs)
-    use_masked_experts(model)
+    use_experts(model)
     masked = model(inputs_embeds=inputs).logits
     torch.testing.assert_close(masked, usual)
     torch.testing.assert_close(
