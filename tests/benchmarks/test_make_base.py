@@ -106,8 +106,8 @@ def test_other_settings_are_not_mixed_in(make_base, tmp_path):
     base(make_base, tmp_path)
     with pytest.raises(make_base.InputError, match="was begun with other settings"):
         make_base.Base(tmp_path, "fine", make_base.parse_settings("fine", []))
-    with pytest.raises(make_base.InputError, match="there is no setting experts; there are num"):
-        make_base.parse_settings("fine", ["experts=3"])
+    with pytest.raises(make_base.InputError, match="there is no setting shared; there are num"):
+        make_base.parse_settings("fine", ["shared=3"])
     with pytest.raises(make_base.InputError, match="top_k is 'two'; it must be a number"):
         make_base.parse_settings("fine", ["top_k=two"])
 
