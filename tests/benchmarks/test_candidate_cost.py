@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.adapters.huggingface import profile as collect
-from c2r.ops.rank_choice import Criterion, RankRule, choose_on_ranks
 from c2r.planning import make_plan
+from c2r.plans import NO_EXPERTS, LayerPlan
+from c2r.routing import make_policy
 from c2r.text import read_texts, token_batches
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -28,14 +30,20 @@ def test_an_expert_beyond_the_candidates_is_found_among_all(monkeypatch):
     from candidate_cost import all_candidates
 
     scores = torch.tensor([[0.5, 0.1, 0.09, 0.08, 0.05, 0.07, 0.065, 0.06]])
-    placement, by_rank = torch.arange(8) % 4, torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
-    rule = RankRule(
-        criterion=Criterion.PRICED, strength=0.033, num_ranks=4, smallest_rank=2, is_logits=False
+    policy = make_policy(
+        LayerPlan(
+            num_experts=8,
+            top_k=2,
+            policy="priced",
+            strength=0.033,
+            partners=NO_EXPERTS,
+            placement=np.arange(8) % 4,
+        )
     )
-    assert choose_on_ranks(scores, placement, by_rank, 2, rule).tolist() == [[0, 1]]
+    assert policy(scores, 2).tolist() == [[0, 1]]
     with all_candidates():
-        assert choose_on_ranks(scores, placement, by_rank, 2, rule).tolist() == [[0, 4]]
-    assert choose_on_ranks(scores, placement, by_rank, 2, rule).tolist() == [[0, 1]]
+        assert policy(scores, 2).tolist() == [[0, 4]]
+    assert policy(scores, 2).tolist() == [[0, 1]]
 
 
 def test_it_measures_both_ways(tmp_path):
