@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import c2r
@@ -162,6 +162,23 @@ def test_frozen_routers_do_not_train(mode) -> None:
 def test_routers_alone_cannot_be_frozen() -> None:
     with pytest.raises(InputError, match="freeze_routers leaves it nothing"):
         replace(SETTINGS, mode="router", freeze_routers=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of other libraries
+def test_adapters_that_were_constrained(tmp_path: Path) -> None:
+    model = tiny()
+    plan, ids = plan_of(model), {"input_ids": torch.arange(24)[None]}
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    c2r.apply(adapted, plan)
+    adapted.save_pretrained(tmp_path / "adapter")
+    found = Plan.load(tmp_path / "adapter" / PLAN_FILE)
+    assert found.fingerprint == plan.fingerprint
+    again = PeftModel.from_pretrained(tiny(), tmp_path / "adapter")
+    c2r.apply(again, found)
+    assert torch.equal(again(**ids).logits, adapted.eval()(**ids).logits)
+    c2r.remove(adapted)
+    adapted.save_pretrained(tmp_path / "free")
+    assert not (tmp_path / "free" / PLAN_FILE).exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # of other libraries

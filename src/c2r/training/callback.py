@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from c2r.adapters.huggingface import capture, constrained_module, keep_plan_of
+from c2r.adapters.huggingface import applied_plan, capture, keep_plan_around
 from c2r.errors import PlanError
 from c2r.plans import Plan
 from c2r.training.metrics import routing_metrics
@@ -32,15 +32,14 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: Any, plan: Plan | None = None) -> None:
         self._trainer = trainer
-        self._model, applied = constrained_module(trainer.model)
-        if plan is None and applied is None:
+        if plan is None and applied_plan(trainer.model) is None:
             raise PlanError("the model carries no plan to watch; call c2r.apply(model, plan) first")
         self._plan = plan
         self._is_due = False
         self._metrics: dict[str, float] = {}
         self._compute_loss = trainer.compute_loss
         trainer.compute_loss = self._recorded_loss  # where an error, too, ends the recording
-        keep_plan_of(self._model, trainer.model)
+        keep_plan_around(trainer.model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Finds whether the step may be logged."""
@@ -54,9 +53,10 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]
         if not self._is_due:
             return self._compute_loss(*args, **kwargs)
         self._is_due = False
-        with capture(self._model) as recorder:
+        model = self._trainer.model
+        with capture(model) as recorder:
             loss = self._compute_loss(*args, **kwargs)
-            plan = self._plan or constrained_module(self._model)[1]
+            plan = self._plan or applied_plan(model)
             if plan is not None:
                 self._metrics = routing_metrics(recorder.take(), plan)
         return loss

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_tuned_model_is_stamped_with_its_weights(model, tmp_path: Path) -> Non
         model.model.layers[0].mlp.gate.weight.mul_(1.5)
     model.save_pretrained(tmp_path / "model")
     assert torch.equal(run(from_pretrained(tmp_path / "model", **EAGER)), run(model))
+
+
+def test_engines_find_no_other_weights(model, tmp_path: Path) -> None:
+    """They read every safetensors file at the top of a folder."""
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    names = {path.name for path in (tmp_path / "shards").glob("*.safetensors")}
+    assert names == set(index["weight_map"].values()) and len(names) > 1
+    assert torch.equal(run(from_pretrained(tmp_path / "shards", **EAGER)), run(model))
 
 
 def test_a_process_that_does_not_write_writes_no_plan(model, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
     Raises:
         PlanMismatchError: it was prepared for another model, or for other routers of this one.
     """
-    model = unwrapped(model)
+    given, model = model, unwrapped(model)
     installation = installed(model)
     sites = prepared.sites if installation is None else installation.sites
     is_same = [site.module for site in sites] == [site.module for site in prepared.sites]
@@ -154,6 +154,7 @@ def enforce(model: nn.Module, prepared: PreparedPlan) -> None:
     for router, policy in zip(installation.routers, prepared.policies, strict=True):
         router.c2r_policy = policy
         router.c2r_tap.reset()
+    keep_plan(given, installation)
 
 
 def remove(model: nn.Module) -> None:
@@ -194,22 +195,10 @@ def applied_plan(model: nn.Module) -> Plan | None:
     return None if installation is None else installation.plan
 
 
-def constrained_module(model: nn.Module) -> tuple[nn.Module, Plan | None]:
-    """The part of a model that a plan was applied to, and the plan; the model itself without one.
-
-    That is the base model where adapters were put around it later.
-    """
-    for module in model.modules():
-        installation: Installation | None = vars(module).get(_ATTRIBUTE)
-        if installation is not None and installation.plan is not None:
-            return module, installation.plan
-    return model, None
-
-
-def keep_plan_of(module: nn.Module, model: nn.Module) -> None:
-    """Lets `model`, which was put around a constrained module, be saved with that one's plan."""
-    installation: Installation | None = vars(module).get(_ATTRIBUTE)
-    if installation is not None and model is not module:
+def keep_plan_around(model: nn.Module) -> None:
+    """Lets a model of adapters, put around a constrained one, be saved with that one's plan."""
+    installation = installed(model)
+    if installation is not None:
         keep_plan(model, installation)
 
 
