@@ -74,7 +74,8 @@ def parse_arguments():
 def main():
     args, options = parse_arguments()
     exit_when_stopped()
-    command = [sys.executable, "-m", "c2r", "bench", "parallel", "--out", str(args.out), *options]
+    command = [sys.executable, "-m", "c2r", "bench", "parallel", "--force", "--out"]
+    command += [str(args.out), *options]
     with (
         TemporaryDirectory() as folder,
         core_groups(args.ranks, args.cores) as groups,

@@ -230,7 +230,10 @@ def test_ranks_share_the_text_and_merge(folder, tmp_path):
     for a, b in zip(whole.layers, merged.layers, strict=True):
         assert np.array_equal(a.coactivation, b.coactivation)
         assert np.allclose(a.score_mass, b.score_mass)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "p.safetensors",
+        "p.safetensors.run.yaml",
+    ]
 
 
 def test_import_of_the_authors_format(capsys, tmp_path):
@@ -254,7 +257,10 @@ def test_import_of_engine_traces(capsys, tmp_path):
     assert (found["num_tokens"], found["num_bad"], found["top_k"]) == (2, 1, 2)
     assert [layer["name"] for layer in call_json(capsys, "inspect", out)["layers"]] == ["layers.3"]
     assert_refused(
-        capsys, ["4 MoE layers"], *arguments, "--out", out, "--skip-bad", "--model", "tiny"
+        capsys,
+        ["4 MoE layers"],
+        *arguments,
+        *("--out", tmp_path / "q.safetensors", "--skip-bad", "--model", "tiny"),
     )
     assert_refused(capsys, ["--top-k"], "import", path, "--format", "c2r-pickle", "--out", out)
 
@@ -265,7 +271,7 @@ def test_permute_and_undo(capsys, folder, tmp_path):
     plan, out, undone = folder / "plan.safetensors", tmp_path / "permuted", tmp_path / "undone"
     found = call_json(capsys, "permute", "tiny", "--plan", plan, "--out", out)
     assert (found["num_layers"], found["is_undone"]) == (4, False)
-    assert_refused(capsys, ["not an empty"], "permute", "tiny", "--plan", plan, "--out", out)
+    assert_refused(capsys, ["exists", "--force"], "permute", "tiny", "--plan", plan, "--out", out)
     assert_refused(
         capsys, ["leave --plan out"], "permute", out, "--undo", "--plan", plan, "--out", undone
     )
@@ -291,7 +297,7 @@ def test_errors_of_the_library_are_told_with_the_flag(capsys, tmp_path):
     assert call(capsys, *arguments, "--num-experts", 4)[0] == 0
     matrix = np.ones((1, 6, 6), dtype=int)
     (tmp_path / "c.pkl").write_bytes(pickle.dumps(matrix))
-    arguments = ["import", tmp_path / "c.pkl", "--format", "c2r-pickle", "--out", tmp_path / "p"]
+    arguments = ["import", tmp_path / "c.pkl", "--format", "c2r-pickle", "--out", tmp_path / "q"]
     assert_refused(capsys, ["top_k=None", "(top_k is --top-k)"], *arguments)
     assert call(capsys, *arguments, "--top-k", 3)[0] == 0
     words = ['objective="pairs"', "(objective is --objective)"]
@@ -315,7 +321,7 @@ def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
     sets, _ = counted.routing_sets()
     for row in sets.tolist():  # some member has all the others among its partners
         assert any(set(row) - {i} <= set(lists[i].tolist()) for i in row)
-    assert_refused(capsys, ["not an empty folder"], "apply", "tiny", "--plan", plan, "--out", out)
+    assert_refused(capsys, ["exists", "--force"], "apply", "tiny", "--plan", plan, "--out", out)
 
 
 def test_doctor(capsys, monkeypatch):

@@ -34,7 +34,7 @@ def test_report(capsys, files, tmp_path):
     drawn = {path.name for path in figures.iterdir()}
     assert {"quality.png", "quality.svg", "collaboration.png"} <= drawn
     assert len(found["figures"]) == len(drawn)
-    status, out, err = call(capsys, "report", *files, "--out", page)
+    status, out, err = call(capsys, "report", *files, "--out", page, "--force")
     assert status == 0 and "How collaborative" in out and f"wrote {page}" in err
 
 

@@ -4,7 +4,7 @@ A user's mistake ends in one line on stderr and exit status 2; Ctrl-C in status 
 """
 
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from c2r.cli import (
     apply,
     bench,
+    bench_cluster,
     demo,
     doctor,
     estimate,
@@ -32,7 +33,8 @@ from c2r.cli import (
     sweep,
     traffic,
 )
-from c2r.cli.console import example, note
+from c2r.cli.commands import add_command
+from c2r.cli.console import complain
 from c2r.cli.processes import tell_torchrun
 from c2r.errors import C2RError, CommunicationError
 from c2r.interrupts import interrupts
@@ -55,7 +57,7 @@ app = typer.Typer(
     "collaborate, plan lists and placement, constrain the routing, measure quality and traffic.\n\n"
     "The road: c2r profile MODEL --out p.safetensors, then c2r plan p.safetensors --ranks 4 --out "
     "plan.safetensors, then c2r traffic and c2r apply. c2r demo walks it on an embedded model.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -71,9 +73,8 @@ def options(
     """What stands before a command."""
 
 
-def _add(name: str, command: Callable[..., None], usage: str, start: str = "c2r") -> None:
-    app.command(name, epilog=example(f"{start} {name} {usage}"))(command)
-
+_add = partial(add_command, app)
+_TORCHRUN = "torchrun --nproc-per-node {} -m c2r"
 
 _add("profile", profile.profile, "MODEL --text corpus.txt --out profile.safetensors")
 _add("import", import_.import_, "traces/ --format npz --num-experts 64 --out profile.safetensors")
@@ -88,14 +89,27 @@ _add(
 _add("apply", apply.apply, "MODEL --plan plan.safetensors --out constrained/")
 _add("push", push.push, "constrained/ owner/constrained")
 _add("finetune", finetune.finetune, "MODEL --plan plan.safetensors --data corpus.txt --out tuned/")
-_add("run", run.run, "MODEL --plan plan.safetensors", "torchrun --nproc-per-node 4 -m c2r")
+_add("run", run.run, "MODEL --plan plan.safetensors", _TORCHRUN.format(4))
 _add("measure", measure.measure, "MODEL --plan plan.safetensors --text corpus.txt")
 _add("evaluate", evaluate.evaluate, "MODEL --plan plan.safetensors --tasks piqa --out piqa.json")
 _add("permute", permute.permute, "MODEL --plan plan.safetensors --out permuted/")
 _add("export", export.export, "--plan plan.safetensors --format sglang --out placement.json")
 _add("serve-check", serve_check.serve_check, "constrained/ --engine vllm --python vllm/bin/python")
 _add("report", report.report, "profile.safetensors plan.safetensors sweep.json --out report.html")
-app.add_typer(bench.app, name="bench")
+_bench = typer.Typer(
+    help="Measure on this machine or cluster.", no_args_is_help=True, rich_markup_mode=None
+)
+add_command(
+    _bench, "cluster", bench_cluster.cluster, "--out mine.yaml", f"{_TORCHRUN.format(8)} bench"
+)
+add_command(
+    _bench,
+    "parallel",
+    bench.parallel,
+    "MODEL --policy priced=0.1",
+    f"{_TORCHRUN.format(4)} bench",
+)
+app.add_typer(_bench, name="bench")
 _add("demo", demo.demo, "--out demo/")
 _add("doctor", doctor.doctor, "--json")
 
@@ -115,7 +129,7 @@ def run_command(arguments: list[str]) -> int:
         except BaseException as error:  # noqa: BLE001 - libraries make an interrupt their own error
             if interrupt.number is None or isinstance(error, CommunicationError):
                 return _told(error)
-        note(f"c2r: {interrupt.what}")
+        complain(f"c2r: {interrupt.what}")
         return interrupt.status
 
 
@@ -124,12 +138,13 @@ def _told(error: BaseException) -> int:
     match error:
         case C2RError():
             line = f"c2r: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
-            note(line)
+            complain(line)
             tell_torchrun(line)
         case typer.TyperException():
-            note(f"c2r: {error.format_message()} See `c2r --help`, or `c2r COMMAND --help`.")
+            message = error.format_message().rstrip(".")
+            complain(f"c2r: {message}; see `c2r --help`, or `c2r COMMAND --help`")
         case KeyboardInterrupt() | typer.Abort():
-            note("c2r: interrupted")
+            complain("c2r: interrupted")
             return _INTERRUPTED
         case _:
             raise error

@@ -8,6 +8,7 @@ import typer
 from c2r.cli.console import JsonOption, note, print_json
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import ModelArgument, load_model_and_tokenizer, resolve_model
+from c2r.cli.runs import check_output
 
 
 @runs_model()
@@ -46,6 +47,7 @@ def apply(
     from c2r.plans import Plan
     from c2r.results import Measurement
 
+    check_output(out, model, plan)
     chosen = Plan.load(plan)
     measured = None if measurement is None else Measurement.load(measurement)
     if plan_only:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli import bench_cluster
-from c2r.cli.console import JsonOption, check_output, example, note, print_json, print_table
+from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.cli.processes import (
     is_first_process,
@@ -17,6 +16,7 @@ from c2r.cli.processes import (
     num_processes_per_machine,
 )
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
+from c2r.cli.runs import check_output
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,19 +24,9 @@ if TYPE_CHECKING:
     from c2r.prediction import Cluster
     from c2r.timing import CaseTimes, DeviceRate, Placing, Recording, TimingReport
 
-app = typer.Typer(help="Measure on this machine or cluster.", no_args_is_help=True)
-
-app.command(
-    "cluster", epilog=example("torchrun --nproc-per-node 8 -m c2r bench cluster --out mine.yaml")
-)(bench_cluster.cluster)
-
 _LOSS_TOKENS = 16384  # fewer would not tell 0.1 % of loss
 
 
-@app.command(
-    "parallel",
-    epilog=example("torchrun --nproc-per-node 4 -m c2r bench parallel MODEL --policy priced=0.1"),
-)
 def parallel(
     model: Annotated[
         str, typer.Argument(help="Model whose routing is recorded; `tiny` is the embedded one.")

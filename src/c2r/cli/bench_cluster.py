@@ -16,6 +16,7 @@ from c2r.cli.processes import (
     run_processes,
 )
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
+from c2r.cli.runs import check_output
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def cluster(
 
     if dtype not in _DTYPES:
         raise InputError(f"--dtype {dtype} is not timed; choose {', '.join(_DTYPES)}")
+    check_output(out)
     settings = ClusterSettings(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,

@@ -10,6 +10,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.models import load_model_and_tokenizer, resolve_texts
+from c2r.cli.runs import check_output, record_now
 
 if TYPE_CHECKING:
     from c2r.results import Measurement, SweepResult
@@ -36,7 +37,9 @@ def demo(
     can be tried on it.
     """
     started = time.monotonic()
+    check_output(out, fills=True)
     out.mkdir(parents=True, exist_ok=True)
+    record_now()
     rows, sweep = _Demo.prepare(out, tokens).run()
     page = _write_report(sweep, out)
     seconds = time.monotonic() - started

@@ -14,7 +14,8 @@ from c2r.cli.clusters import (
     describe,
     workload_with,
 )
-from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, complain, note, print_json, print_table, progress_bar
+from c2r.cli.runs import check_output
 from c2r.cli.scaling import draw_scale, show_scale
 from c2r.errors import InputError
 
@@ -73,6 +74,7 @@ def estimate(
     from c2r.plans import Plan
     from c2r.profiling import CollaborationProfile
 
+    check_output(figure, profile, plan, constrained, cluster)
     planned = None if plan is None else Plan.load(plan)
     if profile is not None:
         counted = CollaborationProfile.load(profile)
@@ -279,7 +281,7 @@ def _conclude(
     plain = min(before.values(), key=lambda step: step.total)
     change = 100 * (fastest.total / plain.total - 1)
     if change >= 0:
-        note(
+        complain(
             f"the plan is {change:.1f} % SLOWER than experts in order ({fastest.total:.3f} against "
             f"{plain.total:.3f} ms a step); do not use it here, or plan for this cluster"
         )

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, check_output, note, print_json, print_table
+from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import PlanOption, load_model_and_tokenizer, plan_of
 from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
+from c2r.cli.runs import check_output
 from c2r.errors import InputError, without_controls
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from c2r.adapters.formats import ExportFormat
-from c2r.cli.console import JsonOption, check_output, note, print_json
+from c2r.cli.console import JsonOption, note, print_json
 from c2r.cli.models import resolve_model
+from c2r.cli.runs import check_output
 
 
 def export(

@@ -1,5 +1,6 @@
 """`c2r finetune`: a model adapted to its constraint."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -14,6 +15,7 @@ from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import ModelArgument, check_all_data, load_model_and_tokenizer, note_unused
 from c2r.cli.processes import is_first_process, num_processes
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
+from c2r.cli.runs import check_output, is_forced
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,12 +152,16 @@ def _finetune(arguments: Document, ranks: Ranks) -> Document:
         clear_finished,
         describe_windows,
         read_windows,
+        work_folder,
     )
 
     settings, out, chosen = _settings(arguments), arguments["out"], Plan.load(arguments["plan"])
     if is_first_process():
         clear_finished(out)
-    check_unfinished(out)
+        check_output(out, arguments["model"], arguments["plan"], *arguments["data"])
+        if is_forced():
+            shutil.rmtree(work_folder(out), ignore_errors=True)
+        check_unfinished(out)
     check_all_data(*arguments["data"], *(arguments["eval_data"] or ()))
     names = ("seq_len", "overlong", "answers", "packing", "seed")
     cutting = {name: arguments[name] for name in names}

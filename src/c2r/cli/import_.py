@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.adapters.formats import ImportFormat
-from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.cli.flags import naming_flags
 from c2r.cli.models import resolve_model
+from c2r.cli.runs import check_output
 
 if TYPE_CHECKING:
     from c2r.adapters.engines import ModelLayers

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import PhaseOption, TokensOption, describe
-from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
@@ -16,11 +16,13 @@ from c2r.cli.models import (
 )
 from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
+from c2r.cli.runs import check_inputs, check_output, record_now
 
 if TYPE_CHECKING:
     from c2r.sweeps import Optimized
 
-_FILES = ("sweep.json", "sweep.profile.safetensors", "plan.safetensors", "report.html")
+_SWEPT = ("sweep.json", "sweep.profile.safetensors")
+_FOUND = ("plan.safetensors", "report.html")
 
 
 @runs_model()
@@ -59,11 +61,14 @@ def optimize(
     """
     from c2r.sweeps import optimize as search
 
-    for name in _FILES:
+    for name in _SWEPT:  # resumed from, where it is of this search
+        check_inputs(out / name, model, cluster, *(text or ()))
+    for name in _FOUND:
         check_output(out / name, model, cluster, *(text or ()))
     with together(timeout, "gloo") as ranks:
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
         out.mkdir(parents=True, exist_ok=True)
+        record_now()
         found = search(
             loaded,
             tokenizer,

@@ -8,6 +8,7 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.cli.models import resolve_model
+from c2r.cli.runs import check_output
 from c2r.errors import InputError
 
 
@@ -33,6 +34,7 @@ def permute(
 
     if undo and plan is not None:
         raise InputError("--undo reads the permutation in the folder; leave --plan out")
+    check_output(out, model, plan)
     source = Path(resolve_model(model))
     megabytes = open_checkpoint(source).num_bytes // 1_000_000
     with progress_bar("writing, MB", megabytes) as advance:

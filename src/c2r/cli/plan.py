@@ -13,8 +13,9 @@ from c2r.cli.clusters import (
     describe,
     workload_of,
 )
-from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, complain, note, print_json, progress_bar
 from c2r.cli.flags import naming_flags
+from c2r.cli.runs import check_output
 from c2r.errors import InputError
 from c2r.policy_names import STRENGTH_NAMES
 
@@ -220,9 +221,9 @@ def _tell(made: Any, mean: Any, steps: Any, cluster: str) -> None:
     if first.policy == "top_k" and made.topology.num_ranks > 1:
         note("next: c2r sweep MODEL tells what policies cost, --policy priced=0.03 tries one")
     if loads[1] > loads[0] + 0.05:
-        note(f"WARNING: the busiest rank's load rises from {loads[0]:.2f} to {loads[1]:.2f}")
+        complain(f"WARNING: the busiest rank's load rises from {loads[0]:.2f} to {loads[1]:.2f}")
     if after.total > before.total:
-        note("WARNING: predicted to be slower than experts in order; do not use it here")
+        complain("WARNING: predicted to be slower than experts in order; do not use it here")
 
 
 def _check_options(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, check_output, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     DataOption,
@@ -21,7 +22,9 @@ from c2r.cli.models import (
     note_unused,
     resolve_texts,
 )
+from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
+from c2r.cli.runs import check_output, is_forced
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,18 +53,20 @@ def profile(
     same command goes on from there. Under torchrun each rank takes its share of the text and the
     profile is the merge.
     """
-    check_output(out, model, *(text or ()), *(data or ()))
+    check_output(out, model, *(text or ()), *(data or ()), resumes=_is_unfinished(out))
     if text and data:
         raise InputError("--text and --data: give one, a profile is of one or the other")
     check_all_data(*(data or ()))
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
     with together(timeout, "gloo") as ranks:
-        from c2r.parallel import parts_beside
+        from c2r.parallel import parts_beside, remove_parts
 
         source = _Conversations(data) if data else _Texts(resolve_texts(text))
         facts = {"the text": source.facts(), **cutting, "seed": seed, "dtype": loading.dtype}
         ranks.agree(facts)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
+        if is_forced() and is_first_process():
+            remove_parts(parts_beside(out))
         request = {
             "model": model,
             "texts": source.facts(),
@@ -116,6 +121,16 @@ class _Conversations:
         reader = PassageReader(tokenizer, seed=seed)
         yield from passage_batches(reader.read(self.paths), tokenizer, **cutting)
         note_unused(reader.unused)
+
+
+def _is_unfinished(out: Path) -> bool:
+    """Whether a profile is there that was interrupted."""
+    from c2r.artifacts import read_artifact
+
+    with suppress(InputError):
+        found = read_artifact(out, "profile").header.get("provenance")
+        return isinstance(found, dict) and found.get("complete") is False
+    return False
 
 
 def _shared_out(
@@ -183,7 +198,7 @@ def _count(
 
         def resumed(num_tokens: int) -> None:
             note(f"{out} holds {num_tokens:,} tokens of this run; going on from there")
-            advance.reach(num_tokens)
+            advance.resume(num_tokens)
 
         try:
             return profile(

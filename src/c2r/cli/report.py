@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, check_output, note, print_json
+from c2r.cli.console import JsonOption, note, print_json
+from c2r.cli.runs import check_output
 from c2r.errors import InputError, without_controls
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def report(
     from c2r.reporting import build_report, read_inputs, write_figures, write_page
 
     check_output(out, *files)
+    check_output(figures, fills=True)
     if phase is not None and phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
     inputs = read_inputs(files)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import ClusterOption, PhaseOption, TokensOption, check_phase, cluster_of
-from c2r.cli.console import JsonOption, check_output, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
@@ -17,6 +17,7 @@ from c2r.cli.models import (
 )
 from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
+from c2r.cli.runs import check_inputs, check_output
 
 if TYPE_CHECKING:
     from c2r.results import Measurement, SweepResult, TransferResult
@@ -79,8 +80,8 @@ def sweep(
     from c2r.reporting import check_matplotlib, write_sweep_chart
 
     for path in (out, plot, None if out is None else sweeps.profile_beside(out)):
-        check_output(path, model, *(text or ()))
-    check_output(plot, out)
+        check_output(path, model, *(text or ()), resumes=path != plot)
+    check_inputs(plot, out)
     if plot is not None:
         check_matplotlib()
     where = cluster_of(cluster, ranks, nodes)

@@ -2,7 +2,7 @@
 
 from c2r.training.callback import RoutingCallback
 from c2r.training.data import DataSettings, TrainingData, collate, read_windows
-from c2r.training.folder import check_unfinished, clear_finished, describe_windows
+from c2r.training.folder import check_unfinished, clear_finished, describe_windows, work_folder
 from c2r.training.heldout import HeldOut, measure_held_out, split_windows
 from c2r.training.metrics import routing_metrics
 from c2r.training.progress import Progress
@@ -28,4 +28,5 @@ __all__ = [
     "read_windows",
     "routing_metrics",
     "split_windows",
+    "work_folder",
 ]

@@ -1,0 +1,102 @@
+import re
+
+import pytest
+
+from c2r.cli import console
+from c2r.cli.console import ProgressLines, duration, note, print_table, progress_bar, quieted
+
+COLUMNS = ["case", "loss", "ms", "predicted", "of the first", "index", "out", "compute", "load"]
+ROWS = [
+    [f"once per rank, placed, priced 0.0{i}", 1.07 + i, 425 * i, "410", "0.55 (0.55-0.56)", "12",
+     "1,234,567", "+0.53 %", 1.06 * i]
+    for i in range(1, 4)
+]  # fmt: skip
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of so many columns."""
+
+    def terminal(width):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", str(width))
+
+    return terminal
+
+
+def printed(capsys):
+    return re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 140])
+def test_tables_fit_the_terminal_with_all_their_digits(capsys, terminal, width):
+    terminal(width)
+    print_table("One layer", COLUMNS, ROWS)
+    out = printed(capsys)
+    assert max(map(len, out.splitlines())) <= width and "\u2026" not in out
+    for row in ROWS:
+        for value in row[1:]:
+            assert (f"{value:.3f}" if isinstance(value, float) else str(value)) in out
+    assert all(word in out for name in COLUMNS for word in name.split())
+    assert ("One layer (more)" in out) == (width < 100)
+
+
+def test_a_table_without_rows_and_one_of_long_words(capsys, terminal):
+    terminal(40)
+    print_table("Empty", ["layer", "all"], [])
+    print_table("Long", ["layer", "experts"], [[1, " ".join(map(str, range(100)))]])
+    out = printed(capsys)
+    assert max(map(len, out.splitlines())) <= 40
+    assert all(str(number) in out for number in range(100))
+
+
+def test_progress_in_a_pipe_is_a_line_a_minute_with_rate_and_time_left():
+    now, lines = [100.0], []
+    progress = ProgressLines("profiling, tokens", 100_000, lambda: now[0], lines.append)
+    progress.resume(20_000)
+    for second in range(1, 131):
+        now[0] = 100.0 + second
+        progress(500)
+    assert lines == [
+        "profiling, tokens: 25,000 of 100,000 (25 %), 500 a second, 2 min left",
+        "profiling, tokens: 55,000 of 100,000 (55 %), 500 a second, 2 min left",
+        "profiling, tokens: 85,000 of 100,000 (85 %), 500 a second, 30 s left",
+    ]
+    assert progress.reached == 85_000
+
+
+def test_progress_of_unknown_length():
+    now, lines = [0.0], []
+    progress = ProgressLines("running, tokens", None, lambda: now[0], lines.append)
+    now[0] = 20.0
+    progress(30)
+    progress.reach(40, description="never told")
+    assert lines == ["running, tokens: 30, 1.5 a second"]
+
+
+def test_only_the_first_rank_shows_its_progress(monkeypatch):
+    with progress_bar("a", 1) as advance:
+        assert isinstance(advance, ProgressLines)
+    monkeypatch.setattr(console, "is_first_process", lambda: False)
+    with progress_bar("a", 1) as advance:
+        assert not isinstance(advance, ProgressLines)
+        advance.reach(3)
+    assert advance.reached == 3
+
+
+def test_quiet_keeps_notes_back_and_not_warnings(capsys):
+    with quieted(True):
+        note("a note")
+        console.complain("a warning")
+        with progress_bar("a", 1) as advance:
+            assert not isinstance(advance, ProgressLines)
+    note("after")
+    assert capsys.readouterr().err == "a warning\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (91, "2 min"), (7200, "2.0 h")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
