@@ -62,7 +62,7 @@ def test_a_table_for_people_and_a_control(capsys, folder, tmp_path):
     assert "16,384 of 3,656,832 parameters train" in err
     assert "after, plain top-k" in out and "Held-out data" in out
     status, _, err = call(capsys, folder, tmp_path / "out", "--control", "--mode", "router")
-    assert status == 2 and "holds a model already" in err and "windows" not in err
+    assert status == 2 and "replace it with --force" in err and "windows" not in err
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # asked by PEFT

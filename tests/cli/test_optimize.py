@@ -32,7 +32,9 @@ def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["is_worth_it"]
     assert found["planned"]["step"] < found["contiguous"]["step"] < found["k_fold"]["step"]
-    assert run_command([*command, "--max-loss-increase", "-1"]) == 0
+    assert run_command([*command, "--max-loss-increase", "-1"]) == 2  # another request
+    assert "replace it with --force" in capsys.readouterr().err
+    assert run_command([*command, "--max-loss-increase", "-1", "--force"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "saves" in shown and "no loss, for it places experts only" in shown
 

@@ -47,6 +47,7 @@ def test_mistakes(capsys, files, tmp_path):
     nowhere = tmp_path / "no" / "r.html"
     assert_refused(capsys, ["choose a folder"], "report", profile, "--out", nowhere)
     assert_refused(capsys, ["cannot write figures"], "report", profile, *page, "--figures", plan)
+    page.append("--force")  # for the page is written before its figures are
     (tmp_path / "other.json").write_text('{"answer": 42}')
     assert_refused(capsys, ["JSON of a kind"], "report", tmp_path / "other.json", *page)
     assert_refused(

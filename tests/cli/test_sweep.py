@@ -127,7 +127,8 @@ def test_an_interrupted_sweep_goes_on(capsys, swept, tmp_path, monkeypatch, num_
         assert found["plan_fingerprint"] == expected["plan_fingerprint"]
         for key in ("loss", "kl", "copies", "loss_increase", "num_tokens", "step_time"):
             assert found[key] == pytest.approx(expected[key], rel=1e-6)
-    assert sorted(tmp_path.iterdir()) == [out, out.with_suffix(".profile.safetensors")]
+    record = out.with_name(f"{out.name}.run.yaml")
+    assert sorted(tmp_path.iterdir()) == [out, record, out.with_suffix(".profile.safetensors")]
 
 
 def test_transfer_and_plot(capsys, tmp_path):
