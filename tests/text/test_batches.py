@@ -1,11 +1,12 @@
 import pytest
 
 from c2r.errors import InputError
-from c2r.text import Text, read_texts, split_texts, token_batches
+from c2r.text import Text, named_beginning, read_texts, split_texts, token_batches
+from c2r.text.batches import beginning_of
 
 
 def bytes_tokenizer(text, add_special_tokens, verbose):
-    assert not add_special_tokens and not verbose
+    assert not verbose
     return {"input_ids": list(text.encode())}
 
 
@@ -69,3 +70,42 @@ def test_files_that_cannot_be_used(tmp_path):
         read_texts([tmp_path / "latin.txt"])
     with pytest.raises(InputError, match="must be positive"):
         batches("abc", seq_len=0)
+
+
+class BeginsTexts:
+    """A tokenizer of bytes that begins each text with two tokens of its own, and ends it."""
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        ids = list(text.encode())
+        return {"input_ids": [256, 257, *ids, 258] if add_special_tokens else ids}
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"<{id}>" for id in ids]
+
+
+@pytest.mark.parametrize("num_tokens", [None, 3, 2, 1, 8, 9, 10, 11, 19])
+def test_windows_begin_as_the_tokenizer_begins_a_text(num_tokens):
+    text = Text(name="t", content="abcdefghijklmnop")
+    options = {"seq_len": 8, "batch_size": 3, "num_tokens": num_tokens}
+    rows = [
+        row[kept.bool()].tolist()
+        for batch in token_batches([text], BeginsTexts(), **options)
+        for row, kept in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert all(row[:2] == [256, 257] and 2 < len(row) <= 8 for row in rows)
+    seen = bytes(token for row in rows for token in row[2:]).decode()
+    assert text.content.startswith(seen)
+    if num_tokens is None:
+        assert seen == text.content
+    else:  # a rest with no room for text is left out
+        assert sum(map(len, rows)) == (num_tokens if num_tokens % 8 > 2 else num_tokens // 8 * 8)
+    assert named_beginning(BeginsTexts()) == {"begins_with": ["<256>", "<257>"]}
+    with pytest.raises(InputError, match="begins each window with 2 tokens"):
+        list(token_batches([text], BeginsTexts(), seq_len=2))
+
+
+def test_a_tokenizer_that_only_ends_texts_begins_none():
+    def ends(text, add_special_tokens, verbose):
+        return {"input_ids": [*text.encode(), *[258] * add_special_tokens]}
+
+    assert beginning_of(ends) == []

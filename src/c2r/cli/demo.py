@@ -104,7 +104,7 @@ class _Demo:
         for (policy, strength), point, seen in zip(_SETTINGS, points, constrained, strict=True):
             name = f"{policy}, {STRENGTH_NAMES[policy]} = {strength}"
             rows.append(_row(name, point, seen, timing))
-        described = describe_request(request, self.model, self.texts)
+        described = describe_request(request, self.model, self.tokenizer, self.texts)
         return rows, SweepResult(request=described, baseline=baseline, points=tuple(points))
 
     def _request(self) -> "SweepRequest":

@@ -59,7 +59,7 @@ def measure(
     neither a plan nor a folder that holds one, all experts are on one rank.
     """
     from c2r import measuring
-    from c2r.text import split_texts, token_batches
+    from c2r.text import named_beginning, split_texts, token_batches
 
     loaded, tokenizer = load_model_and_tokenizer(model, loading)
     texts = resolve_texts(text)
@@ -76,7 +76,8 @@ def measure(
         found = measuring.measure(
             loaded, batches, chosen, strict=not other_weights, on_batch=advance
         )
-    document = {**found.to_json(), "expected": chosen.provenance.get("expected")}
+    document: dict[str, Any] = {**found.to_json(), **named_beginning(tokenizer)}
+    document["expected"] = chosen.provenance.get("expected")
     document["time"] = _times(loaded, found, chosen, cluster, tokens_per_rank, phase)
     if json:
         print_json(document)

@@ -73,6 +73,7 @@ def profile(
             "tokens": tokens,
             "seq_len": seq_len,
             "batch_size": batch_size,
+            **source.beginning(tokenizer),
         }
         batches = source.batches(tokenizer, seed, cutting)
         total = min(tokens, source.most_tokens())
@@ -94,6 +95,11 @@ class _Texts:
     def facts(self) -> list[dict[str, str]]:
         return [{"name": text.name, "digest": text.digest} for text in self.texts]
 
+    def beginning(self, tokenizer: Any) -> dict[str, list[str]]:
+        from c2r.text import named_beginning
+
+        return named_beginning(tokenizer)
+
     def most_tokens(self) -> int:
         return sum(len(text.content.encode()) for text in self.texts)
 
@@ -111,6 +117,9 @@ class _Conversations:
 
     def facts(self) -> list[dict[str, str]]:
         return [{"name": path.name, "digest": file_digest(path)} for path in self.paths]
+
+    def beginning(self, _: Any) -> dict[str, list[str]]:
+        return {}  # templates begin each as the model is served it
 
     def most_tokens(self) -> int:
         return sys.maxsize

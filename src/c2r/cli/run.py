@@ -56,7 +56,7 @@ def run(
         from c2r import measuring
         from c2r.adapters.huggingface import ParallelOptions
         from c2r.plans import Plan
-        from c2r.text import token_batches
+        from c2r.text import named_beginning, token_batches
 
         options = ParallelOptions(
             dispatcher=dispatcher, num_chunks=_chunks(chunks), timeout=timeout
@@ -71,9 +71,8 @@ def run(
         with progress_bar("running, tokens of this rank", None) as advance:
             result = measuring.run(loaded, batches, advance)
     if is_first_process():
-        _report(
-            {"dispatcher": dispatcher, "num_chunks": options.num_chunks, **result.to_json()}, json
-        )
+        told = {"dispatcher": dispatcher, "num_chunks": options.num_chunks}
+        _report({**told, **named_beginning(tokenizer), **result.to_json()}, json)
 
 
 def _chunks(text: str) -> "int | Literal['auto']":

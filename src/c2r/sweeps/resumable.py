@@ -24,7 +24,7 @@ from c2r.sweeps.grid import DEFAULT_POLICIES, parse_points
 from c2r.sweeps.running import RunningSweep
 from c2r.sweeps.sensitivity import spread_points
 from c2r.sweeps.times import with_times
-from c2r.text import Batch, Text, split_texts, token_batches
+from c2r.text import Batch, Text, named_beginning, split_texts, token_batches
 
 _SECONDS_BETWEEN_SAVES = 30.0
 _SHARE_FOR_SENSITIVITY = 4  # of the tokens, to ask each layer alone
@@ -135,13 +135,16 @@ def profile_beside(out: Path) -> Path:
     return out.with_suffix(".profile.safetensors")
 
 
-def describe_request(request: SweepRequest, model: Any, texts: Sequence[Text]) -> Document:
-    """JSON data: what is swept, of which model, on which texts."""
+def describe_request(
+    request: SweepRequest, model: Any, tokenizer: Any, texts: Sequence[Text]
+) -> Document:
+    """JSON data: what is swept, of which model, on which texts, begun with which tokens."""
     found = {
         **asdict(request),
         **describe_model(model),
         "dtype": str(model.dtype),
         "texts": [{"name": text.name, "digest": text.digest} for text in texts],
+        **named_beginning(tokenizer),
     }
     document: Document = json.loads(json.dumps(found))
     return document
@@ -180,7 +183,7 @@ class _ResumableSweep:
         if self.request.transfer and len(texts) < 2:
             raise InputError("a transfer plans on one text and measures on others; give several")
         if self.crew.comm is not None:
-            agree(describe_request(self.request, self.model, texts), self.crew.comm)
+            agree(describe_request(self.request, self.model, self.tokenizer, texts), self.crew.comm)
         first, second = split_texts(texts)
         points = self._points(self.request.policies or DEFAULT_POLICIES)
         spread = [self._points([name]) for name in self.request.spread]
@@ -215,7 +218,7 @@ class _ResumableSweep:
         return tuple(points)
 
     def _begin(self, texts: Sequence[Text]) -> Document:
-        request = describe_request(self.request, self.model, texts)
+        request = describe_request(self.request, self.model, self.tokenizer, texts)
         found = None if self.out is None else _read_state(self.out)
         if found is not None and found["request"] == request:
             self.note(f"{self.out} holds a part of this sweep; going on from there")

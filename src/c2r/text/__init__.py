@@ -1,6 +1,6 @@
 """Text files and conversations in, batches of token ids out."""
 
-from c2r.text.batches import Batch, split_texts, token_batches
+from c2r.text.batches import Batch, named_beginning, split_texts, token_batches
 from c2r.text.files import Text, json_lines, read_texts
 from c2r.text.passages import Passage, PassageReader, passage_batches
 from c2r.text.records import check_data
@@ -12,6 +12,7 @@ __all__ = [
     "Text",
     "check_data",
     "json_lines",
+    "named_beginning",
     "passage_batches",
     "read_texts",
     "split_texts",

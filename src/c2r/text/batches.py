@@ -46,16 +46,25 @@ def token_batches(
 ) -> Iterator[Batch]:
     """Batches of `batch_size` windows of `seq_len` tokens, `num_tokens` of them in all.
 
-    Without `num_tokens`, all of the text. The last window may be padded; its mask is 0 there.
+    Without `num_tokens`, all of the text. Each window begins as the tokenizer begins a text: many
+    models are at a loss without the token that was first in all of their training. The last window
+    may be padded; its mask is 0 there.
 
     Raises:
-        InputError: a length is below 1, or the texts hold no token.
+        InputError: a length is below 1, or leaves no room for text.
     """
     if min(seq_len, batch_size, 1 if num_tokens is None else num_tokens) < 1:
         raise InputError(
             f"seq_len {seq_len}, batch_size {batch_size} and tokens {num_tokens} must be positive"
         )
-    windows = _windows(_token_stream(texts, tokenizer, seed), seq_len, num_tokens)
+    beginning = beginning_of(tokenizer)
+    if seq_len <= len(beginning):
+        raise InputError(
+            f"seq_len {seq_len} leaves no room for text: the tokenizer begins each window with "
+            f"{len(beginning)} tokens of its own"
+        )
+    stream = _token_stream(texts, tokenizer, seed)
+    windows = _windows(stream, beginning, seq_len, num_tokens)
     rows: list[list[int]] = []
     for window in windows:
         rows.append(window)
@@ -64,6 +73,24 @@ def token_batches(
             rows = []
     if rows:
         yield pad_batch(rows, None if len(rows) == 1 else seq_len)
+
+
+def beginning_of(tokenizer: Any) -> list[int]:
+    """The special tokens with which a tokenizer begins a text; none for many."""
+    plain, whole = (
+        list(tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"])
+        for special in (False, True)
+    )
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
+
+
+def named_beginning(tokenizer: Any) -> dict[str, list[str]]:
+    """What results tell of the tokens that windows begin with; nothing where there are none."""
+    beginning = beginning_of(tokenizer)
+    return {"begins_with": tokenizer.convert_ids_to_tokens(beginning)} if beginning else {}
 
 
 def _token_stream(texts: Sequence[Text], tokenizer: Any, seed: int) -> Iterator[list[int]]:
@@ -85,21 +112,21 @@ def _shuffled_pieces(text: Text, seed: int) -> Iterator[str]:
 
 
 def _windows(
-    stream: Iterator[list[int]], seq_len: int, num_tokens: int | None
+    stream: Iterator[list[int]], beginning: list[int], seq_len: int, num_tokens: int | None
 ) -> Iterator[list[int]]:
-    left = num_tokens
+    left, room = num_tokens, seq_len - len(beginning)
     buffer: list[int] = []
     for piece in stream:
         buffer += piece
-        while len(buffer) >= seq_len and (left is None or left >= seq_len):
-            yield buffer[:seq_len]
-            buffer = buffer[seq_len:]
+        while len(buffer) >= room and (left is None or left >= seq_len):
+            yield beginning + buffer[:room]
+            buffer = buffer[room:]
             left = None if left is None else left - seq_len
-        if left is not None and left < seq_len and len(buffer) >= left:
+        if left is not None and left < seq_len and len(buffer) >= left - len(beginning):
             break
-    last = buffer[:left]
+    last = buffer if left is None else buffer[: max(left - len(beginning), 0)]
     if last:
-        yield last
+        yield beginning + last
 
 
 def pad_batch(rows: Sequence[Sequence[int]], width: int | None = None) -> Batch:
