@@ -70,6 +70,11 @@ def plan_folder(tmp_path: Path) -> Path:
     return tmp_path / "plan"
 
 
+def set_base(folder: Path, **entries: str) -> None:
+    path = folder / BASE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
 def cached(home: Path, name: str, folder: Path, leave_out: str = "") -> None:
     """Lays a folder out as huggingface_hub keeps what it fetched."""
     root = home / f"models--{name.replace('/', '--')}"
@@ -93,16 +98,18 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_plan_in_the_cache_is_found(plan_folder: Path, offline: Path) -> None:
     cached(offline, "me/model", plan_folder.parent / "model")
+    set_base(plan_folder, base_model_name_or_path="me/model")
     cached(offline, "me/plan", plan_folder)
     plan = Plan.load(plan_folder / PLAN_FILE)
     assert find_source("me/model").plan.fingerprint == plan.fingerprint
     found = find_source("me/plan")
     assert found.plan.fingerprint == plan.fingerprint
-    assert found.location == str(plan_folder.parent / "model")
+    assert found.location == "me/model"
 
 
 def test_a_named_plan_that_the_cache_lacks_is_told(plan_folder: Path, offline: Path) -> None:
     cached(offline, "me/model", plan_folder.parent / "model", leave_out=PLAN_FILE)
+    set_base(plan_folder, base_model_name_or_path="me/model")
     cached(offline, "me/plan", plan_folder, leave_out=PLAN_FILE)
     for name in ("me/model", "me/plan"):
         for find in (find_source, from_pretrained, load_tokenizer):
@@ -124,9 +131,7 @@ def test_the_plan_of_a_plan_only_folder_replaces_that_of_its_model(plan_folder: 
 
 
 def test_a_revision_is_that_of_the_base(tmp_path: Path, plan_folder: Path, offline: Path) -> None:
-    base = json.loads((plan_folder / BASE_FILE).read_text())
-    base |= {"base_model_name_or_path": "me/base", "revision": "v1"}
-    (plan_folder / BASE_FILE).write_text(json.dumps(base))
+    set_base(plan_folder, base_model_name_or_path="me/base", revision="v1")
     found = find_source(plan_folder, revision="main", trust_remote_code=False)
     assert found.location == "me/base"
     assert found.options == {"revision": "v1", "trust_remote_code": False}
@@ -148,8 +153,7 @@ def test_another_plan_in_a_plan_only_folder(plan_folder: Path) -> None:
 
 
 def test_other_weights_under_a_plan_only_folder(plan_folder: Path) -> None:
-    base = json.loads((plan_folder / BASE_FILE).read_text()) | {"base_model_name_or_path": "tiny"}
-    (plan_folder / BASE_FILE).write_text(json.dumps(base))
+    set_base(plan_folder, base_model_name_or_path="tiny")
     with pytest.raises(PlanMismatchError):
         from_pretrained(plan_folder)
 
@@ -161,8 +165,17 @@ def test_what_cannot_be_written_or_pushed(plan_folder: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="holds no plan to push"):
         push_to_hub(tiny_folder(), "me/tiny")
     assert not (tiny_folder() / "README.md").exists()
+    with pytest.raises(InputError, match="which others do not have"):
+        push_to_hub(plan_folder, "me/plan")
+    set_base(plan_folder, base_model_name_or_path="me/base")
     with pytest.raises(InputError, match="did not take"):
         push_to_hub(plan_folder, "a name that cannot be")
+
+
+def test_a_shared_plan_names_no_folder_of_this_machine(plan_folder: Path, offline: Path) -> None:
+    cached(offline, "me/plan", plan_folder)
+    with pytest.raises(InputError, match="a folder of the machine that wrote it"):
+        from_pretrained("me/plan")
 
 
 def test_the_card_tells_what_was_measured(plan_folder: Path) -> None:

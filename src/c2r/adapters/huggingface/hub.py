@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from c2r.adapters.huggingface.card import CARD_FILE, model_card
-from c2r.adapters.huggingface.sources import find_source, is_hub_name
+from c2r.adapters.huggingface.sources import find_source, is_hub_name, is_shared
 from c2r.artifacts import atomic_folder, write_text
 from c2r.errors import InputError, one_line
 from c2r.plans import Plan
@@ -73,13 +73,19 @@ def push_to_hub(
         the address of the commit.
 
     Raises:
-        InputError: the folder holds no plan, or the hub does not take it.
+        InputError: the folder holds no plan, or one for a folder of this machine, or the hub does
+            not take it.
         ArtifactError, PlanMismatchError: the plan cannot be read, or is not the one that is named.
     """
     folder = Path(folder)
     plan, base = read_plan(folder), read_base(folder)
     if plan is None:
         raise InputError(f"{folder} holds no plan to push; write one there with `c2r apply`")
+    if base is not None and not is_shared(base.name):
+        raise InputError(
+            f"{folder} is a plan for the folder {base.name}, which others do not have; write it "
+            "with the model's hub name, as in `c2r apply owner/model --plan-only`"
+        )
     if not (folder / CARD_FILE).exists():
         write_text(folder / CARD_FILE, model_card(plan, None if base is None else base.name))
     api = HfApi(token=token, library_name="c2r")

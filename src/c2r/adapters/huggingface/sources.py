@@ -38,6 +38,11 @@ def is_hub_name(source: str | Path) -> bool:
     return _HUB_NAME.fullmatch(str(source)) is not None and not Path(source).is_dir()
 
 
+def is_shared(base: str) -> bool:
+    """Whether the model that a plan-only folder names can be found by others."""
+    return is_hub_name(base) or base == "tiny"
+
+
 def find_source(source: str | Path, **options: Any) -> Source:
     """The model behind a name, and its plan; of a hub name only the small files are fetched.
 
@@ -56,6 +61,11 @@ def find_source(source: str | Path, **options: Any) -> Source:
     base = read_base(folder)
     if base is None:
         return Source(location=str(source), options=options, plan=read_plan(folder))
+    if is_hub_name(source) and not is_shared(base.name):
+        raise InputError(
+            f"{source} is a plan for {one_line(base.name)}, a folder of the machine that wrote it; "
+            "its author should write it again with the model's hub name"
+        )
     location = str(tiny_folder()) if base.name == "tiny" else base.name
     return Source(
         location=location,
