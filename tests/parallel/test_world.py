@@ -57,6 +57,36 @@ def come(rank, environment, told):
         told.put((rank, time.monotonic() - start, str(error)))
 
 
+def meet_and_die(rank, environment, told):
+    """Dies without a word, as a rank that was killed."""
+    come(rank, environment, told)
+    told.put((rank, gather_bytes(b"%d" % rank)))
+    told.close()
+    told.join_thread()
+    os._exit(1)
+
+
+@pytest.mark.distributed
+def test_ranks_that_torchrun_started_again_meet_anew():
+    """At the store where those before them have left their signs and addresses."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    for launch in range(2):
+        environment = place(store.port, size=2) | AGENT
+        environment["TORCHELASTIC_RESTART_COUNT"] = str(launch)
+        told = context.Queue()
+        ranks = [
+            context.Process(target=meet_and_die, args=(rank, environment, told))
+            for rank in range(2)
+        ]
+        for rank in ranks:
+            rank.start()
+        found = dict(told.get(timeout=60) for _ in ranks)
+        assert found == {0: [b"0", b"1"], 1: [b"0", b"1"]}, launch
+        for rank in ranks:
+            rank.join()
+
+
 def free_port():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

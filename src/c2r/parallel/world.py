@@ -93,7 +93,13 @@ def _reach(place: _Place, timeout: float) -> tuple[Any, Any]:
                 wait_for_workers=False,  # signs of life tell who does not come
                 multi_tenant=True,
             )
-            stores.extend((store, store.clone()))
+            # Started again by torchrun, ranks meet at the same store: what those before wrote there
+            # is theirs.
+            launch = f"launch {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+            stores.extend(
+                dist.PrefixStore(launch, one)  # type: ignore[attr-defined]
+                for one in (store, store.clone())
+            )
         except (RuntimeError, ValueError, TypeError) as error:
             errors.append(error)
 
