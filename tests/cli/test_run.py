@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from c2r.cli import run_command
+from c2r.profiling import CollaborationProfile
 
 ARGUMENTS = ["--tokens", "3000", "--seq-len", "256", "--json"]
 
@@ -24,10 +25,10 @@ def plan(tmp_path_factory):
     return plan
 
 
-def torchrun(*arguments, num_ranks=2):
+def torchrun(*arguments, num_ranks=2, name="run"):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)]
     return subprocess.run(
-        [*command, "-m", "c2r", "run", "tiny", *arguments],
+        [*command, "-m", "c2r", name, "tiny", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -63,3 +64,48 @@ def test_a_plan_for_other_ranks(plan):
     assert result.returncode != 0
     assert "the plan is for 2 ranks, 1 are running" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.distributed
+def test_no_rank_needs_all_experts_to_profile(tmp_path):
+    arguments = ["--tokens", "3000", "--seq-len", "256", "--batch-size", "2"]  # 6 batches
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    assert run_command(["profile", "tiny", "--out", str(one), *arguments]) == 0
+    result = torchrun(*arguments, "--expert-parallel", "--out", str(two), name="profile")
+    assert result.returncode == 0, result.stderr
+    alone, together = CollaborationProfile.load(one), CollaborationProfile.load(two)
+    for ours, theirs in zip(alone.layers, together.layers, strict=True):
+        assert (ours.coactivation == theirs.coactivation).all()
+        assert (ours.load == theirs.load).all()
+
+
+@pytest.mark.distributed
+def test_no_rank_needs_all_experts_to_measure(capsys, plan):
+    arguments = [
+        "--plan",
+        plan,
+        "--tokens",
+        "2500",
+        "--seq-len",
+        "256",
+        "--batch-size",
+        "4",
+        "--json",
+    ]
+    assert run_command(["measure", "tiny", *arguments]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    result = torchrun(*arguments, "--expert-parallel", name="measure")
+    assert result.returncode == 0, result.stderr
+    together = json.loads(result.stdout)
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert together["loss_increase"] == pytest.approx(alone["loss_increase"], rel=1e-4)
+    for name in ("copies", "rank_rows", "num_tokens", "active_experts_per_rank"):
+        assert together[name] == alone[name]
+
+
+def test_the_experts_of_one_process_are_not_spread(capsys, tmp_path):
+    out = str(tmp_path / "profile.safetensors")
+    assert run_command(["profile", "tiny", "--out", out, "--expert-parallel"]) == 2
+    assert (
+        "--expert-parallel needs several processes; start it by `torch" in capsys.readouterr().err
+    )

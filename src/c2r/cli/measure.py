@@ -15,13 +15,16 @@ from c2r.cli.clusters import (
 from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
+    ExpertParallelOption,
     ModelArgument,
     PlanOption,
     TextOption,
-    load_model_and_tokenizer,
+    load_on_ranks,
     plan_of,
     resolve_texts,
 )
+from c2r.cli.processes import is_first_process, num_processes
+from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -42,6 +45,7 @@ def measure(
     seq_len: Annotated[int, typer.Option(help="Tokens per window of text.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 16,
     loading: ModelOptions = DEFAULT_LOADING,
+    expert_parallel: ExpertParallelOption = False,
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     other_weights: Annotated[
         bool,
@@ -50,35 +54,42 @@ def measure(
     cluster: PlannedClusterOption = None,
     tokens_per_rank: TokensOption = 4096,
     phase: PhaseOption = "prefill",
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
     """Measure loss, KL to the unconstrained model, copies and load under a plan, and tell the time.
 
     The routing is that of the plan's policy while it runs; milliseconds are predicted from what was
     measured to come to each rank, and beside them those of plain top-k on the same placement. With
-    neither a plan nor a folder that holds one, all experts are on one rank.
+    neither a plan nor a folder that holds one, all experts are on one rank. Under torchrun each
+    rank takes its share of the text; with --expert-parallel no rank holds all experts.
     """
-    from c2r import measuring
-    from c2r.text import named_beginning, split_texts, token_batches
+    with together(timeout, loading.backend if expert_parallel else "gloo") as ranks:
+        from c2r import measuring
+        from c2r.text import named_beginning, split_texts, token_batches
 
-    loaded, tokenizer = load_model_and_tokenizer(model, loading)
-    texts = resolve_texts(text)
-    chosen = plan_of(loaded, plan)
-    batches = token_batches(
-        split_texts(texts)[1] if half else texts,
-        tokenizer,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        num_tokens=tokens,
-        seed=seed,
-    )
-    with progress_bar("measuring, tokens", tokens) as advance:
-        found = measuring.measure(
-            loaded, batches, chosen, strict=not other_weights, on_batch=advance
-        )
-    document: dict[str, Any] = {**found.to_json(), **named_beginning(tokenizer)}
-    document["expected"] = chosen.provenance.get("expected")
-    document["time"] = _times(loaded, found, chosen, cluster, tokens_per_rank, phase)
+        texts = resolve_texts(text)
+        facts = {"the text": [item.digest for item in texts], "half": half, "tokens": tokens}
+        cutting = {"seq_len": seq_len, "batch_size": batch_size, "seed": seed}
+        ranks.agree({**facts, **cutting, "dtype": loading.dtype})
+        loaded, tokenizer = load_on_ranks(model, loading, expert_parallel, timeout)
+        chosen = plan_of(loaded, plan)
+        ranks.agree({"the plan": chosen.fingerprint})
+        half_or_all = split_texts(texts)[1] if half else texts
+        batches = token_batches(half_or_all, tokenizer, num_tokens=tokens, **cutting)
+        strict = not other_weights
+        with progress_bar("measuring, tokens of this rank", tokens // num_processes()) as advance:
+            found = measuring.measure(
+                loaded, batches, chosen, strict=strict, on_batch=advance, comm=ranks.comm
+            )
+        document: dict[str, Any] = {**found.to_json(), **named_beginning(tokenizer)}
+        document["expected"] = chosen.provenance.get("expected")
+        document["time"] = _times(loaded, found, chosen, cluster, tokens_per_rank, phase)
+    if is_first_process():
+        _report(document, json)
+
+
+def _report(document: dict[str, Any], json: bool) -> None:
     if json:
         print_json(document)
     else:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 
 from c2r.cli.console import note
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions
-from c2r.cli.processes import is_first_process
+from c2r.cli.processes import is_first_process, num_processes
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -91,6 +93,34 @@ def file_digest(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+ExpertParallelOption = Annotated[
+    bool,
+    typer.Option("--expert-parallel", help="Spread the experts over the processes of torchrun."),
+]
+
+
+def load_on_ranks(
+    name: str, loading: ModelOptions, expert_parallel: bool, timeout: float
+) -> tuple[Any, Any]:
+    """As `load_model_and_tokenizer`; if so asked, each process keeps some of the experts only.
+
+    Raises:
+        InputError: the experts of one process are to be spread.
+    """
+    from c2r.adapters.huggingface import ParallelOptions, load_parallel
+
+    if not expert_parallel:
+        return load_model_and_tokenizer(name, loading)
+    if num_processes() == 1:
+        raise InputError(
+            "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
+            "NUMBER -m c2r ...`"
+        )
+    load = partial(load_parallel, plan=None, options=ParallelOptions(timeout=timeout))
+    loaded, tokenizer = load_model_and_tokenizer(name, loading, load)
+    return loaded.to(loading.own_device()), tokenizer
 
 
 def load_model_and_tokenizer(

@@ -14,11 +14,12 @@ from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     DataOption,
+    ExpertParallelOption,
     ModelArgument,
     TextOption,
     check_all_data,
     file_digest,
-    load_model_and_tokenizer,
+    load_on_ranks,
     note_unused,
     resolve_texts,
 )
@@ -42,6 +43,7 @@ def profile(
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 4,
     loading: ModelOptions = DEFAULT_LOADING,
+    expert_parallel: ExpertParallelOption = False,
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
@@ -51,20 +53,20 @@ def profile(
     Plain text is cut into sequences; of --data each conversation is one, as the model is served it.
     Streaming: memory does not grow with the tokens. Ctrl-C leaves a valid partial profile; the
     same command goes on from there. Under torchrun each rank takes its share of the text and the
-    profile is the merge.
+    profile is the merge; with --expert-parallel no rank holds all experts.
     """
     check_output(out, model, *(text or ()), *(data or ()), resumes=_is_unfinished(out))
     if text and data:
         raise InputError("--text and --data: give one, a profile is of one or the other")
     check_all_data(*(data or ()))
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
-    with together(timeout, "gloo") as ranks:
+    with together(timeout, loading.backend if expert_parallel else "gloo") as ranks:
         from c2r.parallel import parts_beside, remove_parts
 
         source = _Conversations(data) if data else _Texts(resolve_texts(text))
         facts = {"the text": source.facts(), **cutting, "seed": seed, "dtype": loading.dtype}
         ranks.agree(facts)
-        loaded, tokenizer = load_model_and_tokenizer(model, loading)
+        loaded, tokenizer = load_on_ranks(model, loading, expert_parallel, timeout)
         if is_forced() and is_first_process():
             remove_parts(parts_beside(out))
         request = {
@@ -155,7 +157,7 @@ def _shared_out(
 
     Gives the profile of all on the first rank, once it is on disk.
     """
-    from c2r.adapters.huggingface import describe_model, unfinished_parts
+    from c2r.adapters.huggingface import describe_model, traces, unfinished_parts
     from c2r.parallel import merge_profiles, parts_beside, remove_parts, share_out
     from c2r.profiling import CollaborationProfile
 
@@ -171,6 +173,9 @@ def _shared_out(
         asked = {**request, "share": sharing.share.to_json()}
         each = total // sharing.share.size
         counted = _count(model, chain(first, own), each, sharing.path, asked, seed)
+    else:
+        for _ in traces(model, ()):  # others may need the experts of this rank
+            pass
     for path in sharing.taken:
         taken = CollaborationProfile.load(path)
         counted = taken if counted is None else counted.merge(taken)

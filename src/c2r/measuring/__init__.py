@@ -6,6 +6,7 @@ from c2r.measuring.tally import RoutingTally, Tally
 from c2r.measuring.under_plans import (
     check_predicted,
     free_plan,
+    gather_tallies,
     keeping_plan,
     measure,
     measure_plans,
@@ -21,6 +22,7 @@ __all__ = [
     "check_predicted",
     "forward",
     "free_plan",
+    "gather_tallies",
     "keeping_plan",
     "measure",
     "measure_plans",

@@ -1,9 +1,11 @@
 """Runs a model under one plan or several on the same text."""
 
+import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from c2r.adapters.huggingface import (
     as_batches,
     enforce,
     find_sites,
+    in_step,
     prepare,
     read_batch,
     remove,
@@ -21,6 +24,7 @@ from c2r.adapters.huggingface import (
 from c2r.errors import InputError, ModelError
 from c2r.measuring.forward import Batch, observing
 from c2r.measuring.tally import RoutingTally, Tally
+from c2r.parallel import Comm, gather_bytes
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.results import Measurement
 from c2r.traces import RoutingTrace
@@ -59,6 +63,7 @@ def measure(
     *,
     strict: bool = True,
     on_batch: Callable[[int], None] | None = None,
+    comm: Comm | None = None,
 ) -> Measurement:
     """What `plan` costs in quality and sends, beside plain top-k on the same placement.
 
@@ -69,6 +74,8 @@ def measure(
         plan: made for `model`; need not be applied. None for plain top-k, all experts on one rank.
         strict: also require that the router weights are those that were profiled.
         on_batch: called with the tokens of each batch, padding included.
+        comm: ranks that share out the batches, of which each gives all; all get the result. The
+            experts of `model` may be spread over them. None for one process.
 
     Raises:
         InputError: the batches hold no token to predict, or one cannot be read.
@@ -82,10 +89,13 @@ def measure(
     tallies = [Tally() for _ in plans]
     prepared = [prepare(model, entry, strict) for entry in plans]
     # Closed at once: an error of `on_batch` would hold the generator, and with it the taps.
-    with closing(measure_plans(model, as_batches(batches), prepared, tallies)) as measured:
+    rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
+    own = islice(as_batches(batches), rank, None, size)
+    with closing(measure_plans(model, own, prepared, tallies)) as measured:
         for num_tokens in measured:
             if on_batch is not None:
                 on_batch(num_tokens)
+    tallies = gather_tallies(tallies, comm)
     check_predicted(tallies[0])
     reference = tallies[0].measured(plans[0])
     if len(plans) == 1:
@@ -108,7 +118,7 @@ def measure_plans(
     Args:
         model: a causal language model.
         batches: dicts of `input_ids` and `attention_mask`, `[batch, seq_len]`; every row is one
-            window of the tallies.
+            window of the tallies. Of a parallel model some ranks may have more than others.
         plans: prepared for `model`.
         tallies: one for each plan, grown in place.
         on_trace: called with the index of each plan and how the model routed a batch under it.
@@ -121,18 +131,33 @@ def measure_plans(
         RoutingError: a router gives NaN scores.
     """
     with keeping_plan(model), observing(model) as observe:
-        for given in batches:
+        for given, is_own in in_step(model, batches):
             batch, reference = read_batch(model, given), None
             for index, (prepared, tally) in enumerate(zip(plans, tallies, strict=True)):
                 enforce(model, prepared)
                 found, trace = observe(batch)
+                if not is_own:
+                    continue
                 reference = found if reference is None else reference
                 tally.add_routing(RoutingTally.count(trace, prepared.plan))
                 tally.add_windows(found, reference)
                 _check_finite(tally)
                 if on_trace is not None:
                     on_trace(index, trace)
-            yield batch["input_ids"].numel()
+            if is_own:
+                yield batch["input_ids"].numel()
+
+
+def gather_tallies(tallies: Sequence[Tally], comm: Comm | None) -> list[Tally]:
+    """The tallies of all ranks' batches, on all; None for one process."""
+    if comm is None:
+        return list(tallies)
+    data = json.dumps([tally.to_json() for tally in tallies]).encode()
+    total = [Tally() for _ in tallies]
+    for part in gather_bytes(data, comm, "the gathering of tallies"):
+        for ours, theirs in zip(total, json.loads(part), strict=True):
+            ours.add(Tally.from_json(theirs))
+    return total
 
 
 @contextmanager

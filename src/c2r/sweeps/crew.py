@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from c2r.artifacts import damaged_file, decode_artifact, encode_artifact, read_json, write_text
 from c2r.errors import C2RError
-from c2r.measuring import Tally
+from c2r.measuring import Tally, gather_tallies
 from c2r.parallel import (
     Comm,
     Part,
     Share,
     from_first,
-    gather_bytes,
     merge_profiles,
     parts_beside,
     remove_parts,
@@ -77,14 +76,7 @@ class Crew:
 
     def gather(self, tallies: list[Tally]) -> list[Tally]:
         """The tallies of all ranks' batches, on all."""
-        if self.comm is None:
-            return tallies
-        data = json.dumps([tally.to_json() for tally in tallies]).encode()
-        total = [Tally() for _ in tallies]
-        for part in gather_bytes(data, self.comm, "the gathering of tallies"):
-            for ours, theirs in zip(total, json.loads(part), strict=True):
-                ours.add(Tally.from_json(theirs))
-        return total
+        return gather_tallies(tallies, self.comm)
 
     def parts(self, stage: Stage) -> dict[Path, Document]:
         """What ranks, lost ones too, have kept of a stage."""

@@ -13,14 +13,13 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import c2r
-from c2r.adapters.huggingface import load_model
+from c2r.adapters.huggingface import load_model, mesh_of
 from c2r.adapters.huggingface.expert_parallel.loading import sharding_of_experts
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     _experts_of,
     counting_rows,
     load_parallel,
-    mesh_of,
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
@@ -32,7 +31,7 @@ from c2r.adapters.huggingface.expert_parallel.state import (
 from c2r.adapters.huggingface.folders import skeleton_of
 from c2r.assets import tiny_folder
 from c2r.errors import CommunicationError, InputError, ModelError, PlanError, PlanMismatchError
-from c2r.parallel import DISPATCHERS
+from c2r.parallel import DISPATCHERS, merge_profiles
 from tests.adapters.huggingface import saving
 from tests.adapters.huggingface.families import FAMILIES, IS_OLD
 from tests.adapters.huggingface.spread_models import make_plan, summed_loss, tiny, tokens
@@ -211,6 +210,35 @@ def rows_sent_with_replicas(comm):
     rows_sent_as_predicted(comm, num_replicas=3)
 
 
+def batches_of_unequal_number(comm):
+    """Each rank profiles and measures its own; together they count what one process counts."""
+    single, model = tiny(), load_parallel(tiny_folder(), dtype=torch.float32)
+    batches = [{"input_ids": row[None]} for row in tokens(3 * comm.size, 32)][:10]
+    alone = c2r.profile(single, batches)
+    merged = merge_profiles(c2r.profile(model, batches[comm.rank :: comm.size]), comm)
+    if comm.rank == 0:
+        assert_same_counts(merged, alone)
+    plan = make_plan(single, 2, seed=4)
+    plan = replace(
+        plan, layers=tuple(replace(x, policy="group_limited", strength=1) for x in plan.layers)
+    )
+    ours, theirs = (
+        c2r.measure(model, batches, plan, comm=comm),
+        c2r.measure(single, batches, plan),
+    )
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+    assert ours.kl == pytest.approx(theirs.kl, rel=1e-4)
+    assert ours.loss_increase == pytest.approx(theirs.loss_increase, rel=1e-4)
+    assert ours.copies == theirs.copies and ours.rank_rows == theirs.rank_rows
+    assert ours.active_experts_per_rank == theirs.active_experts_per_rank
+
+
+def assert_same_counts(one, other):
+    assert one.num_tokens == other.num_tokens
+    for ours, theirs in zip(one.layers, other.layers, strict=True):
+        assert (ours.coactivation == theirs.coactivation).all() and (ours.load == theirs.load).all()
+
+
 def trained(comm, ids, plan, num_steps=3):
     """The state of the whole model after some steps, on rank 0, and this rank's model."""
     model = tiny()
@@ -323,6 +351,7 @@ CHECKS = {
         rows_sent_as_predicted,
         rows_sent_with_replicas,
         steps_with_replicas,
+        batches_of_unequal_number,
         constrained,
         families,
         ranks_that_differ,

@@ -9,9 +9,7 @@ from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     counting_rows,
-    is_parallel,
     load_parallel,
-    mesh_of,
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
@@ -28,6 +26,7 @@ from c2r.adapters.huggingface.folders import (
 )
 from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
 from c2r.adapters.huggingface.models import eager, evaluating, model_type, runner, unwrapped
+from c2r.adapters.huggingface.parallel_models import in_step, is_parallel, mesh_of
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
@@ -82,6 +81,7 @@ __all__ = [
     "forward_inputs",
     "from_pretrained",
     "gather_state_dict",
+    "in_step",
     "is_hub_name",
     "is_parallel",
     "keep_plan_around",

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.card import CARD_FILE, model_card
 from c2r.adapters.huggingface.model_class import empty_model, model_class, read_config
+from c2r.adapters.huggingface.parallel_models import is_parallel
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.sources import Source, find_source, is_hub_name
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
@@ -26,8 +27,6 @@ from c2r.plans import Plan
 from c2r.plans.model_folder import PLAN_FILE
 from c2r.results import Measurement
 
-PARALLEL_ATTRIBUTE = "_c2r_experts"
-"""Holds the paths of the experts that are spread over ranks."""
 _CONFIG_ERRORS = (
     ValueError, KeyError, ImportError, TypeError, AttributeError, IndexError, ZeroDivisionError,
     AssertionError, RecursionError, OverflowError, NotImplementedError,
@@ -171,7 +170,7 @@ def save_pretrained(
         InputError: the folder is not empty or cannot be written, or the model is parallel, which
             `save_parallel` saves.
     """
-    if hasattr(model, PARALLEL_ATTRIBUTE) and not state_dict:
+    if is_parallel(model) and not state_dict:
         raise InputError(
             "this rank holds some of the experts only; call c2r.save_parallel on all ranks"
         )

@@ -18,9 +18,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from c2r.adapters.checkpoints.side_by_side import SideBySide
-from c2r.adapters.huggingface.expert_parallel.spread import local_experts, mesh_of
+from c2r.adapters.huggingface.expert_parallel.spread import local_experts
 from c2r.adapters.huggingface.folders import write_folder
 from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.parallel_models import mesh_of
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError
 from c2r.parallel import Comm, Mesh, do_together

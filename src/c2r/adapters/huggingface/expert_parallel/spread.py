@@ -29,20 +29,19 @@ from c2r.adapters.huggingface.expert_parallel.loading import (
 )
 from c2r.adapters.huggingface.expert_parallel.replica_weights import ReplicaWeights
 from c2r.adapters.huggingface.folders import (
-    PARALLEL_ATTRIBUTE,
     constrain,
     load_model,
     load_weights,
     skeleton_of,
 )
 from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.parallel_models import Spread, is_parallel, set_spread, spread_of
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
 from c2r.adapters.huggingface.sources import find_source
 from c2r.errors import InputError, ModelError, PlanError
 from c2r.parallel import (
     Handle,
-    Mesh,
     ProcessGroupComm,
     agree,
     check_multiple,
@@ -52,7 +51,7 @@ from c2r.parallel import (
     make_mesh,
     parallel_moe,
 )
-from c2r.plans import LayerPlan, Plan, contiguous_placement
+from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.types import Int
 
 _HOOK = "_c2r_load_hook"
@@ -198,13 +197,13 @@ def parallelize(
     for name, homes in agreed.items():
         module = model.get_submodule(name)
         replace_experts(module, _own_experts(homes, mesh.ranks.rank))
-        _install(model, name, homes, mesh.ranks, plan, options)
-    setattr(model, PARALLEL_ATTRIBUTE, Spread(names=names, mesh=mesh))
+        _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
+    set_spread(model, Spread(names=names, mesh=mesh))
 
 
 def load_parallel(
     source: str | Path,
-    plan: Plan,
+    plan: Plan | None = None,
     dtype: torch.dtype | str | None = None,
     options: ParallelOptions = ParallelOptions(),
     **kwargs: Any,
@@ -216,7 +215,8 @@ def load_parallel(
 
     Args:
         source: a model folder, or a name on the Hugging Face hub.
-        plan: for this model; torchrun started a multiple of its ranks.
+        plan: for this model; torchrun started a multiple of its ranks. None spreads the experts in
+            the order of their ids over all processes.
         dtype: of the weights; None keeps that of the checkpoint.
         options: how tokens travel.
         kwargs: passed on to `c2r.load_model`.
@@ -229,14 +229,15 @@ def load_parallel(
     comm = join_world(options.timeout)
     if comm.size == 1:
         model = load_model(source, dtype, **kwargs)
-        parallelize(model, plan, options=options)
+        parallelize(model, plan or _in_order(model, 1), options=options)
         return model
     found = find_source(source, **kwargs)
     skeleton = skeleton_of(found.location, **found.options)
     names = _experts_of(skeleton)
     facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
-    agree({**facts, "the plan": plan.fingerprint}, comm)
-    check_multiple(comm.size, plan.topology.num_ranks)
+    agree({**facts, "the plan": plan.fingerprint if plan else None}, comm)
+    if plan is not None:
+        check_multiple(comm.size, plan.topology.num_ranks)
     config = sharding_of_experts(skeleton, names, comm.size)
     model = load_weights(found.location, dtype, distributed_config=config, **found.options)
     forget_distribution(model)
@@ -244,9 +245,10 @@ def load_parallel(
         module = model.get_submodule(name)
         replace_experts(module, _local_shard)
         contiguous = Homes(placement=np.arange(comm.size).repeat(_num_experts(module)))
-        _install(model, name, contiguous, comm, plan, ParallelOptions(timeout=options.timeout))
+        _install(model, name, contiguous, comm, ParallelOptions(timeout=options.timeout))
     # Both look for the routers by a forward pass, for which contiguous experts do.
     constrain(model, found.plan)
+    plan = plan or _in_order(model, comm.size)
     agreed = _agreed_homes(model, names, plan, options, comm)
     mesh = make_mesh(comm, plan.topology.num_ranks)
     for name, homes in agreed.items():
@@ -254,41 +256,28 @@ def load_parallel(
         wanted = [homes.on(rank % mesh.ranks.size) for rank in range(comm.size)]
         move_experts(module, comm, _experts(module).homes, wanted)
         del module.forward  # the class's own, which runs the experts, is back
-        _install(model, name, homes, mesh.ranks, plan, options)
-    setattr(model, PARALLEL_ATTRIBUTE, Spread(names=names, mesh=mesh))
+        _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
+    set_spread(model, Spread(names=names, mesh=mesh))
     return model.eval()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Spread:
-    """What a parallel model knows of itself.
-
-    Attributes:
-        names: paths of the experts modules.
-        mesh: the processes.
-    """
-
-    names: tuple[str, ...]
-    mesh: Mesh
-
-
-def is_parallel(model: nn.Module) -> bool:
-    """Whether `parallelize` spread the experts of this model."""
-    return hasattr(model, PARALLEL_ATTRIBUTE)
-
-
-def mesh_of(model: nn.Module) -> Mesh:
-    """The processes of a parallel model. Raises `InputError` where it is not parallel."""
-    if not is_parallel(model):
-        raise InputError(f"{model_type(model)} is not parallel; call c2r.parallelize first")
-    spread: Spread = getattr(model, PARALLEL_ATTRIBUTE)
-    return spread.mesh
+def _in_order(model: PreTrainedModel, num_ranks: int) -> Plan:
+    """A plan that places the experts in the order of their ids, without a policy."""
+    layers = tuple(
+        LayerPlan(
+            name=site.name,
+            num_experts=site.num_experts,
+            top_k=site.top_k,
+            placement=contiguous_placement(site.num_experts, num_ranks),
+        )
+        for site in find_sites(model)
+    )
+    return Plan(layers=layers, topology=ClusterTopology(num_ranks=num_ranks))
 
 
 def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExperts]]:
     """The expert modules of a parallel model, in its order, with their paths."""
-    spread: Spread | None = getattr(model, PARALLEL_ATTRIBUTE, None)
-    for name in spread.names if spread is not None else ():
+    for name in spread_of(model).names if is_parallel(model) else ():
         module = model.get_submodule(name)
         yield name, module, _experts(module)
 
@@ -408,13 +397,13 @@ def _install(
     name: str,
     homes: Homes,
     comm: ProcessGroupComm,
-    plan: Plan,
     options: ParallelOptions,
+    num_nodes: int = 1,
 ) -> None:
     """Makes a module, whose parameters are this rank's already, run its experts by dispatch."""
     module = model.get_submodule(name)
     module.num_experts = len(homes.on(comm.rank))
-    experts = LocalExperts(module, name, comm, homes, options, plan.topology.num_nodes)
+    experts = LocalExperts(module, name, comm, homes, options, num_nodes)
     module.forward = experts
     # While loading it is called twice; the one hook reads whichever experts are installed.
     if not hasattr(module, _HOOK):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
-from c2r.adapters.huggingface.expert_parallel.spread import local_experts, mesh_of
+from c2r.adapters.huggingface.expert_parallel.spread import local_experts
+from c2r.adapters.huggingface.parallel_models import mesh_of
 from c2r.parallel import Comm, is_sharded
 
 _BUCKET_BYTES = 25 * 2**20

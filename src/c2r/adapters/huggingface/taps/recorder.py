@@ -18,6 +18,7 @@ from c2r.adapters.huggingface.models import (
     runner,
     unwrapped,
 )
+from c2r.adapters.huggingface.parallel_models import in_step
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.sites import RouterSite
@@ -109,7 +110,8 @@ def traces(model: nn.Module, batches: Iterable[Any]) -> Generator[RoutingTrace, 
     """Runs `model` on each batch and gives its routing trace.
 
     In evaluation mode, without gradients, cache and language-model head; the modes are put back
-    when the generator ends or is closed.
+    when the generator ends or is closed. Of a parallel model some ranks may have more batches
+    than others.
 
     Args:
         model: a transformers model.
@@ -124,11 +126,13 @@ def traces(model: nn.Module, batches: Iterable[Any]) -> Generator[RoutingTrace, 
     with evaluating(model), capture(model) as recorder:
         whole = unwrapped(model)
         parts = [whole] if is_sharded_model(whole) else [recorder.host, whole]
-        for batch in as_batches(batches):
+        for batch, is_own in in_step(model, as_batches(batches)):
             part, inputs = forward_inputs(model, parts, read_batch(model, batch))
             with eager(), torch.no_grad():
                 (runner(model) if part is whole else part)(**inputs, use_cache=False)
-            yield recorder.take()
+            trace = recorder.take()
+            if is_own:
+                yield trace
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

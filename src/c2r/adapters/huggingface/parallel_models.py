@@ -1,0 +1,74 @@
+"""What a model whose experts are spread over processes knows of itself."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from c2r.adapters.huggingface.models import model_type
+from c2r.errors import InputError
+from c2r.parallel import Mesh
+
+_ATTRIBUTE = "_c2r_experts"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Spread:
+    """How the experts of a model are spread.
+
+    Attributes:
+        names: paths of the experts modules.
+        mesh: the processes.
+    """
+
+    names: tuple[str, ...]
+    mesh: Mesh
+
+
+def set_spread(model: nn.Module, spread: Spread) -> None:
+    """Notes that the experts of `model` are spread."""
+    setattr(model, _ATTRIBUTE, spread)
+
+
+def is_parallel(model: nn.Module) -> bool:
+    """Whether the experts of this model are spread over processes."""
+    return hasattr(model, _ATTRIBUTE)
+
+
+def spread_of(model: nn.Module) -> Spread:
+    """How they are. Raises `InputError` where the model is not parallel."""
+    if not is_parallel(model):
+        raise InputError(f"{model_type(model)} is not parallel; call c2r.parallelize first")
+    spread: Spread = getattr(model, _ATTRIBUTE)
+    return spread
+
+
+def mesh_of(model: nn.Module) -> Mesh:
+    """The processes of a parallel model. Raises `InputError` where it is not parallel."""
+    return spread_of(model).mesh
+
+
+def in_step(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Batches to run `model` on, each with whether it is one of `batches`.
+
+    As long as a rank of the same group has batches, the others are given one token to run the model
+    on, and to forget: their experts are needed. Where the model is not parallel, `batches` it is.
+
+    Raises:
+        CommunicationError: a rank does not answer.
+    """
+    if not is_parallel(model):
+        yield from ((batch, True) for batch in batches)
+        return
+    ranks = mesh_of(model).ranks
+    one_token = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
+    own = iter(batches)
+    while True:
+        batch = next(own, None)
+        num_running = torch.tensor(int(batch is not None), device=ranks.device)
+        ranks.all_reduce(num_running)
+        if not num_running:
+            return
+        yield (one_token, False) if batch is None else (batch, True)
