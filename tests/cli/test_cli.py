@@ -414,8 +414,8 @@ COMMANDS = dict(commands_of(get_command(app)))
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_ends_with_an_example_that_the_command_takes(name, capsys):
     status, out, _ = call(capsys, *name.split(), "--help")
-    last = out.splitlines()[-1]
-    found = re.fullmatch(rf"  Example: (c2r|torchrun .* -m c2r) {name}( .*)", last)
+    last = out[out.rindex("  Example: ") :].replace("\\\n", "").strip()
+    found = re.fullmatch(rf"Example: (c2r|torchrun .* -m c2r) {name}( .*)", last)
     assert status == 0 and found, last
     COMMANDS[name].make_context(name, shlex.split(found[2]))
 
@@ -424,6 +424,17 @@ def test_every_help_ends_with_an_example_that_the_command_takes(name, capsys):
 def test_defaults_have_one_notation(name):
     for option in COMMANDS[name].params:
         assert not re.search(r"\bdefault\b|\]$", option.help or "", re.IGNORECASE), option.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_fits_80_columns_in_groups(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = call(capsys, *name.split(), "-h")
+    assert (status, out) == call(capsys, *name.split(), "--help")[:2]
+    assert status == 0 and max(map(len, out.splitlines())) <= 80
+    headings = re.findall(r"^(\w[\w ]*):$", out, re.MULTILINE)
+    assert headings[-1] == "Output" and "--quiet" in out.rpartition("Output:")[2]
+    assert "list[" not in out and "[default: (" not in out
 
 
 def test_the_version_is_that_of_the_package(capsys):

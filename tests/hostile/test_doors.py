@@ -14,8 +14,9 @@ from c2r.cli import run_command
 from c2r.errors import ArtifactError, InputError, ModelError
 from c2r.plans import ClusterTopology
 from c2r.tasks import TaskRequest, load_tasks
+from c2r.text import answers
+from c2r.text.conversations import Conversation
 from c2r.timing.recording import RecordedRouting, Recording
-from c2r.training import conversations
 from tests.hostile.mutations import originals
 
 TASK = """
@@ -157,13 +158,13 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor 
 
 @pytest.mark.parametrize("template", [LOOP, "{{ 1 // 0 }}", "{{ 1 + 'a' }}", "{{ 'a' * 10**12 }}"])
 def test_a_chat_template_that_loops_or_fails_is_one_line(monkeypatch, template):
-    monkeypatch.setattr(conversations, "_MOST_SECONDS", 1.0)
+    monkeypatch.setattr(answers, "_MOST_SECONDS", 1.0)
     tokenizer = load_tokenizer(tiny_folder())
     tokenizer.chat_template = template
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    line = conversations.Conversation(messages=messages, source="d.jsonl, line 1")
+    line = Conversation(messages=messages, source="d.jsonl, line 1")
     with pytest.raises(InputError, match=r"d\.jsonl, line 1: the tokenizer's chat template refuse"):
-        conversations.render(line, tokenizer)
+        answers.render(line, tokenizer)
 
 
 @pytest.mark.parametrize("number", [0, 200_000, 10**9])

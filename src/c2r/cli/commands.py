@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,15 +43,16 @@ _GROUPS = {
     ),
 }  # fmt: skip
 """Where an option stands in the help, by its name in Python; others stand first."""
+_WIDTH = 64  # of the lines of an example
 _WRITTEN = ("out", "plot", "figure", "figures", "save_recording")
-_TYPE = re.compile(r"<(?:list\[)?(\w+)(?:\]| range)>")
+_TYPE = re.compile(r"<(?:list\[)?([\w,]+)(?:\]| range)?>")
 _DEFAULT = re.compile(r"\[default: \((.*?)\)(?=[;\]])", re.DOTALL)
 
 _ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        metavar="run.yaml",
+        metavar="<path>",
         is_eager=True,
         callback=read_config,
         help="Take options from a file, as stands beside each result as OUT.run.yaml; those given "
@@ -101,8 +102,21 @@ def add_command(
         start: what stands before it there.
     """
     # The mark in front of the example keeps it in one line.
-    epilog = f"\b\nExample: {start} {name} {example}"
+    words = f"{start} {name} {example}".replace(" --", "\0--").split("\0")
+    epilog = "\b\nExample: " + " \\\n    ".join(_lines(words))
     app.command(name, epilog=epilog, cls=Command)(_with_common_options(command))
+
+
+def _lines(words: list[str]) -> Iterator[str]:
+    """Words in lines that fit a terminal of 80 columns, where they stand indented."""
+    line = words[0]
+    for word in words[1:]:
+        if len(line) + len(word) > _WIDTH:
+            yield line
+            line = word
+        else:
+            line += f" {word}"
+    yield line
 
 
 def _with_common_options(command: Callable[..., None]) -> Callable[..., None]:

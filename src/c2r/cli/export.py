@@ -17,6 +17,7 @@ def export(
         ExportFormat,
         typer.Option(
             "--format",
+            metavar="<format>",
             help="sglang and vllm-ascend: JSON. vllm: JSON of an open proposal. trtllm: YAML. "
             "megatron: flags, for a checkpoint from `c2r permute`.",
         ),

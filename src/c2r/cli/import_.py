@@ -32,6 +32,7 @@ def import_(
         ImportFormat,
         typer.Option(
             "--format",
+            metavar="<format>",
             help="c2r-pickle: the C2R authors' topt_*_collaboration.pkl. sglang-per-token: "
             "expert_distribution_recorder_*.pt. vllm-routed: .npy or .npz of routed_experts. "
             "megatron-trace: router_trace_rank*.jsonl. trtllm-raw: rank*_raw.safetensors. "
