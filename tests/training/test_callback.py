@@ -68,6 +68,7 @@ def test_the_log_tells_what_was_routed(tmp_path: Path) -> None:
         handle.remove()
     entries = [entry for entry in trainer.state.log_history if "copies_per_token" in entry]
     assert [entry["step"] for entry in entries] == [1, 2]
+    assert all("loss" in entry for entry in entries)
     assert [step for step, logs in reporter.seen if logs >= FIGURES] == [1, 2]
     for index, entry in enumerate(entries):
         copies, changes, loads = [], [], []

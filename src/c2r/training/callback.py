@@ -17,7 +17,7 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]
         trainer = Trainer(model, ...)  # or TRL's
         trainer.add_callback(c2r.RoutingCallback(trainer))
 
-    At each step that the Trainer logs, its log and all that it reports to get the figures of
+    What the Trainer logs of a step, and reports to others, then holds the figures of
     `c2r.routing_metrics`, of one batch of this process. The plan is saved with every
     checkpoint; with adapters, whose folders hold no model, it is saved beside them.
 
@@ -37,8 +37,9 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]
         self._plan = plan
         self._is_due = False
         self._metrics: dict[str, float] = {}
-        self._compute_loss = trainer.compute_loss
-        trainer.compute_loss = self._recorded_loss  # where an error, too, ends the recording
+        # Events come too late for the entry of the log, and none ends a recording after an error.
+        self._compute_loss, self._log = trainer.compute_loss, trainer.log
+        trainer.compute_loss, trainer.log = self._recorded_loss, self._log_with_routing
         keep_plan_around(trainer.model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -61,8 +62,9 @@ class RoutingCallback(TrainerCallback):  # type: ignore[misc]
                 self._metrics = routing_metrics(recorder.take(), plan)
         return loss
 
-    def on_log(self, *_: Any, **__: Any) -> None:
-        """Adds the figures to the Trainer's log, after its own entry."""
-        metrics, self._metrics = self._metrics, {}
-        if metrics:
-            self._trainer.log(metrics)
+    def _log_with_routing(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's own log, the figures in its entries of a loss."""
+        if "loss" in logs:
+            logs.update(self._metrics)
+            self._metrics = {}
+        self._log(logs, *args, **kwargs)
