@@ -49,9 +49,9 @@ def loss_of_rows(model: Any, rows: list[list[int]]) -> float:
     return total / number
 
 
-def loads_of_rows(model: Any, rows: list[list[int]], num_experts: int = 8, top_k: int = 3) -> Any:
-    """The experts' loads `[layers, E]`, each row run alone."""
-    with counting(model, num_experts, top_k) as loads, torch.no_grad():
+def loads_of_rows(model: Any, rows: list[list[int]], router: str = "gate") -> Any:
+    """The loads `[layers, E]` of 8 experts, of which 3 a token; each row run alone."""
+    with counting(model, 8, 3, router) as loads, torch.no_grad():
         for row in rows:
             model(input_ids=torch.tensor([row]), use_cache=False)
     return np.array(list(loads.values()))

@@ -33,6 +33,10 @@ _CONFIG_ERRORS = (
     StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a damaged or unknown configuration."""
+_NEXT = {
+    False: "use a supported MoE model",
+    True: "install what it names, or take a checkpoint that is not quantised",
+}
 
 
 def load_model(
@@ -122,7 +126,7 @@ def _loading(source: str | Path) -> Iterator[None]:
             ) from None
         raise ModelError(
             f"transformers cannot load {source}{_packed(folder)} as a causal language model: "
-            f"{_first_line(error)}; use a supported MoE model"
+            f"{_first_line(error)}; {_NEXT[bool(_packed(folder))]}"
         ) from error
 
 
