@@ -30,13 +30,13 @@ ROAD = (
 SEQ_LEN = 32
 TOKENS = 20 * SEQ_LEN
 TEXT = ("the experts of a layer are placed where their tokens are, " * 30)[:1500]
+LETTERS = (" " + string.ascii_letters + string.digits + string.punctuation)[:90]
 
 
 def make_tokenizer():
     """Of letters, with a token that begins each text, as many models' tokenizers have."""
-    letters = (string.ascii_letters + string.digits + string.punctuation + " ")[:90]
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
-    vocabulary |= {letter: 4 + index for index, letter in enumerate(letters)}
+    vocabulary |= {letter: 4 + index for index, letter in enumerate(LETTERS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import capture, describe_model, eager, enforce, evaluating, prepare
+from c2r.adapters.huggingface import (
+    capture,
+    check_ids,
+    describe_model,
+    eager,
+    enforce,
+    evaluating,
+    prepare,
+)
 from c2r.errors import InputError
 from c2r.measuring import RoutingTally, keeping_plan
 from c2r.parallel import Comm, gather_bytes
@@ -146,12 +154,16 @@ def _counting(model: nn.Module, plan: Plan) -> Iterator[list[RoutingTally]]:
         else:
             tallies.append(tally)
 
-    with capture(model) as recorder:
-        handle = model.register_forward_hook(count, with_kwargs=True)
-        try:
-            yield tallies
-        finally:
-            handle.remove()
+    def check(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        check_ids(model, args[0] if args else kwargs["input_ids"])
+
+    with capture(model) as recorder, ExitStack() as hooks:
+        for handle in (
+            model.register_forward_pre_hook(check, with_kwargs=True),
+            model.register_forward_hook(count, with_kwargs=True),
+        ):
+            hooks.callback(handle.remove)
+        yield tallies
 
 
 def _is_token(input_ids: Tensor) -> Tensor:

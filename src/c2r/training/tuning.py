@@ -16,6 +16,8 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from c2r.adapters.huggingface import (
     apply,
+    check_ids,
+    is_offloaded,
     is_parallel,
     parallelize,
     prepare,
@@ -151,6 +153,13 @@ def _save(trainer: ConstrainedTrainer, model: Any, out: Path, tokenizer: Any) ->
 def _check(model: Any, windows: Sequence[Window]) -> None:
     if not len(windows):
         raise InputError("there are no windows to train on; give at least one")
+    for window in windows:
+        check_ids(model, torch.as_tensor(window["input_ids"]))
+    if is_offloaded(model):
+        raise InputError(
+            "some weights of the model are offloaded, and cannot be trained where they are; give "
+            "devices with more memory, or spread the experts by --expert-parallel"
+        )
     if any(_is_reentrant(module) for module in model.modules()):
         raise InputError(
             "the model recomputes its layers with use_reentrant=True, by which the balance loss "

@@ -2,7 +2,13 @@
 
 from importlib import import_module
 
-from c2r.adapters.huggingface.batches import Batch, as_batches, forward_inputs, read_batch
+from c2r.adapters.huggingface.batches import (
+    Batch,
+    as_batches,
+    check_ids,
+    forward_inputs,
+    read_batch,
+)
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
 from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
 from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
@@ -47,6 +53,7 @@ from c2r.adapters.huggingface.taps.install import (
 from c2r.adapters.huggingface.taps.profiling import profile, unfinished_parts
 from c2r.adapters.huggingface.taps.recorder import Recorder, capture, describe_model, traces
 from c2r.adapters.huggingface.taps.replay import Replay, ReplayedLayer, replay
+from c2r.adapters.huggingface.weights import is_offloaded
 
 if has_expert_parallelism():
     import_module("c2r.adapters.huggingface.expert_parallel.implementation")
@@ -67,6 +74,7 @@ __all__ = [
     "apply",
     "as_batches",
     "capture",
+    "check_ids",
     "constraint_report",
     "counting_rows",
     "describe_model",
@@ -83,6 +91,7 @@ __all__ = [
     "gather_state_dict",
     "in_step",
     "is_hub_name",
+    "is_offloaded",
     "is_parallel",
     "keep_plan_around",
     "load_model",

@@ -75,7 +75,7 @@ def read_batch(model: nn.Module, batch: Any) -> Batch:
         width = len(found["input_ids"])
         found = {name: _with_batch(value, width) for name, value in found.items()}
     _check_shapes(found)
-    _check_ids(model, found["input_ids"])
+    check_ids(model, found["input_ids"])
     types = found.get("token_type_ids")
     if isinstance(types, Tensor) and not types.any() and "token_type_ids" not in _names(model):
         del found["token_type_ids"]  # some tokenizers give them for any model; 0 says nothing
@@ -141,8 +141,8 @@ def _check_shapes(found: Batch) -> None:
         )
 
 
-def _check_ids(model: nn.Module, ids: Tensor) -> None:
-    """Raises `InputError` for ids that are no whole numbers, or beyond the embedding."""
+def check_ids(model: nn.Module, ids: Tensor) -> None:
+    """Raises `InputError` for ids that are no whole numbers, or beyond the model's embedding."""
     if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
         raise InputError(f"input_ids are {ids.dtype}, not whole numbers; {_SHOW}")
     rows = embedding_rows(model)
