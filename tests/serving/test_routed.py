@@ -22,8 +22,9 @@ def save(path, **arrays):
     return path
 
 
-def test_dense_layers_are_left_out_and_the_last_token_was_not_routed(tmp_path):
-    experts = np.arange(4 * 3 * 2, dtype=np.int16).reshape(4, 3, 2)
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8])  # vLLM's for many experts and for few
+def test_dense_layers_are_left_out_and_the_last_token_was_not_routed(tmp_path, dtype):
+    experts = np.arange(4 * 3 * 2, dtype=dtype).reshape(4, 3, 2)
     first = {"0.token_ids": np.arange(5), "0.routed_experts": experts}
     second = {"1.token_ids": np.arange(2), "1.routed_experts": experts[:2]}
     sequences, answer = read_routed(save(tmp_path / "r.npz", **first, **second), LAYERS)

@@ -17,6 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import c2r
 import c2r.serving
+from c2r.adapters.engines import ImportFormat, import_traces
+from c2r.adapters.huggingface import load_model, read_model_layers
+from c2r.assets import tiny_folder
+from c2r.serving.check import compare
+from c2r.serving.routed import read_routed
+from c2r.traces import ProfileBuilder
 from tests.serving import families
 
 PYTHON = os.environ.get("C2R_VLLM_PYTHON")
@@ -147,6 +153,38 @@ def test_a_plan_named_for_another_model_of_the_same_shape_is_refused(answers, tm
     printed = ask(jobs, tmp_path, **named)
     assert found(tmp_path, "own")["constrained"].tolist() == [0, 1], printed
     assert "was made for router weights" in (tmp_path / "other.npz.error").read_text()
+
+
+def test_the_routed_experts_that_vllm_returns_are_imported_and_replayed(tmp_path):
+    model = load_model(tiny_folder(), dtype=torch.float32)
+    ids = torch.arange(3, 83).view(2, 40)
+    seen = c2r.profile(model, [{"input_ids": ids}])
+    c2r.apply(model, c2r.make_plan(seen, num_ranks=4, policy="priced", strength=0.1))
+    c2r.save_pretrained(model, tmp_path / "model")
+    np.save(tmp_path / "ids.npy", ids.numpy())
+    files = [tmp_path / name for name in ("model", "ids.npy", "requests.npz")]
+    program = Path(__file__).with_name("vllm_routed_program.py")
+    done = subprocess.run(
+        [PYTHON, "-P", program, *files], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    layers = read_model_layers(tmp_path / "model")
+    sequences, answer = read_routed(tmp_path / "requests.npz", layers)
+    assert [len(sequence) for sequence in sequences] == [47, 47]  # the last of 48 is not routed
+    agreement = compare(model, sequences, answer)
+    assert [layer.other_sets for layer in agreement.layers] == [0.0] * 4
+    with np.load(tmp_path / "requests.npz") as requests:
+        routed = {key: requests[key] for key in requests if key.endswith("routed_experts")}
+    np.savez(tmp_path / "routed.npz", **routed)
+    found = import_traces(ImportFormat.VLLM_ROUTED, [tmp_path / "routed.npz"], layers).profile
+    builder = ProfileBuilder()
+    with torch.no_grad(), c2r.capture(model) as recorder:
+        for sequence in sequences:
+            model(input_ids=sequence[None])
+            builder.update(recorder.take())
+    for layer, own in zip(found.layers, builder.build().layers, strict=True):
+        assert layer.name == own.name and layer.num_tokens == 94
+        assert (layer.coactivation == own.coactivation).all()
 
 
 @pytest.fixture(scope="module")

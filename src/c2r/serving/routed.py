@@ -40,8 +40,9 @@ def read_routed(path: Path, layers: ModelLayers) -> tuple[list[Tensor], Answer]:
     numbers = sorted(layers.routers)
     sequences, experts = [], []
     for request, (ids, routed) in zip(requests, pairs, strict=True):
-        wrong = ids.ndim != 1 or routed.ndim != 3 or ids.dtype.kind + routed.dtype.kind != "ii"
-        if wrong or len(routed) not in (len(ids), len(ids) - 1):
+        kinds = {ids.dtype.kind, routed.dtype.kind}
+        is_wrong = (ids.ndim, routed.ndim) != (1, 3) or not kinds <= set("iu")
+        if is_wrong or len(routed) not in (len(ids), len(ids) - 1):
             raise InputError(
                 f"{path}: request {request} has {list(ids.shape)} {ids.dtype} token ids and "
                 f"{list(routed.shape)} {routed.dtype} experts, not [tokens] and "
