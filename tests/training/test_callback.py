@@ -174,6 +174,8 @@ def test_adapters_that_were_constrained(tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "adapter")
     found = Plan.load(tmp_path / "adapter" / PLAN_FILE)
     assert found.fingerprint == plan.fingerprint
+    with pytest.raises(InputError, match="holds adapters and no model"):
+        c2r.from_pretrained(tmp_path / "adapter")
     again = PeftModel.from_pretrained(tiny(), tmp_path / "adapter")
     c2r.apply(again, found)
     assert torch.equal(again(**ids).logits, adapted.eval()(**ids).logits)

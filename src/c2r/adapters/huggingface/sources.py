@@ -12,7 +12,14 @@ from huggingface_hub.errors import EntryNotFoundError
 from c2r.assets import tiny_folder
 from c2r.errors import InputError, one_line
 from c2r.plans import Plan
-from c2r.plans.model_folder import BASE_FILE, PLAN_FILES, names_plan, read_base, read_plan
+from c2r.plans.model_folder import (
+    BASE_FILE,
+    PLAN_FILE,
+    PLAN_FILES,
+    names_plan,
+    read_base,
+    read_plan,
+)
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -58,6 +65,7 @@ def find_source(source: str | Path, **options: Any) -> Source:
     folder = Path(source)
     if is_hub_name(source):
         folder = _fetch(str(source), {k: v for k, v in options.items() if k in _HUB_OPTIONS})
+    _check_holds_no_adapters(folder)
     base = read_base(folder)
     if base is None:
         return Source(location=str(source), options=options, plan=read_plan(folder))
@@ -72,6 +80,15 @@ def find_source(source: str | Path, **options: Any) -> Source:
         options={**options, "revision": base.revision} if is_hub_name(location) else options,
         plan=read_plan(folder),
     )
+
+
+def _check_holds_no_adapters(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds adapters and no model; load the model, then the adapters with "
+            f"PeftModel.from_pretrained(model, {str(folder)!r}), and apply the plan in "
+            f"{folder / PLAN_FILE}"
+        )
 
 
 def _fetch(name: str, options: Mapping[str, Any]) -> Path:
