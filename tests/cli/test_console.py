@@ -1,7 +1,11 @@
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
+from c2r.assets import tiny_folder
 from c2r.cli import console
 from c2r.cli.console import ProgressLines, duration, note, print_table, progress_bar, quieted
 
@@ -100,3 +104,18 @@ def test_quiet_keeps_notes_back_and_not_warnings(capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_no_bars_of_other_libraries_and_one_line_on_what_is_to_be_done(tmp_path):
+    """A real process: what is asked of tqdm must be asked before it is imported."""
+    shutil.copytree(tiny_folder(), tmp_path / "model")
+    command = [sys.executable, "-m", "c2r", "profile", "model", "--out", "p.safetensors"]
+    limits = ["--tokens", "256", "--seq-len", "64", "--batch-size", "2"]
+    done = subprocess.run(
+        [*command, *limits], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    lines = [line for line in done.stderr.splitlines() if " a second" not in line]
+    told, runs, work, wrote = lines  # but for progress, on a slow machine
+    assert told.startswith("no --text") and runs.startswith("model runs on cpu in bfloat16")
+    assert work == "profiling up to 256 tokens: 2 batches of 2 x 64"
+    assert wrote.startswith("wrote p.safetensors") and done.returncode == 0

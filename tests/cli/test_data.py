@@ -58,3 +58,23 @@ def test_a_word_on_text_that_may_surprise(capsys, chat, tmp_path):
         capsys, "profile", "tiny", *few, "--text", chat, "--out", tmp_path / "b.safetensors"
     )
     assert "chat.jsonl is read as plain text, its JSON included; --data reads what it says" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["measure", "--plan", "none.safetensors"], "cannot read none.safetensors"),
+        (["measure", "--text", "none.txt"], "cannot read text none.txt"),
+        (["sweep", "--ranks", "4", "--policy", "none"], "policy 'none'"),
+        (["optimize", "--cluster", "none"], "there is no cluster none"),
+        (["apply", "--plan", "none.safetensors", "--out", "x"], "cannot read none.safetensors"),
+    ],
+)
+def test_inputs_are_checked_before_a_model_is_loaded(
+    capsys, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    status, err = call(capsys, arguments[0], "no/model", *arguments[1:])
+    line = err.splitlines()[-1]
+    assert status == 2 and words in line and "no/model" not in err
+    assert not list(tmp_path.iterdir())

@@ -105,11 +105,9 @@ def test_each_process_has_its_own_device_and_exchanges_by_nccl(gpus, monkeypatch
 def test_where_and_in_what_it_runs_is_told_in_one_line(capsys, tmp_path):
     status, err = profile(capsys, tmp_path, "--attn-implementation", "eager")
     assert status == 0 and err.count("runs on") == 1
-    assert "tiny runs on cpu in float32\n" in err
-    assert (
-        "tiny runs on cpu in bfloat16\n"
-        in profile(capsys, tmp_path, "--dtype", "bfloat16", "--force")[1]
-    )
+    assert "tiny runs on cpu in float32, 0.01 GB of weights\n" in err
+    _, err = profile(capsys, tmp_path, "--dtype", "bfloat16", "--force")
+    assert "tiny runs on cpu in bfloat16, 0.01 GB of weights\n" in err
 
 
 @pytest.mark.parametrize(

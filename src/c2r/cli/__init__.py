@@ -3,7 +3,6 @@
 A user's mistake ends in one line on stderr and exit status 2; Ctrl-C in status 130, SIGTERM in 143.
 """
 
-import sys
 from functools import partial
 from typing import Annotated
 
@@ -35,7 +34,7 @@ from c2r.cli import (
 )
 from c2r.cli.commands import add_command
 from c2r.cli.console import complain
-from c2r.cli.processes import tell_torchrun
+from c2r.cli.processes import tell_torchrun, without_bars
 from c2r.errors import C2RError, CommunicationError
 from c2r.interrupts import interrupts
 
@@ -114,13 +113,12 @@ _add("demo", demo.demo, "--out demo/")
 _add("doctor", doctor.doctor, "--json")
 
 
-def main() -> None:
-    """Runs the command that `sys.argv` names."""
-    sys.exit(run_command(sys.argv[1:]))
-
-
 def run_command(arguments: list[str]) -> int:
-    """Runs one command and gives its exit status; without arguments, shows the help."""
+    """Runs one command and gives its exit status; without arguments, shows the help.
+
+    Progress bars of other libraries are not shown.
+    """
+    without_bars()
     with interrupts() as interrupt:
         try:
             status = app(arguments or ["--help"], prog_name="c2r", standalone_mode=False)

@@ -8,6 +8,7 @@ from c2r.cli.clusters import (
     PhaseOption,
     PlannedClusterOption,
     TokensOption,
+    check_phase,
     cluster_for,
     describe,
     workload_with,
@@ -20,6 +21,7 @@ from c2r.cli.models import (
     PlanOption,
     TextOption,
     load_on_ranks,
+    note_work,
     plan_of,
     resolve_texts,
 )
@@ -66,9 +68,13 @@ def measure(
     """
     with together(timeout, loading.backend if expert_parallel else "gloo") as ranks:
         from c2r import measuring
+        from c2r.plans import Plan
         from c2r.text import named_beginning, split_texts, token_batches
 
         texts = resolve_texts(text)
+        if plan is not None:  # before a model is loaded for it
+            cluster_for(cluster, Plan.load(plan).topology)
+        check_phase(phase)
         facts = {"the text": [item.digest for item in texts], "half": half, "tokens": tokens}
         cutting = {"seq_len": seq_len, "batch_size": batch_size, "seed": seed}
         ranks.agree({**facts, **cutting, "dtype": loading.dtype})
@@ -78,7 +84,9 @@ def measure(
         half_or_all = split_texts(texts)[1] if half else texts
         batches = token_batches(half_or_all, tokenizer, num_tokens=tokens, **cutting)
         strict = not other_weights
-        with progress_bar("measuring, tokens of this rank", tokens // num_processes()) as advance:
+        most = min(tokens, sum(len(item.content.encode()) for item in half_or_all))
+        note_work("measuring", most, seq_len, batch_size)
+        with progress_bar("measuring, tokens of this rank", most // num_processes()) as advance:
             found = measuring.measure(
                 loaded, batches, chosen, strict=strict, on_batch=advance, comm=ranks.comm
             )
@@ -96,12 +104,30 @@ def _report(document: dict[str, Any], json: bool) -> None:
         _show(document)
 
 
+_FIGURES = {
+    "loss": "loss, nats a token",
+    "perplexity": "perplexity",
+    "loss_increase": "loss increase (95 %)",
+    "kl": "KL of plain top-k, nats a token",
+    "top1_agreement": "likeliest token is the same",
+    "copies": "copies a token",
+    "copies_contiguous": "copies, experts in order",
+    "remote_copies": "copies to other ranks",
+    "node_copies": "nodes that a token visits",
+    "rank_load_max_over_mean": "load of the busiest rank, over mean",
+    "active_experts_per_rank": "experts of a rank that a batch uses",
+    "num_tokens": "tokens predicted",
+}
+"""What people call the figures of a measurement."""
+
+
 def _show(document: dict[str, Any]) -> None:
     expected = document["expected"] or {}
+    measured = {name: _cell(name, document[name]) for name in _FIGURES}
+    low, high = (100 * end for end in document["loss_increase_interval"])
+    measured["loss_increase"] += f" ({low:+.2f} to {high:+.2f})"
     rows = [
-        [name.replace("_", " "), float(value), _cell(expected.get(name))]
-        for name, value in document.items()
-        if isinstance(value, int | float) and name not in ("strength", "num_ranks")
+        [title, measured[name], _cell(name, expected.get(name))] for name, title in _FIGURES.items()
     ]
     print_table("On held-out text, under the plan", ["figure", "measured", "expected"], rows)
     time = document["time"]
@@ -151,5 +177,11 @@ def _show_time(time: dict[str, Any], policy: str) -> None:
     print_table(title, ["routing", "layer", "step", "exchange of step"], rows)
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "loss_increase":
+        return f"{100 * value:+.2f} %"
+    if name == "top1_agreement":
+        return f"{100 * value:.1f} %"
+    return f"{value:,}" if name == "num_tokens" else f"{value:.3f}"

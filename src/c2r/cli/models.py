@@ -80,6 +80,16 @@ def check_all_data(*paths: Path) -> None:
         check_data(path)
 
 
+def note_work(what: str, num_tokens: int, seq_len: int, batch_size: int) -> None:
+    """Says how much is to be done, before it is."""
+    if is_first_process():
+        num_batches = -(-num_tokens // (seq_len * batch_size))
+        note(
+            f"{what} up to {num_tokens:,} tokens: {num_batches:,} batches of {batch_size} x "
+            f"{seq_len:,}"
+        )
+
+
 def note_unused(fields: Iterable[str]) -> None:
     """Says which fields of messages changed nothing, for the chat template does not name them."""
     names = sorted(fields)
@@ -158,7 +168,8 @@ def load_model_and_tokenizer(
     model = load(location, dtype=chosen, **options)
     tokenizer = load_tokenizer(location, **loading.origin)
     if is_first_process():
-        note(f"{name} runs on {describe_placement(model)}")
+        size = sum(entry.numel() * entry.element_size() for entry in model.parameters()) / 1e9
+        note(f"{name} runs on {describe_placement(model)}, {size:,.2f} GB of weights")
     return model, tokenizer
 
 

@@ -59,6 +59,8 @@ def optimize(
     resumes from the folder with the same command. Under torchrun each rank takes its share of the
     text.
     """
+    from c2r.planning import parse_policy
+    from c2r.prediction import find_cluster
     from c2r.sweeps import optimize as search
 
     for name in _SWEPT:  # resumed from, where it is of this search
@@ -66,13 +68,17 @@ def optimize(
     for name in _FOUND:
         check_output(out / name, model, cluster, *(text or ()))
     with together(timeout, "gloo") as ranks:
+        texts = resolve_texts(text)
+        find_cluster(cluster)
+        for name in policy or ():
+            parse_policy(name)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
         out.mkdir(parents=True, exist_ok=True)
         record_now()
         found = search(
             loaded,
             tokenizer,
-            resolve_texts(text),
+            texts,
             cluster,
             max_loss_increase=max_loss_increase,
             policies=tuple(policy or ("priced",)),

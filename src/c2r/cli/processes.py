@@ -58,6 +58,12 @@ def is_first_process() -> bool:
     return process_rank() == 0
 
 
+def without_bars() -> None:
+    """Keeps libraries that are imported later from drawing progress bars, unless asked to."""
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+
+
 def tell_torchrun(line: str) -> None:
     """Leaves an error where torchrun looks for it, which prints it after all else."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

@@ -21,6 +21,7 @@ from c2r.cli.models import (
     file_digest,
     load_on_ranks,
     note_unused,
+    note_work,
     resolve_texts,
 )
 from c2r.cli.processes import is_first_process
@@ -79,6 +80,7 @@ def profile(
         }
         batches = source.batches(tokenizer, seed, cutting)
         total = min(tokens, source.most_tokens())
+        note_work("profiling", total, seq_len, batch_size)
         finished: CollaborationProfile | None
         if ranks.comm is None and not parts_beside(out):
             finished = _count(loaded, batches, total, out, request, seed)

@@ -108,7 +108,8 @@ def _report(document: dict[str, Any], json: bool) -> None:
         ]
         if rows:
             print_table("Rows sent per token", ["layer", "all", "to other ranks"], rows)
-    note(
+    show = note if json else print
+    show(
         f"loss {document['loss']:.6f} over {document['num_predicted']:,} tokens, "
         f"{document['tokens_per_second']:,.0f} tokens/s"
     )

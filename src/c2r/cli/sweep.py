@@ -13,6 +13,7 @@ from c2r.cli.models import (
     ModelArgument,
     TextOption,
     load_model_and_tokenizer,
+    note_work,
     resolve_texts,
 )
 from c2r.cli.processes import is_first_process
@@ -77,6 +78,7 @@ def sweep(
     each rank takes its share of the text.
     """
     from c2r import sweeps
+    from c2r.planning import parse_policy
     from c2r.reporting import check_matplotlib, write_sweep_chart
 
     for path in (out, plot, None if out is None else sweeps.profile_beside(out)):
@@ -102,11 +104,15 @@ def sweep(
         seed=seed,
     )
     with together(timeout, "gloo") as processes:
+        texts = resolve_texts(text)
+        for name in (*(policy or ()), *(spread or ())):
+            parse_policy(name)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
+        note_work("profiling, then measuring under each plan,", tokens, seq_len, batch_size)
         found = sweeps.sweep(
             loaded,
             tokenizer,
-            resolve_texts(text),
+            texts,
             request,
             out=out,
             progress=progress_bar,

@@ -10,6 +10,8 @@ from transformers.integrations import TensorBoardCallback
 
 from c2r.errors import InputError
 
+_TRAINING_COPIES = 3  # of a weight that trains: its gradient, and two moments of AdamW
+
 
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Says at the beginning what trains and from which step, and advances with every step.
@@ -27,13 +29,16 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         """See the class."""
-        sizes = {True: 0, False: 0}
+        sizes, num_bytes = {True: 0, False: 0}, 0
         for parameter in model.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
+            copies = 1 + _TRAINING_COPIES * parameter.requires_grad
+            num_bytes += copies * parameter.numel() * parameter.element_size()
         windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self._note(
             f"{sizes[True]:,} of {sum(sizes.values()):,} parameters train for {state.max_steps} "
-            f"steps of {windows * args.world_size} windows"
+            f"steps of {windows * args.world_size} windows; weights, gradients and AdamW take "
+            f"{num_bytes / 1e9:,.2f} GB, activations apart"
         )
         if state.global_step:
             self._note(f"going on from step {state.global_step}")
