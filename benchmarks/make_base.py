@@ -27,6 +27,7 @@ from base_model.choices import losses_by_choice
 from base_model.cloze import write_task
 from base_model.dense import find_gguf, write_dense
 from base_model.distilling import Distillation, loss_of
+from base_model.fitting import ffn_parameters, fit_layer
 from base_model.masked_experts import use_experts
 from base_model.sampling import BATCH, sample_rows
 from base_model.settings import VARIANTS
@@ -89,7 +90,15 @@ class Base:
 
     def make(self):
         """All steps; raises `StoppedError` between two of them, or in the distillation."""
-        for step in (self.dense, self.texts, self.sampled, self.split, self.distil, self.measure):
+        for step in (
+            self.dense,
+            self.texts,
+            self.sampled,
+            self.split,
+            self.fit,
+            self.distil,
+            self.measure,
+        ):
             self.check_time()
             step()
 
@@ -127,8 +136,8 @@ class Base:
             mixture = dense_as_mixture(self.open_dense(), self.settings)
             self._write_model(mixture, self.shared / "dense-mixture")
 
-    def open_dense(self):
-        return LlamaForCausalLM.from_pretrained(self.shared / "dense", dtype=torch.float32).eval()
+    def open_dense(self, dtype=torch.float32):
+        return LlamaForCausalLM.from_pretrained(self.shared / "dense", dtype=dtype).eval()
 
     @property
     def tokenizer(self):
@@ -162,7 +171,11 @@ class Base:
         missing = [path for path in paths if not path.exists()]
         if not missing:
             return
-        started, model, tokenizer = time.monotonic(), self.open_dense().bfloat16(), self.tokenizer
+        started, model, tokenizer = (
+            time.monotonic(),
+            self.open_dense(torch.bfloat16),
+            self.tokenizer,
+        )
         for path in missing:
             self.check_time()
             rows = sample_rows(
@@ -181,6 +194,10 @@ class Base:
         rows = np.concatenate([np.empty((0, self.settings.seq_len), np.int32), *batches])
         return torch.from_numpy(rows.astype(np.int64))
 
+    def _ffn_inputs(self, rows):
+        """Of all layers of the dense model, which computes in bfloat16."""
+        return ffn_inputs(self.open_dense(torch.bfloat16), rows)
+
     def split(self):
         """Groups of neurons and routers, a file per layer."""
         if "split" in self.figures():
@@ -191,19 +208,22 @@ class Base:
         if missing:
             self._split_layers(dense, missing)
         found = [json.loads(_metadata(path)["figures"]) for path in self._split_paths(dense)]
-        means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         choosing = self.text("choosing")
-        means["choosing_loss"] = loss_of(self._mixture(dense), choosing)
-        means["choosing_loss_dense"] = loss_of(dense, choosing)
-        self.keep("split", started, **means)
+        self.keep(
+            "split",
+            started,
+            **_means(found),
+            choosing_loss=loss_of(self._mixture(dense), choosing),
+            choosing_loss_dense=loss_of(dense, choosing),
+        )
 
-    def _split_paths(self, dense):
-        folder = self.folder / "split"
-        return [folder / f"{i:02}.safetensors" for i in range(dense.config.num_hidden_layers)]
+    def _split_paths(self, dense, folder="split"):
+        layers = range(dense.config.num_hidden_layers)
+        return [self.folder / folder / f"{index:02}.safetensors" for index in layers]
 
     def _split_layers(self, dense, paths):
         num_windows = self.settings.calibration_tokens // self.settings.seq_len
-        inputs = ffn_inputs(dense, self.text("calibration")[:num_windows])
+        inputs = self._ffn_inputs(self.text("calibration")[:num_windows])
         for path in paths:
             self.check_time()
             index = int(path.stem)
@@ -215,6 +235,47 @@ class Base:
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata={"figures": json.dumps(figures)})
 
+    def fit(self):
+        """Each layer by itself, a file per layer."""
+        if "fit" in self.figures():
+            return
+        (self.folder / "fit").mkdir(exist_ok=True)
+        started, dense = time.monotonic(), self.open_dense()
+        mixture = self._mixture(dense)
+        use_experts(mixture, self.settings.experts)
+        paths = self._split_paths(dense, "fit")
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            num_windows = self.settings.fit_tokens // self.settings.seq_len
+            inputs = self._ffn_inputs(self.text_to_distil().batch(0, num_windows))
+        for path in missing:
+            self.check_time()
+            index = int(path.stem)
+            layer, mlp = mixture.model.layers[index], dense.model.layers[index].mlp
+            figures = fit_layer(
+                layer, mlp, inputs[index], self.settings, self.settings.seed + index
+            )
+            with atomic_path(path) as temporary:
+                save_file(
+                    ffn_parameters(layer), temporary, metadata={"figures": json.dumps(figures)}
+                )
+        found = [json.loads(_metadata(path)["figures"]) for path in paths]
+        loss = loss_of(self._fitted(dense), self.text("choosing"))
+        self.keep("fit", started, **_means(found), choosing_loss=loss)
+
+    def _fitted(self, dense):
+        """The mixture whose layers were fitted."""
+        mixture = self._mixture(dense)
+        for layer, path in zip(mixture.model.layers, self._split_paths(dense, "fit"), strict=True):
+            layer.load_state_dict(load_file(path), strict=False)
+        return mixture
+
+    def text_to_distil(self):
+        """Windows in the proportion of their sources' shares."""
+        sources = {"wiki": self.text("distil"), "sampled": self._sampled_windows()}
+        sources |= {name: self.text(name) for name in ("documents", "prose", "drama")}
+        return Mixture(sources, SHARES, self.settings.seed)
+
     def _mixture(self, dense):
         splits = [LayerSplit(**load_file(path)) for path in self._split_paths(dense)]
         return build_mixture(dense, splits, self.settings)
@@ -224,10 +285,7 @@ class Base:
         if (self.folder / "model").is_dir():
             return
         dense = self.open_dense()
-        student = self._mixture(dense)
-        sources = {"wiki": self.text("distil"), "sampled": self._sampled_windows()}
-        sources |= {name: self.text(name) for name in ("documents", "prose", "drama")}
-        mixture = Mixture(sources, SHARES, self.settings.seed)
+        student, mixture = self._fitted(dense), self.text_to_distil()
         folder = self.folder / "distil"
         training = Distillation(
             folder, dense, student, mixture, self.text("choosing"), self.settings
@@ -262,6 +320,10 @@ class Base:
             cloze=task.name,
             cloze_items=num_items,
         )
+
+
+def _means(found):
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def _metadata(path):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from c2r.artifacts import atomic_path
 from c2r.cli.console import note
 
+from .fitting import rate_factor
 from .masked_experts import use_experts
 
 _CHUNK = 128  # rows of logits at a time: what the caches hold
@@ -89,7 +90,10 @@ class Distillation:
         self.teacher = copy.deepcopy(dense).bfloat16().eval()
         use_experts(student, settings.experts)
         self.optimizer = torch.optim.AdamW(
-            [{"params": [p], "factor": self._factor(n)} for n, p in self.parameters.items()],
+            [
+                {"params": [parameter], "factor": rate_factor(name, settings)}
+                for name, parameter in self.parameters.items()
+            ],
             betas=(0.9, 0.95),
             weight_decay=0.0,
             fused=True,
@@ -106,11 +110,6 @@ class Distillation:
     @property
     def _figures(self):
         return self.folder / "figures.jsonl"
-
-    def _factor(self, name):
-        if "router" in name:
-            return self.settings.router_rate
-        return float(self.settings.top_k) if "experts.down_proj" in name else 1.0
 
     def run(self, is_over):
         """Trains until the end or `is_over()`; returns whether the end was reached."""
