@@ -6,7 +6,7 @@ from itertools import pairwise
 
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _MARKS = (".", ",", ";", ":", "!", "?")
-_LEAST_WORDS, _MOST_WORDS = 24, 48  # of a passage before the word
+_LEAST_WORDS, _MOST_WORDS = 16, 32  # of a passage before the word
 
 DEFINITION = """\
 task: cloze
@@ -24,7 +24,7 @@ metadata: {{version: 1}}
 
 
 def passages(text):
-    """Each word before a mark of punctuation, and the 24 to 48 words of its paragraph before it.
+    """Each word before a mark of punctuation, and the 16 to 32 words of its paragraph before it.
 
     Words are of at least three letters. Passages with words that the text leaves out are passed
     over.
