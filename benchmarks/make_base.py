@@ -7,7 +7,9 @@ Needs `benchmarks/base_model/requirements.txt`. The model is FOLDER/VARIANT/mode
 transformers and c2r load; the figures of each step are in FOLDER/VARIANT/figures.json. The dense
 model is FOLDER/dense, and FOLDER/dense-mixture for c2r, whose tasks take mixtures only. Stopped at
 any moment, the same command goes on. `--set NAME=VALUE` changes a setting of
-`base_model/settings.py`.
+`base_model/settings.py`; with `--name` a trial stands beside the model, and shares what it can:
+
+    python benchmarks/make_base.py --out FOLDER --variant fine --name trial --set tokens=65536
 """
 
 import argparse
@@ -71,8 +73,8 @@ class Base:
     The dense model, the texts and what was sampled are shared by the variants of a folder.
     """
 
-    def __init__(self, out, variant, settings, minutes=math.inf):
-        self.shared, self.folder = out, out / variant
+    def __init__(self, out, name, settings, minutes=math.inf):
+        self.shared, self.folder = out, out / name
         self.settings = settings
         self.end = time.monotonic() + 60 * minutes
         self.signal = None
@@ -282,11 +284,12 @@ class Base:
 
     def distil(self):
         """The model in `model`; until it is there, the state of its training in `distil`."""
+        folder = self.folder / "distil"
         if (self.folder / "model").is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
             return
         dense = self.open_dense()
         student, mixture = self._fitted(dense), self.text_to_distil()
-        folder = self.folder / "distil"
         training = Distillation(
             folder, dense, student, mixture, self.text("choosing"), self.settings
         )
@@ -378,6 +381,7 @@ def parse_arguments():
         "--out", type=Path, required=True, help="folder of dense model and variants"
     )
     parser.add_argument("--variant", choices=VARIANTS, required=True)
+    parser.add_argument("--name", help="of the folder in --out; the variant's unless given")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", dest="changes")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, go on later")
     return parser.parse_args()
@@ -388,7 +392,7 @@ def main():
     settings = parse_settings(args.variant, args.changes)
     find_gguf()
     check_machine(args.out)
-    base = Base(args.out, args.variant, settings, args.minutes)
+    base = Base(args.out, args.name or args.variant, settings, args.minutes)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, base.stop)
     try:
