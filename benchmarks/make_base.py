@@ -58,6 +58,7 @@ from c2r.artifacts import atomic_folder, atomic_path, write_text
 from c2r.cli.console import note
 from c2r.errors import C2RError, InputError
 
+STEPS = ("dense", "texts", "sampled", "split", "fit", "distil", "measure")
 _GIGABYTES = 6  # dense model, mixture, a checkpoint and the next one
 _CORES = 2  # that the figures are of
 _CHOICE_WINDOWS = 16  # of the measured ones
@@ -92,17 +93,9 @@ class Base:
 
     def make(self):
         """All steps; raises `StoppedError` between two of them, or in the distillation."""
-        for step in (
-            self.dense,
-            self.texts,
-            self.sampled,
-            self.split,
-            self.fit,
-            self.distil,
-            self.measure,
-        ):
+        for name in STEPS:
             self.check_time()
-            step()
+            getattr(self, name)()
 
     def check_time(self):
         if self.is_over():
@@ -165,6 +158,10 @@ class Base:
         length = self.settings.seq_len
         return windows(np.load(self.shared / "texts" / f"{name}.npy"), length)
 
+    def choosing(self):
+        """Windows that settings and checkpoints are chosen by."""
+        return self.text("choosing")[: self.settings.choose_windows]
+
     def sampled(self):
         """Batches of text that the dense model writes."""
         folder = self.shared / f"sampled-{self.settings.seq_len}-{self.settings.seed}"
@@ -210,7 +207,7 @@ class Base:
         if missing:
             self._split_layers(dense, missing)
         found = [json.loads(_metadata(path)["figures"]) for path in self._split_paths(dense)]
-        choosing = self.text("choosing")
+        choosing = self.choosing()
         self.keep(
             "split",
             started,
@@ -262,7 +259,7 @@ class Base:
                     ffn_parameters(layer), temporary, metadata={"figures": json.dumps(figures)}
                 )
         found = [json.loads(_metadata(path)["figures"]) for path in paths]
-        loss = loss_of(self._fitted(dense), self.text("choosing"))
+        loss = loss_of(self._fitted(dense), self.choosing())
         self.keep("fit", started, **_means(found), choosing_loss=loss)
 
     def _fitted(self, dense):
@@ -290,9 +287,7 @@ class Base:
             return
         dense = self.open_dense()
         student, mixture = self._fitted(dense), self.text_to_distil()
-        training = Distillation(
-            folder, dense, student, mixture, self.text("choosing"), self.settings
-        )
+        training = Distillation(folder, dense, student, mixture, self.choosing(), self.settings)
         if not training.run(self.is_over):
             raise StoppedError
         best = training.load_best()

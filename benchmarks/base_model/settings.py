@@ -24,7 +24,8 @@ class Settings:
             matrices, whose entries are `top_k` times the dense ones, `top_k` times.
         warmup: share of the tokens in which the learning rate rises; then it falls by a cosine.
         hidden_weight: of the hidden states' relative squared error, beside the KL divergence.
-        choose_every: steps between two losses on the text that chooses the best checkpoint.
+        choose_every: steps between two losses on the text that chooses the best checkpoint, on
+            `choose_windows` of its windows.
         save_every: steps between two checkpoints.
         experts: how they are computed: `masked` as one FFN, or an implementation of transformers.
         seed: draws groups, windows and samples.
@@ -48,6 +49,7 @@ class Settings:
     warmup: float = 0.02
     hidden_weight: float = 2.0
     choose_every: int = 50
+    choose_windows: int = 32
     save_every: int = 100
     experts: str = "masked"
     seed: int = 0
