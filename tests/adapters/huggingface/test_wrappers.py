@@ -196,6 +196,14 @@ def test_learned_prompts_are_refused() -> None:
             door(model)
 
 
+def test_weights_that_a_wrapper_hides_are_refused() -> None:
+    model = fresh()
+    outer = nn.Module()
+    outer._fsdp_wrapped_module = model
+    with pytest.raises(ModelError, match=r"FullyShardedDataParallel.*fully_shard"):
+        find_sites(outer)
+
+
 def test_names_without_wrappers() -> None:
     plain = "model.layers.0.mlp.gate"
     for path in (
@@ -219,15 +227,18 @@ def _sharded(_: Any, when: str) -> None:
     reference, model = fresh(), fresh()
     plan = small_plan(find_sites(reference))
     rows = IDS.tolist()
-    if when == "after":
+    if when in ("after", "routers after"):
         apply(model, plan)
     for layer in model.model.layers:
+        if when == "routers after":
+            fully_shard(layer.mlp.gate)
         fully_shard(layer)
     fully_shard(model)
     model = {"adapted": adapted, "compiled": compiled}.get(when, lambda m: m)(model)
     identity = describe_model(reference)
-    if when == "after":
+    if when in ("after", "routers after"):
         remove(model)
+    assert not [m for m in model.modules() if "C2R" in type(m).__name__]
     assert describe_model(model)["model_fingerprint"] == identity["model_fingerprint"]
     assert np.array_equal(loads(profile(model, IDS)), loads_of_rows(reference, rows))
     measured = measure(model, IDS, plan)
@@ -254,8 +265,8 @@ def _distributed_data_parallel(_: Any) -> None:
 
 @pytest.mark.distributed
 def test_wrappers_over_ranks() -> None:
-    checks: dict[str, Any] = {f"sharded, {when}": partial(_sharded, when=when)
-                              for when in ("first", "after", "compiled")}  # fmt: skip
+    whens = ("first", "after", "routers after", "compiled")
+    checks: dict[str, Any] = {f"sharded, {when}": partial(_sharded, when=when) for when in whens}
     checks["DDP"] = _distributed_data_parallel
     failed = {name: text for name, text in run_checks(checks, num_ranks=2).items() if text}
     assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())

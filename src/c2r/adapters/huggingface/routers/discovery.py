@@ -85,6 +85,11 @@ def _discover(model: nn.Module) -> tuple[RouterSite, ...]:
     family = model_type(model)
     if family in REFUSED:
         raise ModelError(f"{family} is not supported: {REFUSED[family]}; use another MoE model")
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+        raise ModelError(
+            f"{family} is inside FullyShardedDataParallel, which hides its weights; shard it by "
+            "torch's fully_shard"
+        )
     sites = tuple(registered_sites(model))
     if not sites:
         sites = _verified_sites(model, probe(model))

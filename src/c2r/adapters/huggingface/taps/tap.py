@@ -127,7 +127,18 @@ def detach(router: TappedRouter) -> None:
     """Gives the module its own class back and removes what `attach` added."""
     original_class = router.c2r_tap.original_class
     del router.c2r_policy, router.c2r_tap, router.c2r_site
-    router.__class__ = original_class  # type: ignore[assignment]
+    router.__class__ = _untapped(type(router), original_class)
+
+
+def _untapped(cls: type[Any], original: type[nn.Module]) -> Any:
+    """The router's own class; where FSDP has put one around the tapped, the same around its own."""
+    if not issubclass(cls, TappedRouter):
+        return cls
+    if TappedRouter in cls.__bases__:
+        return original
+    bases = tuple(_untapped(base, original) for base in cls.__bases__)
+    own = {name: value for name, value in vars(cls).items() if name == "__deepcopy__"}
+    return type(cls.__name__.replace("C2R", "", 1), bases, own)
 
 
 def output_entries(output: Any) -> tuple[Any, ...]:
