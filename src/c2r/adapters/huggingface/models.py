@@ -34,11 +34,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises `ModelError` for PEFT's learned prompts.
     """
-    while True:
-        inner = _held(model)
-        if inner is None:
-            return model
-        model = inner
+    *_, inner = wrappers(model)
+    return inner
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """A model and all that it wraps, the innermost last. Raises as `unwrapped`."""
+    held: nn.Module | None = model
+    while held is not None:
+        yield held
+        held = _held(held)
 
 
 def _held(model: nn.Module) -> nn.Module | None:
@@ -132,12 +137,8 @@ def runner(model: nn.Module) -> nn.Module:
 
     That is the innermost one, or the one around it by which FSDP brings weights together.
     """
-    while not is_sharded_module(model):
-        inner = _held(model)
-        if inner is None:
-            break
-        model = inner
-    return model
+    chain = list(wrappers(model))
+    return next((module for module in chain if is_sharded_module(module)), chain[-1])
 
 
 def is_sharded_model(model: nn.Module) -> bool:

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from c2r.adapters.huggingface.models import model_type, module_at, running_device, unwrapped
+from c2r.adapters.huggingface.models import (
+    model_type,
+    module_at,
+    running_device,
+    unwrapped,
+    wrappers,
+)
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan
 from c2r.adapters.huggingface.routers.sites import (
@@ -261,7 +267,8 @@ def uninstall_unused(model: nn.Module) -> None:
         return
     inner = unwrapped(model)
     _undo(inner, installation)
-    forget_plan(inner)
+    for module in wrappers(model):
+        forget_plan(module)
     delattr(inner, _ATTRIBUTE)
 
 
