@@ -36,7 +36,7 @@ def apply(
     loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
-    """Write a normal Hugging Face folder plus the plan, or a folder of the plan alone.
+    """Write a model folder with its plan, or the plan alone.
 
     `c2r.from_pretrained(DIR)` then gives the constrained model. Other loaders read the same folder
     as the unconstrained model. A folder of the plan alone names the model, as adapters do. Both

@@ -30,11 +30,11 @@ def demo(
     tokens: Annotated[int, typer.Option(help="Tokens to profile, and to evaluate.")] = 65536,
     json: JsonOption = False,
 ) -> None:
-    """Profile, plan, constrain and measure the embedded model, on text it was not trained on.
+    """Profile, plan, constrain and measure the embedded model.
 
-    The first half of each held-out text (code, prose, C headers) is profiled, the second half
-    measures quality and traffic. Everything is written to a folder, so that the other commands
-    can be tried on it.
+    The first half of each text that it was not trained on (code, prose, C headers) is profiled, the
+    second half measures quality and traffic. Everything is written to a folder, so that the other
+    commands can be tried on it.
     """
     started = time.monotonic()
     check_output(out, fills=True)

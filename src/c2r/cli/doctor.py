@@ -20,7 +20,7 @@ _PACKAGES = (
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Show versions, devices, and which backends would run and why."""
+    """Show versions, devices, and which backends would run."""
     import torch
 
     versions = {"python": platform.python_version()}

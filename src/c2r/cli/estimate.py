@@ -64,7 +64,7 @@ def estimate(
     figure: Annotated[Path | None, typer.Option(help="PNG or SVG of --scale.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Predict the time of an MoE layer and of a step, by dispatcher, with and without a plan.
+    """Predict the time of a layer and a step, as is and planned.
 
     Every part is that of the busiest rank or link. The figures of clusters are from data sheets
     unless `c2r bench cluster` measured them. The routing is the profile's: to predict a policy,

@@ -81,10 +81,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON to write, with every item.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Answer standard tasks under a plan, and compare item by item with plain top-k.
+    """Answer standard tasks under a plan, compared item by item.
 
-    Differences come with 95 % intervals (paired bootstrap) and McNemar's exact p. Needs
-    `pip install 'c2r-moe[eval]'`, except for --compare. Under torchrun ranks share the items.
+    The comparison is with plain top-k, unless another is named. Differences come with 95 %
+    intervals (paired bootstrap) and McNemar's exact p. Needs `pip install 'c2r-moe[eval]'`, except
+    for --compare. Under torchrun ranks share the items.
     """
     from c2r.tasks import TaskEvaluation, TaskRequest, load_tasks
 

@@ -31,9 +31,10 @@ def export(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a plan's placement in an engine's format, and print how to start the engine.
+    """Write a plan's placement in an engine's format.
 
-    An engine that cannot load a placement takes a permuted checkpoint: `c2r permute`.
+    Prints how to start the engine with it. An engine that cannot load a placement takes a permuted
+    checkpoint: `c2r permute`.
     """
     from c2r.adapters.engines import export_plan
     from c2r.plans import Plan

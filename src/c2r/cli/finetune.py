@@ -128,7 +128,7 @@ def finetune(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model under the routing of its plan; report held-out loss and traffic.
+    """Fine-tune a model under the routing of its plan.
 
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it

@@ -57,7 +57,7 @@ def import_(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Read which experts tokens chose, as another program recorded it, as a profile.
+    """Read a profile from the traces that another program wrote.
 
     Nothing is run that a file may ask for: of pickles only arrays, tensors and plain values are
     read. Files that hold how often experts were used, but not which together, are refused.

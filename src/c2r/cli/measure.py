@@ -59,12 +59,13 @@ def measure(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
-    """Measure loss, KL to the unconstrained model, copies and load under a plan, and tell the time.
+    """Measure loss, copies, load and time under a plan.
 
-    The routing is that of the plan's policy while it runs; milliseconds are predicted from what was
-    measured to come to each rank, and beside them those of plain top-k on the same placement. With
-    neither a plan nor a folder that holds one, all experts are on one rank. Under torchrun each
-    rank takes its share of the text; with --expert-parallel no rank holds all experts.
+    KL is to the unconstrained model. The routing is that of the plan's policy; milliseconds are
+    predicted from what was measured to come to each rank, and beside them those of plain top-k on
+    the same placement. With neither a plan nor a folder that holds one, all experts are on one
+    rank. Under torchrun each rank takes its share of the text; with --expert-parallel no rank holds
+    all experts.
     """
     with together(timeout, loading.backend if expert_parallel else "gloo") as ranks:
         from c2r import measuring

@@ -52,12 +52,12 @@ def optimize(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
-    """Find the plan that takes the least time on a cluster within a loss, or say that none pays.
+    """Find the plan of least time on a cluster within a loss.
 
-    The first half of every text is profiled and planned on, the second half measures. Times are
-    predicted from what was measured there and from the cluster's figures. An interrupted search
-    resumes from the folder with the same command. Under torchrun each rank takes its share of the
-    text.
+    Where none pays, it says so. The first half of every text is profiled and planned on, the second
+    half measures. Times are predicted from what was measured there and from the cluster's figures.
+    An interrupted search resumes from the folder with the same command. Under torchrun each rank
+    takes its share of the text.
     """
     from c2r.planning import parse_policy
     from c2r.prediction import find_cluster

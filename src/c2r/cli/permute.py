@@ -24,7 +24,7 @@ def permute(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Renumber the experts on disk so that contiguous placement is the plan's placement.
+    """Renumber a checkpoint's experts as a plan places them.
 
     Any engine that places experts in the order of their ids then places them as the plan says.
     The model's outputs do not change. An interrupted run resumes when it is started again.

@@ -124,7 +124,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Plan to write.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Place the experts for the least time, and choose how routing is constrained.
+    """Place the experts for the least time, and choose the routing.
 
     Every rank gets the same number of experts (differing by one at most) and, with --replicas,
     replicas of further ones: a token takes the replica on a rank that it visits anyway. The policy

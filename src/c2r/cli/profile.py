@@ -49,7 +49,7 @@ def profile(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
 ) -> None:
-    """Run a model on text and count which experts its tokens choose together.
+    """Count which experts a model's tokens choose together on text.
 
     Plain text is cut into sequences; of --data each conversation is one, as the model is served it.
     Streaming: memory does not grow with the tokens. Ctrl-C leaves a valid partial profile; the

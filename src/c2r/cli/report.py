@@ -43,7 +43,7 @@ def report(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show on one page whether a plan pays, and what was measured of a model.
+    """Show on one page whether a plan pays.
 
     The page is a single file that works offline. First comes the verdict: the time of a step before
     and after, what it costs in quality, how even the work is, and what to do next; then figures,

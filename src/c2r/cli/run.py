@@ -45,11 +45,11 @@ def run(
     loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
-    """Run a model on text with its experts spread over ranks; report loss, speed and traffic.
+    """Run a model on text with its experts spread over ranks.
 
-    Start it by `torchrun --nproc-per-node P -m c2r run MODEL --plan PLAN`, with as many
-    processes as the plan has ranks. In one process the model runs whole, for comparison: the loss
-    is the same.
+    Reports loss, speed and traffic. Start it by `torchrun --nproc-per-node P -m c2r run MODEL
+    --plan PLAN`, with as many processes as the plan has ranks. In one process the model runs whole,
+    for comparison: the loss is the same.
     """
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
     with together(timeout, loading.backend) as ranks:

@@ -46,11 +46,12 @@ def serve_check(
     loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
 ) -> None:
-    """Replay in transformers, by default in float32, the experts that a serving engine chose.
+    """Check that an engine serves a model under its plan.
 
-    Tells for each layer whether it runs under the plan, and for how many tokens transformers would
-    have chosen others; ties, of equal scores, apart. Exit status 1: a layer does not run under the
-    plan, or choices or log-probabilities differ by more than allowed.
+    Replays in transformers, by default in float32, the experts that the engine chose. Tells for
+    each layer whether it runs under the plan, and for how many tokens transformers would have
+    chosen others; ties, of equal scores, apart. Exit status 1: a layer does not run under the plan,
+    or choices or log-probabilities differ by more than allowed.
     """
     from c2r.adapters.huggingface import applied_plan
     from c2r.serving.check import answer_of_vllm, compare

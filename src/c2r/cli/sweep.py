@@ -69,7 +69,7 @@ def sweep(
     plot: Annotated[Path | None, typer.Option(help="PNG of the curve to draw.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what each routing policy costs in quality and saves in traffic.
+    """Measure what routing policies cost in quality and save.
 
     The first half of every text is profiled and planned on, experts placed for the least predicted
     time; the second half measures: loss, KL to the unconstrained model, copies per token and load,

@@ -32,12 +32,12 @@ def traffic(
     phase: PhaseOption = "prefill",
     json: JsonOption = False,
 ) -> None:
-    """Predict copies per token and time, per layer, with experts in order and as planned.
+    """Predict copies per token and time, layer by layer.
 
-    A token is copied once for each of its k experts (k-fold dispatch) or once for each distinct
-    rank that holds any of them (de-duplicated dispatch); its own rank counts. The routing is the
-    profile's, without the plan's policy: to see a constrained model's traffic and time, profile the
-    folder that `c2r apply` wrote.
+    Experts are in order, and as planned. A token is copied once for each of its k experts (k-fold
+    dispatch) or once for each distinct rank that holds any of them (de-duplicated dispatch); its
+    own rank counts. The routing is the profile's, without the plan's policy: to see a constrained
+    model's traffic and time, profile the folder that `c2r apply` wrote.
     """
     from c2r.plans import Plan
     from c2r.prediction import bytes_per_token, predict_traffic
