@@ -262,7 +262,8 @@ def test_import_of_engine_traces(capsys, tmp_path):
         *arguments,
         *("--out", tmp_path / "q.safetensors", "--skip-bad", "--model", "tiny"),
     )
-    assert_refused(capsys, ["--top-k"], "import", path, "--format", "c2r-pickle", "--out", out)
+    other = tmp_path / "r.safetensors"
+    assert_refused(capsys, ["--top-k"], "import", path, "--format", "c2r-pickle", "--out", other)
 
 
 def test_permute_and_undo(capsys, folder, tmp_path):
@@ -301,7 +302,7 @@ def test_errors_of_the_library_are_told_with_the_flag(capsys, tmp_path):
     assert_refused(capsys, ["top_k=None", "(top_k is --top-k)"], *arguments)
     assert call(capsys, *arguments, "--top-k", 3)[0] == 0
     words = ['objective="pairs"', "(objective is --objective)"]
-    assert_refused(capsys, words, "plan", tmp_path / "p", "--ranks", 2, "--json")
+    assert_refused(capsys, words, "plan", tmp_path / "q", "--ranks", 2, "--json")
 
 
 def test_apply_writes_a_folder_that_carries_its_plan(capsys, folder, tmp_path):
