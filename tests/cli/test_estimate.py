@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from c2r.cli import run_command
-from c2r.prediction import find_cluster
+from c2r.prediction import Workload, find_cluster
+from c2r.prediction.memory import weight_gigabytes
 from c2r.profiling import CollaborationProfile
 from tests.cli.test_cli import assert_refused, call, call_json
 
@@ -88,10 +89,32 @@ def small_memory(tmp_path, gigabytes):
 def test_replicas_that_do_not_fit_the_memory(capsys, folder, tmp_path):
     path = small_memory(tmp_path, 0.001)
     arguments = ["estimate", folder / "profile.safetensors", "--cluster", path]
-    words = ["2 replicas a rank do not fit", "0.001 GB", "--replicas"]
+    words = ["2 replicas a rank do not fit", "0.001 GB", "80 %", "--replicas"]
     assert_refused(capsys, words, *arguments, "--plan", folder / "replicas.safetensors")
     status, _, err = call(capsys, *arguments)
     assert status == 0 and "the weights do not fit" in err
+
+
+def test_weights_may_fill_as_much_as_plan_lets_them(capsys, folder, tmp_path):
+    """0.0082 GB of weights: room for them, yet more than 80 % of it."""
+    arguments = ["estimate", folder / "profile.safetensors", "--cluster"]
+    held = weight_gigabytes(
+        Workload.of(CollaborationProfile.load(folder / "profile.safetensors")), [8] * 4
+    )
+    _, _, err = call(capsys, *arguments, small_memory(tmp_path, held / 0.79))
+    assert "the weights do not fit" not in err
+    _, _, err = call(capsys, *arguments, small_memory(tmp_path, held / 0.81))
+    assert "the weights do not fit" in err and "80 % of" in err
+
+
+def test_what_commands_take(capsys):
+    found = call_json(capsys, "estimate", "--commands", "--model", "tiny", "--ranks", 8)
+    assert found["derived"] and found["num_ranks"] == 8
+    names = [need["command"] for need in found["commands"]]
+    assert names == ["profile", "sweep", "evaluate", "finetune"]
+    status, out, _ = call(capsys, "estimate", "--commands", "--model", "tiny", "--ranks", 8)
+    assert status == 0 and "Derived from config.json, not measured" in out
+    assert_refused(capsys, ["--model"], "estimate", "--commands", "--ranks", 8)
 
 
 def test_a_profile_without_sizes_asks_for_the_model(capsys, folder):

@@ -1,6 +1,6 @@
 """`c2r estimate`: how long an MoE layer and a step would take on a cluster."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from c2r.cli.clusters import (
     workload_with,
 )
 from c2r.cli.console import JsonOption, complain, note, print_json, print_table, progress_bar
+from c2r.cli.needs import show_needs
 from c2r.cli.runs import check_output
 from c2r.cli.scaling import draw_scale, show_scale
 from c2r.errors import InputError
@@ -60,6 +61,13 @@ def estimate(
         Path | None,
         typer.Option(help="With --scale and --plan: profile of the model under the plan's policy."),
     ] = None,
+    commands: Annotated[
+        bool,
+        typer.Option(
+            "--commands",
+            help="With --model: what profile, sweep, evaluate and finetune take of each rank.",
+        ),
+    ] = False,
     max_ranks: Annotated[int, typer.Option(min=8, help="The most ranks of --scale.")] = 2048,
     figure: Annotated[Path | None, typer.Option(help="PNG or SVG of --scale.")] = None,
     json: JsonOption = False,
@@ -69,11 +77,15 @@ def estimate(
     Every part is that of the busiest rank or link. The figures of clusters are from data sheets
     unless `c2r bench cluster` measured them. The routing is the profile's: to predict a policy,
     profile the model under it. With --scale, what exchange takes on 8 to 2,048 ranks, and what
-    dispatch, placement, replicas and a policy save there.
+    dispatch, placement, replicas and a policy save there. With --commands, memory and time of c2r's
+    own commands, derived from the model's config.json alone.
     """
     from c2r.plans import Plan
     from c2r.profiling import CollaborationProfile
 
+    if commands:
+        show_needs(model, cluster_of(cluster, ranks, nodes), tokens_per_rank, json)
+        return
     check_output(figure, profile, plan, constrained, cluster)
     planned = None if plan is None else Plan.load(plan)
     if profile is not None:
@@ -209,8 +221,7 @@ def _check_memory(
     workload: "Workload",
 ) -> None:
     """Notes weights that do not fit; raises `InputError` where it is the plan's replicas."""
-    from c2r.prediction import Phase
-    from c2r.prediction.memory import weight_gigabytes
+    from c2r.prediction.memory import room, weight_gigabytes, weights_fit
 
     replicas = 0
     if plan is not None:
@@ -218,21 +229,19 @@ def _check_memory(
             (layer.replicas.shape[1] for layer in plan.layers if layer.replicas.size), default=0
         )
     own = -(-profile.num_experts // cluster.num_ranks)
-    weights = replace(workload, phase=Phase.PREFILL)  # without what training keeps besides
     plain, held = (
-        weight_gigabytes(weights, [count] * workload.sizes.num_moe_layers)
+        weight_gigabytes(workload, [count] * workload.sizes.num_moe_layers)
         for count in (own, own + replicas)
     )
-    room = cluster.memory_gigabytes
-    if replicas and held > room:
+    if replicas and not weights_fit(held, cluster):
         raise InputError(
-            f"{replicas} replicas a rank do not fit: weights take {held:.3g} GB of the "
-            f"{room:g} GB of a rank of {cluster.name}, {plain:.3g} without replicas; plan with "
-            "fewer (--replicas), or for more ranks"
+            f"{replicas} replicas a rank do not fit: weights take {held:.3g} GB, {plain:.3g} "
+            f"without replicas, and may fill {room(cluster)}; plan with fewer (--replicas), or for "
+            "more ranks"
         )
-    if plain > room:
+    if not weights_fit(plain, cluster):
         note(
-            f"the weights do not fit: {plain:.3g} GB a rank, and {cluster.name} has {room:g}; "
+            f"the weights do not fit: {plain:.3g} GB a rank, and they may fill {room(cluster)}; "
             "take more ranks"
         )
 

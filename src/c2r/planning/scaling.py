@@ -12,6 +12,7 @@ from c2r.planning.placement import PlacementOptions, place_experts, replicate_ex
 from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.plans.holders import NO_EXPERTS
 from c2r.prediction import Cluster, StepTime, Workload, best_time, predict_time
+from c2r.prediction.needs import sharing_group
 from c2r.prediction.traffic import known_sets
 from c2r.profiling import CollaborationProfile, IdProfileBuilder
 
@@ -109,7 +110,7 @@ def estimate_scale(  # noqa: PLR0913 - the public door: every choice that a user
     for size in sizes:
         if size < 1:
             raise InputError(f"{size} ranks; give 1 or more")
-        where = _group(cluster, size, min(layer.num_experts for layer in planned.layers))
+        where = sharing_group(cluster, size, min(layer.num_experts for layer in planned.layers))
         if where.num_ranks not in known:
             settings: dict[str, Any] = {"cluster": where, "workload": workload}
             plan = _plan(planned, **settings, replicas=replicas, seed=seed)
@@ -169,15 +170,6 @@ def _steps(
     if any(layer.replicas.size for layer in plan.layers):
         steps["replicas"] = best_time(profile, plan, cluster, workload, chunks=(1,))
     return steps
-
-
-def _group(cluster: Cluster, num_ranks: int, num_experts: int) -> Cluster:
-    """The ranks that share the experts, on as few nodes as they fit on evenly."""
-    group = min(num_ranks, 1 << (num_experts.bit_length() - 1))
-    nodes = 1
-    while group / nodes > cluster.topology.ranks_per_node or group % nodes:
-        nodes += 1
-    return cluster.of_size(group, nodes)
 
 
 def _is_measured(plan: Plan, cluster: Cluster) -> bool:

@@ -13,7 +13,21 @@ from c2r.prediction.workload import Phase, Workload
 
 WEIGHTS_SHARE = 0.8
 """Of a rank's memory that weights may fill: the rest is for activations and caches."""
-_TRAINING_BYTES = 16.0
+TRAINING_BYTES = 16.0
+"""Of a parameter that is trained."""
+
+
+def weights_fit(gigabytes: float, cluster: Cluster) -> bool:
+    """Whether so many GB of weights leave a rank the memory that it needs besides."""
+    return gigabytes <= WEIGHTS_SHARE * cluster.memory_gigabytes
+
+
+def room(cluster: Cluster) -> str:
+    """How much weights may fill, in words."""
+    return (
+        f"{WEIGHTS_SHARE * cluster.memory_gigabytes:.3g} GB, {100 * WEIGHTS_SHARE:.0f} % of the "
+        f"{cluster.memory_gigabytes:g} GB of a rank of {cluster.name}"
+    )
 
 
 def weight_gigabytes(workload: Workload, experts_per_layer: Sequence[int]) -> float:
@@ -21,7 +35,7 @@ def weight_gigabytes(workload: Workload, experts_per_layer: Sequence[int]) -> fl
     sizes = workload.sizes
     parameters = sizes.dense_parameters + len(experts_per_layer) * sizes.shared_parameters
     parameters += sum(experts_per_layer) * sizes.expert_parameters
-    each = _TRAINING_BYTES if workload.phase is Phase.TRAINING else workload.value_bytes
+    each = TRAINING_BYTES if workload.phase is Phase.TRAINING else workload.value_bytes
     return parameters * each / 1e9
 
 
@@ -45,7 +59,6 @@ def check_memory(
     held = weight_gigabytes(workload, [size + num_replicas for size in own])
     raise PlanError(
         f"with {num_replicas} replicas a rank holds {held:.1f} GB of weights, without "
-        f"{weight_gigabytes(workload, own):.1f}; it may hold "
-        f"{WEIGHTS_SHARE * cluster.memory_gigabytes:.1f}, {100 * WEIGHTS_SHARE:.0f} % of the "
-        f"{cluster.memory_gigabytes:g} GB of {cluster.name}: choose at most {fitting} replicas"
+        f"{weight_gigabytes(workload, own):.1f}; it may hold {room(cluster)}: choose at most "
+        f"{fitting} replicas"
     )

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.skeleton import model_layers, read_skeleton
 from c2r.errors import ModelError
+from c2r.prediction.needs import ModelShape
 from c2r.prediction.workload import ModelSizes
 
 _ROUTED = re.compile(r"(.*)\.(?:experts|input_linear|output_linear)\b")
@@ -44,6 +45,24 @@ def read_sizes(source: str | Path) -> ModelSizes:
     """
     model = read_skeleton(source)
     return count_sizes(model, model_layers(model).num_experts)
+
+
+def read_shape(source: str | Path) -> ModelShape:
+    """Sizes, experts and vocabulary of a model folder or hub name, from its configuration.
+
+    Raises:
+        InputError, ModelError: as `read_sizes`.
+    """
+    model = read_skeleton(source)
+    text: Any = model.config.get_text_config()
+    num_experts = model_layers(model).num_experts
+    return ModelShape(
+        sizes=count_sizes(model, num_experts),
+        num_experts=num_experts,
+        top_k=int(text.num_experts_per_tok),
+        vocabulary=int(text.vocab_size),
+        embedding_parameters=sum(value.numel() for value in _looked_up(model)),
+    )
 
 
 def count_sizes(model: PreTrainedModel, num_experts: int) -> ModelSizes:
