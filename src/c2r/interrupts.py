@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 
@@ -47,9 +49,15 @@ def interrupts() -> Iterator[Interrupt]:
         yield interrupt
 
 
+_MEMORY_IN_USE = Path("/proc/self/statm")  # Linux has it; elsewhere memory has no limit
+
+
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `TimeoutError` in a block of Python that takes longer; only in the main thread."""
+def limits(*, seconds: float, num_bytes: int) -> Iterator[None]:
+    """Raises in a block of Python that takes more: `TimeoutError`, or `MemoryError`.
+
+    For what a file makes us compute, such as its templates. Only the main thread can ask for it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -57,13 +65,21 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"it takes more than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    handler, memory = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        if _MEMORY_IN_USE.exists():
+            in_use = int(_MEMORY_IN_USE.read_text().split()[0]) * resource.getpagesize()
+            most = in_use + num_bytes
+            if memory[0] == resource.RLIM_INFINITY or most < memory[0]:
+                resource.setrlimit(resource.RLIMIT_AS, (most, memory[1]))
         yield
+    except MemoryError:
+        raise MemoryError(f"it takes more than {num_bytes >> 20:,} MiB of memory") from None
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
 
 
 @contextmanager

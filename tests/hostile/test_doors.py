@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 from dataclasses import replace
 
@@ -14,8 +15,7 @@ from c2r.cli import run_command
 from c2r.errors import ArtifactError, InputError, ModelError
 from c2r.plans import ClusterTopology
 from c2r.tasks import TaskRequest, load_tasks
-from c2r.text import answers
-from c2r.text.conversations import Conversation
+from c2r.text import answers, conversations, templates
 from c2r.timing.recording import RecordedRouting, Recording
 from tests.hostile.mutations import originals
 
@@ -154,17 +154,50 @@ def test_a_task_name_cannot_command_the_terminal(tmp_path, capsys):
 
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
+DOUBLE = "{% set n = namespace(s='ab') %}{% for a in range(40) %}{% set n.s = n.s + n.s %}"
+DOUBLE += "{% endfor %}{{ n.s }}"
+BAD_TEMPLATES = {
+    LOOP: "more than 1 s",
+    DOUBLE: "more than 64 MiB",
+    "{{ 'a' * 10**12 }}": "more than 64 MiB",
+    "{{ 9 ** (9 ** 9) }}": "it takes more than",
+    "{{ 1 // 0 }}": "by zero",
+    "{{ 1 + 'a' }}": "unsupported operand",
+}
 
 
-@pytest.mark.parametrize("template", [LOOP, "{{ 1 // 0 }}", "{{ 1 + 'a' }}", "{{ 'a' * 10**12 }}"])
-def test_a_chat_template_that_loops_or_fails_is_one_line(monkeypatch, template):
-    monkeypatch.setattr(answers, "_MOST_SECONDS", 1.0)
+@pytest.fixture
+def small_limits(monkeypatch):
+    monkeypatch.setattr(templates, "_MOST_SECONDS", 1.0)
+    monkeypatch.setattr(templates, "_MOST_BYTES", 64 << 20)
+
+
+def peak_bytes():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("template", BAD_TEMPLATES)
+def test_a_chat_template_that_loops_or_fails_is_one_line(small_limits, template):
     tokenizer = load_tokenizer(tiny_folder())
     tokenizer.chat_template = template
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    line = Conversation(messages=messages, source="d.jsonl, line 1")
-    with pytest.raises(InputError, match=r"d\.jsonl, line 1: the tokenizer's chat template refuse"):
+    line = conversations.Conversation(messages=messages, source="d.jsonl, line 1")
+    before = peak_bytes()
+    with pytest.raises(
+        InputError, match=r"^d\.jsonl, line 1: the tokenizer's chat template re"
+    ) as told:
         answers.render(line, tokenizer)
+    assert BAD_TEMPLATES[template] in str(told.value)
+    assert peak_bytes() - before <= 96 << 20
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("template", [LOOP, DOUBLE, "{{ 1 // 0 }}"])
+def test_a_template_of_a_task_that_loops_or_fails_is_one_line(small_limits, task_file, template):
+    path = task_file(json.dumps(template))
+    with pytest.raises(InputError, match=r"^a template of a task file is refused") as told:
+        load_tasks(TaskRequest(task_files=(path,)))
+    assert BAD_TEMPLATES[template] in str(told.value)
 
 
 @pytest.mark.parametrize("number", [0, 200_000, 10**9])

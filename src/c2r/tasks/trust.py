@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from c2r.errors import InputError, one_line
+from c2r.text.templates import template_limits
 
 _PICKLED_DATA = ("pandas", "webdataset")
 
@@ -76,11 +77,20 @@ def _untrusted(path: Path, what: str) -> InputError:
 def sandboxed_templates(trusted: bool) -> Iterator[None]:
     """Renders the harness's templates in jinja's sandbox, unless they are `trusted`.
 
-    Raises `InputError` where a template in the sandbox reaches for Python.
+    Raises `InputError` where a template in the sandbox reaches for Python, fails, or takes more
+    time or memory than a template of text does.
     """
+    from jinja2 import Template
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
+
+    class Held(Template):
+        """Rendered within limits."""
+
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            with template_limits("a template of a task file is refused", "correct it"):
+                return super().render(*args, **kwargs)
 
     before = utils.env
     if not trusted:
@@ -88,12 +98,15 @@ def sandboxed_templates(trusted: bool) -> Iterator[None]:
             loader=before.loader, undefined=before.undefined, keep_trailing_newline=True
         )
         utils.env.filters.update(before.filters)
+        utils.env.template_class = Held
     try:
         yield
-    except SecurityError as error:
-        raise InputError(
-            f"a template of a task file is refused: {one_line(error)}; read the file, then "
-            "allow it with trust_task_code=True"
-        ) from None
+    except InputError as error:
+        if isinstance(error.__cause__, SecurityError):
+            raise InputError(
+                f"a template of a task file is refused: {one_line(error.__cause__)}; read the "
+                "file, then allow it with trust_task_code=True"
+            ) from None
+        raise
     finally:
         utils.env = before

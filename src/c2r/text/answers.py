@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
-from c2r.errors import InputError, one_line
-from c2r.interrupts import time_limit
+from c2r.errors import InputError
 from c2r.text.conversations import Conversation, Message
+from c2r.text.templates import template_limits
 
 Span = tuple[int, int]
 """`[start, end)` in characters."""
@@ -21,12 +19,6 @@ Span = tuple[int, int]
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names that data and templates have for what a model thinks before it answers."""
 
-_MOST_SECONDS = 20.0  # of a conversation's template, which comes with the model
-_TEMPLATE_ERRORS = (
-    TimeoutError, ZeroDivisionError, TypeError, ValueError, OverflowError, RecursionError,
-    AttributeError, LookupError, MemoryError,
-)  # fmt: skip
-"""What Python raises for a template that is not one of text."""
 _HEADINGS = {"system": "", "user": "### User:\n", "assistant": "### Assistant:\n"}
 _MARK = "\ue000"  # of a private area: no text begins with it
 _SHOWN = 40
@@ -52,16 +44,11 @@ def render(
         InputError: the template refuses the conversation, does not use a part of it, or an answer
             cannot be told from the rest of what it renders.
     """
-    try:
-        with time_limit(_MOST_SECONDS):
-            rendering = _Rendering(_prepared(conversation, tokenizer), tokenizer)
-            text = rendering.of(rendering.conversation.messages)
-            return text, rendering.answers(text, last_only)
-    except (TemplateError, *_TEMPLATE_ERRORS) as error:
-        raise InputError(
-            f"{conversation.source}: the tokenizer's chat template refuses it ({one_line(error)}); "
-            "change the messages, or the template"
-        ) from error
+    refused = f"{conversation.source}: the tokenizer's chat template refuses it"
+    with template_limits(refused, "change the messages, or the template"):
+        rendering = _Rendering(_prepared(conversation, tokenizer), tokenizer)
+        text = rendering.of(rendering.conversation.messages)
+        return text, rendering.answers(text, last_only)
 
 
 def unused_fields(conversation: Conversation, tokenizer: Any) -> set[str]:
