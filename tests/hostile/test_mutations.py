@@ -4,13 +4,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c2r.cli import run_command
-from tests.hostile.mutations import fault, models, mutate, originals, place, remove_output
+from tests.hostile.mutations import fault, models, mutate, originals, place, remove_output, run
 
 KINDS = [
     "profile.safetensors", "plan.safetensors", "trace.npz", "routed.npy", "pairs.pkl", "dump.pt",
-    "trace.jsonl", "result.json", "sweep.json", "model/config.json",
-    "model/model.safetensors.index.json", "permuted/c2r/permutation.safetensors",
+    "trace.jsonl", "result.json", "sweep.json", "measured.json", "bench.json",
+    "trainer_state.json", "cluster.yaml", "routing.npz", "recording", "routed.npz", "text.txt",
+    "part.json", "model/config.json", "model/model.safetensors.index.json",
+    "permuted/c2r/permutation.safetensors",
 ]  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def filled(command, path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_file_is_read(folder, commands, kind):
     for command in commands[kind]:
-        assert run_command(filled(command, folder / kind)) == 0
+        assert run(filled(command, folder / kind)) == 0
         remove_output(folder)
 
 

@@ -47,6 +47,10 @@ def test_dense_layers_are_left_out_and_the_last_token_was_not_routed(tmp_path, d
             {"0.token_ids": np.arange(3), "0.routed_experts": np.zeros((2, 5, 2), dtype=int)},
             "counts 5 layers, the model has 3, 2 of them",
         ),
+        (
+            {"0.token_ids": np.arange(1), "0.routed_experts": np.zeros((0, 2, 2), dtype=int)},
+            "cannot read|not .tokens. and",
+        ),
     ],
 )
 def test_what_is_not_of_the_model_is_refused(tmp_path, arrays, told):
@@ -75,5 +79,8 @@ def test_the_command_tells_where_the_model_would_have_chosen_otherwise(tmp_path,
     assert [layer["other_sets"] for layer in document["layers"]] == [0.0] * 3 + [0.25]
     assert document["log_prob_difference"] is None
     assert run_command(["serve-check", "tiny", "--routed", path, "--other-sets", "0.3"]) == 0
+    save(tmp_path / "r.npz", **{**arrays, "0.token_ids": ids[0].numpy() - 9})
+    assert run_command(["serve-check", "tiny", "--routed", path]) == 2
+    assert "token ids are -6 to 25" in capsys.readouterr().err
     assert run_command(["serve-check", "tiny"]) == 2
     assert "--python" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.engines.arrays import read_array_blocks
+from c2r.adapters.engines.arrays import read_arrays
+from c2r.adapters.engines.imports import MOST_EXPERTS
 from c2r.errors import InputError
 from c2r.profiling import CollaborationProfile, IdProfileBuilder
 from c2r.timing.placing import Placing, place
@@ -46,16 +47,18 @@ def read_routing(path: Path, num_layers: int | None = None) -> RoutingFile:
     Raises:
         InputError: the file cannot be read, or its arrays do not fit together.
     """
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     experts = _experts(arrays, path)
     weights = arrays.get("weights")
     if weights is None:
         weights = np.full(experts.shape, 1 / experts.shape[2], np.float32)
-    if weights.shape != experts.shape:
+    if weights.shape != experts.shape or weights.dtype.kind not in "fiu":
         raise InputError(
-            f"{path}: weights have shape {list(weights.shape)}, experts {list(experts.shape)}; "
-            "give them the same"
+            f"{path}: weights are {weights.dtype} {list(weights.shape)}, experts "
+            f"{list(experts.shape)}; give numbers of the same shape"
         )
+    if not np.isfinite(weights).all():
+        raise InputError(f"{path}: a weight is no finite number; record them again")
     kept = spread(experts.shape[1], num_layers)
     ids, factors = (
         np.ascontiguousarray(array[:, kept].swapaxes(0, 1)) for array in (experts, weights)
@@ -104,13 +107,6 @@ def record_file(
     return Recording.of_plan(plan, max_load, {UNCONSTRAINED: recorded})
 
 
-def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    blocks: dict[str, list[npt.NDArray[Any]]] = {}
-    for name, block in read_array_blocks(path):
-        blocks.setdefault(name, []).append(block)
-    return {name: np.concatenate(parts) for name, parts in blocks.items()}
-
-
 def _experts(arrays: dict[str, npt.NDArray[Any]], path: Path) -> npt.NDArray[Any]:
     """`[tokens, layers, k]`."""
     if "experts" in arrays:
@@ -132,6 +128,9 @@ def _experts(arrays: dict[str, npt.NDArray[Any]], path: Path) -> npt.NDArray[Any
             f"{path}: experts are {experts.dtype} {list(experts.shape)}; give integers "
             "[tokens, layers, k]"
         )
+    if not experts.size or not 0 <= experts.min() <= experts.max() < MOST_EXPERTS:
+        ids = f"{experts.min()} to {experts.max()}" if experts.size else "none"
+        raise InputError(f"{path}: experts are {ids}; give ids from 0 below {MOST_EXPERTS:,}")
     return experts
 
 
@@ -139,9 +138,12 @@ def _is_planned(lengths: npt.NDArray[Any] | None, num_tokens: int, path: Path) -
     """`[tokens]`."""
     if lengths is None:
         return np.arange(num_tokens) < num_tokens // 2
-    if lengths.sum() != num_tokens:
+    is_whole = lengths.ndim == 1 and np.issubdtype(lengths.dtype, np.integer)
+    if not is_whole or (lengths < 0).any() or lengths.sum() != num_tokens:
+        added = int(lengths.sum()) if is_whole else f"{lengths.dtype} {list(lengths.shape)}"
         raise InputError(
-            f"{path}: the lengths add up to {lengths.sum()} tokens, but experts has {num_tokens}"
+            f"{path}: the lengths add up to {added} tokens, but experts has {num_tokens}; give "
+            "the tokens of each sequence"
         )
     is_even: Bool = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
     return is_even

@@ -21,6 +21,7 @@ from c2r.errors import InputError, one_line
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 65_536
 _MOST_ROW_BYTES = 1 << 24  # a token of 4,000 layers with 500 experts each has as many
+_MOST_BYTES = 1 << 30  # of arrays that are kept whole: zeros pack to a thousandth
 _NUMBER = re.compile(r"\d+")
 
 
@@ -65,6 +66,22 @@ def read_array_blocks(path: Path, part: Part = WHOLE) -> Iterator[tuple[str, npt
                         blocks = _blocks(file, first - begin, last - begin, last >= end)
                         yield from ((name, block) for block in blocks)
                 begin = end
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a .npy or .npz file by name, whole; 1 GiB of them at most.
+
+    Raises `InputError` as `read_array_blocks`, and for more.
+    """
+    blocks: dict[str, list[npt.NDArray[Any]]] = {}
+    num_bytes = 0
+    with _reading(path):
+        for name, block in read_array_blocks(path):
+            blocks.setdefault(name, []).append(block)
+            num_bytes += block.nbytes
+            if num_bytes > _MOST_BYTES:
+                raise ValueError(f"its arrays take more than {_MOST_BYTES >> 30} GiB")
+        return {name: np.concatenate(parts) for name, parts in blocks.items()}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _MODULES = (sglang, vllm, megatron, tensorrt_llm, arrays)
 _TRACES: dict[str, TraceFormat] = {
     module.TRACE_FORMAT.name: module.TRACE_FORMAT for module in _MODULES
 }
-_MOST_EXPERTS = 4096
+MOST_EXPERTS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,10 +250,10 @@ def _known(num_experts: int | None, path: Path) -> int:
             f"{path} does not say how many experts a layer has, and model={num_experts}; give the "
             "model that was traced, or its number of experts"
         )
-    if not 1 <= num_experts <= _MOST_EXPERTS:
+    if not 1 <= num_experts <= MOST_EXPERTS:
         raise InputError(
             f"{path}: pairs of {num_experts} experts (num_experts={num_experts}) are beyond us; "
-            f"give 1 to {_MOST_EXPERTS:,}"
+            f"give 1 to {MOST_EXPERTS:,}"
         )
     return num_experts
 
