@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -93,6 +94,7 @@ def _work(arguments, log, folder, environment):
     status = 1
     try:
         torch.set_num_threads(1)  # as the tests themselves
+        sys.modules["__main__"] = ModuleType("__main__")  # workers need not load this program
         os.setsid()
         os.chdir(folder)
         os.environ.update(environment)

@@ -18,9 +18,13 @@ _CUT = ["--tokens", "4096", "--seq-len", "256"]
 _TUNE = ["finetune", "tiny", "--plan", "plan.safetensors", "--data", "data.txt"]
 _TUNE += ["--steps", "3", "--batch-size", "2", "--seq-len", "128"]
 _TUNE += ["--save-every", "1", "--log-every", "1", "--out", "out"]
+_SCALE = ["estimate", "--scale", "--experts", "64", "--cluster", "h100-8"]
 COMMANDS = {
     "profile": ["profile", "tiny", *_CUT, "--batch-size", "1", "--out", "out"],
     "sweep": ["sweep", "tiny", "--ranks", "2", "--policy", "priced", *_CUT, "--out", "out.json"],
+    "plan": ["plan", "profile.safetensors", "--ranks", "4", "--replicas", "1", "--out", "out"],
+    "export": ["export", "--plan", "plan.safetensors", "--format", "sglang", "--out", "out.json"],
+    "estimate": [*_SCALE, "--max-ranks", "64", "--figure", "out.png"],
     "finetune full": [*_TUNE, "--mode", "full"],
     "finetune router": [*_TUNE, "--mode", "router"],
     "finetune lora": [*_TUNE, "--mode", "lora", "--lora-rank", "2"],

@@ -4,10 +4,12 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,13 +27,14 @@ from c2r.sweeps import SweepRequest
 from c2r.timing import Placing, Recording, read_routing, record_file
 from tests.reporting.profiles import benchmark_document
 
+_NOTE = re.compile(r"^\S+ runs on \w+ in \w+\n", re.MULTILINE)  # said before a model's text is read
 VALUES = (b"null", b"-1", b"1e400", b"9" * 30, b"[" * 5000, b'"\\u001b]0;x"', b"NaN", b"{}", b"0")
 
 
 PLACING = Placing(topology=ClusterTopology(num_ranks=2), max_load=2.0)
 DOORS = {
     "load a recording": Recording.load,
-    "record a file": lambda path: record_file(read_routing(path), 50, 100, PLACING),
+    "record a file": lambda path: record_file(read_routing(Path(path)), 50, 100, PLACING),
 }
 """What `c2r bench parallel` reads after its ranks have met."""
 
@@ -273,7 +276,7 @@ def fault(command, folder):
     except BaseException as error:  # noqa: BLE001 - every kind is what is looked for
         return f"{type(error).__name__}: {error}"[:300]
     after = {path.name for path in folder.iterdir()}
-    said = err.getvalue()
+    said = _NOTE.sub("", err.getvalue())
     if status not in (0, 2):
         return f"status {status}"
     if status == 2 and len(said.strip().splitlines()) != 1:

@@ -88,21 +88,30 @@ def estimate(
         return
     check_output(figure, profile, plan, constrained, cluster)
     planned = None if plan is None else Plan.load(plan)
+    kind = _cluster(cluster, ranks, nodes, planned, scale)
     if profile is not None:
         counted = CollaborationProfile.load(profile)
     else:
         counted = _drawn(experts, top_k, skew, scale)
     workload = workload_with(_sizes(counted, model, profile is not None), tokens_per_rank, phase)
-    if scale:
-        kind = cluster_of(cluster, None if cluster else (ranks or 8), nodes)
-        under = None
-        if constrained is not None and planned is not None:
-            under = (planned, CollaborationProfile.load(constrained))
-        _scale(counted, kind, workload, _Scale(replicas, max_ranks, under, figure, json))
+    if not scale:
+        _compare(counted, planned, kind, workload, json)
         return
-    if cluster is None and ranks is None and planned is not None:
-        ranks, nodes = planned.topology.num_ranks, planned.topology.num_nodes
-    _compare(counted, planned, cluster_of(cluster, ranks, nodes), workload, json)
+    under = None
+    if constrained is not None and planned is not None:
+        under = (planned, CollaborationProfile.load(constrained))
+    _scale(counted, kind, workload, _Scale(replicas, max_ranks, under, figure, json))
+
+
+def _cluster(
+    name: str | None, ranks: int | None, nodes: int, plan: "Plan | None", scale: bool
+) -> "Cluster":
+    """The cluster named; else one of as many ranks as asked, as the plan has, or as a node."""
+    if scale:
+        return cluster_of(name, None if name else (ranks or 8), nodes)
+    if name is None and ranks is None and plan is not None:
+        ranks, nodes = plan.topology.num_ranks, plan.topology.num_nodes
+    return cluster_of(name, ranks, nodes)
 
 
 @dataclass(frozen=True, slots=True)
