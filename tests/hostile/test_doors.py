@@ -106,18 +106,39 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "before"
 
 
-def test_a_command_never_writes_over_what_it_reads(tmp_path, capsys):
+OVERWRITING = [
+    "plan profile.safetensors --ranks 2 --out profile.safetensors",
+    "plan profile.safetensors --cluster cluster.yaml --out cluster.yaml",
+    "plan profile.safetensors --ranks 2 --sweep sweep.json --out sweep.json",
+    "export --plan plan.safetensors --format sglang --out plan.safetensors",
+    "report profile.safetensors --out profile.safetensors",
+    "report profile.safetensors --cluster cluster.yaml --out cluster.yaml",
+    "estimate --scale profile.safetensors --figure profile.safetensors",
+    "estimate --scale --experts 8 --cluster cluster.yaml --figure cluster.yaml",
+    "import dump.pt --format sglang-per-token --out dump.pt",
+    "import traces --format trtllm-raw --out traces/rank0_raw.safetensors",
+    "evaluate --compare result.json result.json --out result.json",
+    "sweep tiny --cluster cluster.yaml --out cluster.yaml",
+    "sweep tiny --ranks 2 --text data.txt --out s.json --plot data.txt",
+    "optimize tiny --cluster sweep.json --out .",
+    "bench parallel --trace routing.npz --out routing.npz",
+    "bench parallel --recording recording --save-recording recording",
+    "bench parallel --cluster cluster.yaml --out cluster.yaml",
+]
+
+
+@pytest.mark.parametrize("command", OVERWRITING)
+def test_a_command_never_writes_over_what_it_reads(tmp_path, monkeypatch, capsys, command):
     originals(tmp_path)
-    profile, plan = str(tmp_path / "profile.safetensors"), str(tmp_path / "plan.safetensors")
-    commands = (
-        ["plan", profile, "--ranks", "2", "--out", profile],
-        ["export", "--plan", plan, "--format", "sglang", "--out", plan],
-        ["report", profile, "--out", profile],
-    )
-    for command in commands:
-        assert run_command(command) == 2
-        assert "is an input of this command" in capsys.readouterr().err
-    assert run_command(["inspect", profile]) == 0
+    (tmp_path / "data.txt").write_text("text")
+    (tmp_path / "traces").mkdir()
+    save_file({"0_0": np.array([[0, 1]])}, tmp_path / "traces" / "rank0_raw.safetensors")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2" if command.startswith("bench") else "1")
+    assert run_command(command.split()) == 2
+    assert "is an input of this command" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -269,6 +290,7 @@ def test_no_command_writes_over_a_file_of_a_model(tmp_path, model, capsys):
     (tmp_path / "t.txt").write_text("text")
     text, config = str(tmp_path / "t.txt"), str(model / "config.json")
     before = (model / "config.json").read_bytes()
+    np.savez(model / "trace.npz", layer_0=np.array([[0, 1]]))
     commands = (
         ["profile", str(model), "--out", config],
         ["profile", "tiny", "--text", text, "--out", text],

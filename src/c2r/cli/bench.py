@@ -122,8 +122,8 @@ def parallel(
     )
 
     _check_launched()
-    check_output(out, model, recording, trace, *(text or ()))
-    check_output(save_recording, out, model, recording, trace, *(text or ()))
+    check_output(out, model, recording, trace, cluster, *(text or ()))
+    check_output(save_recording, out, model, recording, trace, cluster, *(text or ()))
     _check_replicas(replicas, recording)
     policies = name_policies(policy if trace is None else [])
     where = _cluster(cluster, rows_per_second, hidden_size * intermediate_size)

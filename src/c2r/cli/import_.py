@@ -62,15 +62,16 @@ def import_(
     Nothing is run that a file may ask for: of pickles only arrays, tensors and plain values are
     read. Files that hold how often experts were used, but not which together, are refused.
     """
-    from c2r.adapters.engines import import_traces
+    from c2r.adapters.engines import import_traces, trace_files
 
-    check_output(out, model, *_inputs(files))
+    inputs = trace_files(format_, files)
+    check_output(out, model, *inputs, *_others(files))
     layers = num_experts if model is None else _model_layers(model)
     start = time.monotonic()
     with naming_flags(**_FLAGS), progress_bar("importing, bytes", None) as advance:
         read = import_traces(
             format_,
-            files,
+            inputs,
             layers,
             top_k=top_k,
             is_skipping_bad=skip_bad,
@@ -113,14 +114,10 @@ def _rate(num_rows: int, seconds: float) -> str:
     return f"{num_rows / seconds / 1e6:.2f} million rows a second"
 
 
-def _inputs(files: list[Path]) -> list[Path]:
-    """The files named, and those of folders but for profiles, which no format is read from."""
-    return [
-        path
-        for named in files
-        for path in (named.iterdir() if named.is_dir() else (named,))
-        if path.suffix != ".safetensors"
-    ]
+def _others(files: list[Path]) -> list[Path]:
+    """What else is in the folders named, but for profiles, which may be written again."""
+    folders = [path for path in files if path.is_dir()]
+    return [p for folder in folders for p in folder.iterdir() if p.suffix != ".safetensors"]
 
 
 def _model_layers(model: str) -> "ModelLayers":

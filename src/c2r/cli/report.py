@@ -52,7 +52,7 @@ def report(
     from c2r.prediction import Phase, find_cluster
     from c2r.reporting import build_report, read_inputs, write_figures, write_page
 
-    check_output(out, *files)
+    check_output(out, cluster, *files)
     check_output(figures, fills=True)
     if phase is not None and phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")

@@ -82,7 +82,7 @@ def sweep(
     from c2r.reporting import check_matplotlib, write_sweep_chart
 
     for path in (out, plot, None if out is None else sweeps.profile_beside(out)):
-        check_output(path, model, *(text or ()), resumes=path != plot)
+        check_output(path, model, cluster, *(text or ()), resumes=path != plot)
     check_inputs(plot, out)
     if plot is not None:
         check_matplotlib()

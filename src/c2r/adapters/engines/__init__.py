@@ -1,7 +1,7 @@
 """Serving and training engines: plans in the formats that they load, traces that they write."""
 
 from c2r.adapters.engines.exports import Export, check_export, export_plan
-from c2r.adapters.engines.imports import Import, import_traces
+from c2r.adapters.engines.imports import Import, import_traces, trace_files
 from c2r.adapters.engines.slots import SlotMap, layer_placement, plan_slots
 from c2r.adapters.formats import ExportFormat, ImportFormat
 from c2r.adapters.layers import ModelLayers
@@ -18,4 +18,5 @@ __all__ = [
     "import_traces",
     "layer_placement",
     "plan_slots",
+    "trace_files",
 ]

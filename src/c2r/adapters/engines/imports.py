@@ -79,13 +79,10 @@ def import_traces(  # noqa: PLR0913 - the public door: every choice that a user 
     Raises:
         InputError: a file cannot be read, is of another mode or model, or holds a bad record.
     """
+    files = trace_files(format_, paths)
     if format_ == ImportFormat.C2R_PICKLE:
-        return _import_pairs([Path(path) for path in paths], top_k)
-    if format_ not in _TRACES:
-        raise InputError(f"format {format_!r} is unknown; choose {', '.join(ImportFormat)}")
-    traces = _TRACES[format_]
-    files = _files(traces, [Path(path) for path in paths])
-    job = _Job(traces, model, is_skipping_bad, is_ordered)
+        return _import_pairs(files, top_k)
+    job = _Job(_TRACES[format_], model, is_skipping_bad, is_ordered)
     shares = divide(files)
     num_workers = max(min(num_workers, len(shares)), 1)
     total = _total(job.count, shares, num_workers, on_share)
@@ -209,14 +206,21 @@ def _merged(
     return merged
 
 
-def _files(traces: TraceFormat, paths: Sequence[Path]) -> list[Path]:
+def trace_files(format_: str, paths: Sequence[str | Path]) -> list[Path]:
+    """The files named, and those of a folder named that a format reads.
+
+    Raises `InputError` where the format is unknown, or a folder holds none.
+    """
+    if format_ == ImportFormat.C2R_PICKLE:
+        return [Path(path) for path in paths]
+    if format_ not in _TRACES:
+        raise InputError(f"format {format_!r} is unknown; choose {', '.join(ImportFormat)}")
+    pattern = _TRACES[format_].pattern
     files: list[Path] = []
-    for path in paths:
-        found = sorted(path.glob(traces.pattern)) if path.is_dir() else [path]
+    for path in map(Path, paths):
+        found = sorted(path.glob(pattern)) if path.is_dir() else [path]
         if not found:
-            raise InputError(
-                f"{path} holds no {traces.pattern}, which {traces.name} reads; check the folder"
-            )
+            raise InputError(f"{path} holds no {pattern}, which {format_} reads; check the folder")
         files += found
     return files
 
