@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from c2r.errors import PlanMismatchError
+from c2r.errors import PlanMismatchError, one_line
 from c2r.planning.planner import make_plan
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction import Phase, Workload, find_cluster
@@ -15,11 +15,15 @@ from c2r.results import SweepResult, Target
 
 def placing(request: Mapping[str, Any], profile: CollaborationProfile) -> dict[str, Any]:
     """What `make_plan` was told by a sweep, of which `request` is JSON data, to place experts."""
-    arguments = {name: request[name] for name in ("num_ranks", "num_nodes", "seed", "max_load")}
+    arguments = {name: request[name] for name in ("num_ranks", "num_nodes")}
+    arguments |= {"seed": request.get("seed", 0), "max_load": request.get("max_load")}
     if request.get("objective", "sets") == "sets" and request.get("cluster") is None:
         return arguments  # of an earlier version, which placed for copies
     cluster = cluster_of(request)
-    workload = Workload.of(profile, request["tokens_per_rank"], Phase(request["phase"]))
+    phase = request.get("phase", Phase.PREFILL)
+    if phase not in list(Phase):
+        raise PlanMismatchError(f"the sweep was of {one_line(phase)}, not {', '.join(Phase)}")
+    workload = Workload.of(profile, request.get("tokens_per_rank", 4096), Phase(phase))
     return {**arguments, "cluster": cluster, "workload": workload}
 
 

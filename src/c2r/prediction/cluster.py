@@ -1,6 +1,7 @@
 """The machines that a plan is for: what they compute, copy and send in a second."""
 
 import math
+import reprlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from c2r.artifacts import write_text
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 from c2r.plans import ClusterTopology
 
 
@@ -104,21 +105,12 @@ def read_cluster(path: Path) -> Cluster:
         InputError: the file cannot be read, a key is missing or unknown, or a number is negative
             or absurd; the message has the line, and what is typical.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        node, document = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the cluster file {path} ({error}); check the path") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML ({' '.join(str(error).split())[:150]})") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds no cluster; write a line for each of {_names()}")
-    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    document, lines = _read_yaml(path)
     unknown = [str(key) for key in document if key not in _names().split(", ")]
     if unknown:
         raise InputError(
-            f"{path}, line {lines[unknown[0]]}: {unknown[0][:40]} is no figure of a cluster; "
-            f"choose from {_names()}"
+            f"{path}, line {lines.get(unknown[0])}: {_shown(unknown[0])} is no figure of a "
+            f"cluster; choose from {_names()}"
         )
     document.setdefault("name", path.stem)
     document.setdefault("source", str(path))
@@ -131,9 +123,12 @@ def read_cluster(path: Path) -> Cluster:
     shared = document.setdefault("is_outer_shared", False)
     if not isinstance(shared, bool):
         raise InputError(
-            f"{path}, line {lines['is_outer_shared']}: is_outer_shared is {str(shared)[:40]}; give "
-            "true or false"
+            f"{path}, line {lines.get('is_outer_shared')}: is_outer_shared is {_shown(shared)}; "
+            "give true or false"
         )
+    for name in ("name", "source"):
+        if not isinstance(document[name], str):
+            raise InputError(f"{path}: {name} is {_shown(document[name])}; give a text")
     links = document.get("link_gigabytes", ())
     if links:
         _check_links(path, links, document["num_ranks"], lines.get("link_gigabytes"))
@@ -143,13 +138,35 @@ def read_cluster(path: Path) -> Cluster:
     return cluster
 
 
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a file says, and the line of each key. Raises `InputError` where it is no mapping."""
+    if not path.is_file():
+        raise InputError(f"there is no cluster file {path}; check the path")
+    try:
+        text = path.read_text(encoding="utf-8")
+        node, document = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the cluster file {path} ({error}); check the path") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no YAML ({' '.join(str(error).split())[:150]})") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no cluster; write a line for each of {_names()}")
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return {str(key): value for key, value in document.items()}, lines
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, which may refer to itself or be of any size."""
+    return one_line(value if isinstance(value, str) else reprlib.repr(value))[:40]
+
+
 def _check_links(path: Path, links: Any, size: int, line: int | None) -> None:
     """Raises `InputError` unless it is a row of rates for each rank, positive off the diagonal."""
     rows = links if isinstance(links, list) else [links]
     lengths = [len(row) if isinstance(row, list) else 1 for row in rows]
     if lengths != [size] * size:
         raise InputError(
-            f"{path}, line {line}: link_gigabytes has rows of {str(lengths)[:40]} rates; give "
+            f"{path}, line {line}: link_gigabytes has rows of {_shown(lengths)} rates; give "
             f"{size} rows of {size}, GB/s from each rank to each"
         )
     for sender, row in enumerate(rows):
@@ -158,7 +175,7 @@ def _check_links(path: Path, links: Any, size: int, line: int | None) -> None:
             if sender != receiver and not (is_number and 0 < rate <= _MOST):
                 raise InputError(
                     f"{path}, line {line}: link_gigabytes from rank {sender} to {receiver} is "
-                    f"{str(rate)[:40]}; typical is {_TYPICAL['outer_gigabytes']}"
+                    f"{_shown(rate)}; typical is {_TYPICAL['outer_gigabytes']}"
                 )
 
 
@@ -174,7 +191,7 @@ def _check_figure(path: Path, name: str, document: dict[str, Any], line: int | N
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     least = low if name in _MAY_BE_ZERO or low else math.ulp(0.0)
     if not is_number or not least <= value <= high or math.isnan(value):
-        raise InputError(f"{path}, line {line}: {name} is {str(value)[:40]}{typical}")
+        raise InputError(f"{path}, line {line}: {name} is {_shown(value)}{typical}")
     if name.startswith("num_") and value != int(value):
         raise InputError(f"{path}, line {line}: {name} is {value}; give a whole number")
 

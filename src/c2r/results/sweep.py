@@ -143,7 +143,7 @@ class SweepResult(Summarised):
             KeyError, TypeError, ValueError: an entry is missing or is not what it must be.
             PlanError: the request asks for devices that cannot be.
         """
-        _topology(document["request"])
+        _check_request(document["request"])
         return cls(
             request=document["request"],
             baseline=Measurement.from_json(document["baseline"]),
@@ -177,6 +177,30 @@ class SweepResult(Summarised):
             )
         with damaged_file(path):
             return cls.from_json(document)
+
+
+_MOST = 1 << 53  # of whole numbers in JSON
+_KINDS: dict[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "max_load": (int, float, type(None)),
+    "objective": (str,),
+    "cluster": (str, type(None)),
+    "tokens_per_rank": (int,),
+    "phase": (str,),
+    "model": (str,),
+}
+"""Of a request, what plans and reports are made from; those of earlier versions lack some."""
+
+
+def _check_request(request: Mapping[str, Any]) -> None:
+    """Raises `TypeError` or `ValueError` where plans could not be made again as it asks."""
+    _topology(request)
+    for name, kinds in _KINDS.items():
+        value = request.get(name)
+        if name in request and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise TypeError(f"{name} is {value}")
+        if isinstance(value, int | float) and not 0 <= value <= _MOST:
+            raise ValueError(f"{name} is {value}")
 
 
 def _topology(request: Mapping[str, Any]) -> ClusterTopology:
