@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import random
-import re
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -27,7 +26,6 @@ from c2r.sweeps import SweepRequest
 from c2r.timing import Placing, Recording, read_routing, record_file
 from tests.reporting.profiles import benchmark_document
 
-_NOTE = re.compile(r"^\S+ runs on \w+ in \w+\n", re.MULTILINE)  # said before a model's text is read
 VALUES = (b"null", b"-1", b"1e400", b"9" * 30, b"[" * 5000, b'"\\u001b]0;x"', b"NaN", b"{}", b"0")
 
 
@@ -261,7 +259,7 @@ def run(command):
     try:
         DOORS[command[0]](command[1])
     except C2RError as error:
-        print(error, file=sys.stderr)
+        print(f"c2r: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -276,17 +274,25 @@ def fault(command, folder):
     except BaseException as error:  # noqa: BLE001 - every kind is what is looked for
         return f"{type(error).__name__}: {error}"[:300]
     after = {path.name for path in folder.iterdir()}
-    said = _NOTE.sub("", err.getvalue())
+    said = err.getvalue()
+    lines = said.strip().splitlines()
     if status not in (0, 2):
         return f"status {status}"
-    if status == 2 and len(said.strip().splitlines()) != 1:
-        return f"{len(said.splitlines())} lines: {said[:300]}"
+    if status == 2 and not _is_one_line(lines):
+        return f"{len(lines)} lines: {said[:300]}"
     if any(ord(c) < 32 and c != "\n" for c in out.getvalue() + said):
         return "control characters"
     if status == 2 and after != before:
         return f"left {sorted(after - before)}"
     remove_output(folder)
     return None
+
+
+def _is_one_line(lines):
+    """Whether an error is the last line, after at most two notes of what was about to be done."""
+    told = [line for line in lines if line.startswith("c2r: ")]
+    is_noise = any("Warning" in line or "Traceback" in line for line in lines)
+    return told == lines[-1:] and len(lines) <= 3 and not is_noise
 
 
 def remove_output(folder):
