@@ -174,7 +174,7 @@ def test_a_task_name_cannot_command_the_terminal(tmp_path, capsys):
     assert "\x1b" not in said.out + said.err and "owned" in said.out
 
 
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLE = "{% set n = namespace(s='ab') %}{% for a in range(40) %}{% set n.s = n.s + n.s %}"
 DOUBLE += "{% endfor %}{{ n.s }}"
 BAD_TEMPLATES = {
