@@ -47,6 +47,7 @@ def originals(folder):
     profile.save(folder / "profile.safetensors")
     make_plan(profile, num_ranks=2).save(folder / "plan.safetensors")
     find_cluster("h100-8").of_size(2, 1).save(folder / "cluster.yaml")
+    (folder / "run.yaml").write_text("command: plan\nranks: 2\npolicy: priced=0.1\nseed: 0\n")
     _write_traces(folder, profile, ids)
     _write_documents(folder, profile)
     good = str(folder / "profile.safetensors")
@@ -75,6 +76,7 @@ def originals(folder):
         ],
         "measured.json": [["report", "FILE", *out]],
         "bench.json": [["report", "FILE", *out]],
+        "run.yaml": [["plan", good, "--config", "FILE", *out]],
         "trainer_state.json": [["report", "FILE", *out]],
         "cluster.yaml": [
             ["plan", good, "--cluster", "FILE", *out],

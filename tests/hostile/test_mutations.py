@@ -12,7 +12,7 @@ KINDS = [
     "profile.safetensors", "plan.safetensors", "trace.npz", "routed.npy", "pairs.pkl", "dump.pt",
     "trace.jsonl", "result.json", "sweep.json", "measured.json", "bench.json",
     "trainer_state.json", "cluster.yaml", "routing.npz", "recording", "routed.npz", "text.txt",
-    "part.json", "model/config.json", "model/model.safetensors.index.json",
+    "run.yaml", "part.json", "model/config.json", "model/model.safetensors.index.json",
     "permuted/c2r/permutation.safetensors",
 ]  # fmt: skip
 SLOW = {"routed.npz", "text.txt", "part.json", "cluster.yaml"}

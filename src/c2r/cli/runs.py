@@ -5,6 +5,7 @@ back. A result is replaced by the same command with the same options; by another
 """
 
 import difflib
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -207,10 +208,14 @@ def _given(path: Path, name: str, value: Any, context: typer.Context) -> Any:
     """A value of a file as the command line would give it."""
     parameter = next(entry for entry in context.command.params if entry.name == name)
     takes_several = getattr(parameter, "multiple", False) or parameter.nargs != 1
-    if isinstance(value, Mapping) or (isinstance(value, list) and not takes_several):
-        raise InputError(f"{path}: {_names(context)[name]} takes one value; it has {value}")
+    items = value if isinstance(value, list) and takes_several else [value]
+    if any(isinstance(item, Mapping | list | set) for item in items):
+        raise InputError(
+            f"{path}: {_names(context)[name]} takes one value; it has "
+            f"{one_line(reprlib.repr(value))}"
+        )
     if takes_several:
-        return [str(item) for item in (value if isinstance(value, list) else [value])]
+        return [str(item) for item in items]
     return value if isinstance(value, bool) else str(value)
 
 
