@@ -291,10 +291,10 @@ def fault(command, folder):
 
 
 def _is_one_line(lines):
-    """Whether an error is the last line, after at most two notes of what was about to be done."""
+    """Whether an error is the last line, after a few notes of what was about to be done."""
     told = [line for line in lines if line.startswith("c2r: ")]
     is_noise = any("Warning" in line or "Traceback" in line for line in lines)
-    return told == lines[-1:] and len(lines) <= 3 and not is_noise
+    return told == lines[-1:] and len(lines) <= 5 and not is_noise
 
 
 def remove_output(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from c2r.errors import InputError, one_line
-from c2r.text.templates import template_limits
+from c2r.text.templates import HELD_OPERATORS, template_limits
 
 _PICKLED_DATA = ("pandas", "webdataset")
 
@@ -99,6 +99,8 @@ def sandboxed_templates(trusted: bool) -> Iterator[None]:
         )
         utils.env.filters.update(before.filters)
         utils.env.template_class = Held
+        utils.env.intercepted_binops = frozenset(HELD_OPERATORS)
+        utils.env.binop_table.update(HELD_OPERATORS)
     try:
         yield
     except InputError as error:

@@ -123,7 +123,7 @@ def _experts(arrays: dict[str, npt.NDArray[Any]], path: Path) -> npt.NDArray[Any
                 "or an array [tokens, k] for each layer, all of one shape"
             )
         experts = np.stack([found[layer] for layer in sorted(found)], axis=1)
-    if experts.ndim != 3 or not np.issubdtype(experts.dtype, np.integer):
+    if experts.ndim != 3 or experts.dtype.kind not in "iu":
         raise InputError(
             f"{path}: experts are {experts.dtype} {list(experts.shape)}; give integers "
             "[tokens, layers, k]"
@@ -138,7 +138,7 @@ def _is_planned(lengths: npt.NDArray[Any] | None, num_tokens: int, path: Path) -
     """`[tokens]`."""
     if lengths is None:
         return np.arange(num_tokens) < num_tokens // 2
-    is_whole = lengths.ndim == 1 and np.issubdtype(lengths.dtype, np.integer)
+    is_whole = lengths.ndim == 1 and lengths.dtype.kind in "iu"
     if not is_whole or (lengths < 0).any() or lengths.sum() != num_tokens:
         added = int(lengths.sum()) if is_whole else f"{lengths.dtype} {list(lengths.shape)}"
         raise InputError(
