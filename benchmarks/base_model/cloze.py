@@ -15,8 +15,8 @@ dataset_kwargs: {{data_files: {{test: {path}}}}}
 output_type: loglikelihood
 test_split: test
 doc_to_text: passage
-doc_to_target: word
-target_delimiter: " "
+doc_to_target: "{{{{' ' + word}}}}"
+target_delimiter: ""
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 metadata: {{version: 1}}

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 pytest.importorskip("scipy")
-from benchmarks.base_model.cloze import passages
+from benchmarks.base_model.cloze import passages, write_task
 from benchmarks.base_model.texts import Mixture, plain_dictionary, plain_text, wiki_parts, windows
+from c2r.tasks import TaskRequest, load_tasks
 
 
 def test_articles_are_cut_into_parts_that_share_nothing():
@@ -48,3 +49,15 @@ def test_passages_by_hand():
     assert [word for _, word in passages(text)] == ["lobster", "short"]
     assert list(passages(text.replace("w3 ", "<unk> "))) == []
     assert list(passages("A short one .")) == []
+
+
+def test_the_word_that_is_asked_for_begins_with_a_space(tmp_path):
+    """Without it, models are asked for the rest of the passage's own last word."""
+    pytest.importorskip("lm_eval")
+    passage = " ".join(f"w{n}" for n in range(20))
+    definition, num_items = write_task(f"{passage} lobster .", tmp_path)
+    assert num_items == 1
+    ((task,),) = load_tasks(TaskRequest(task_files=(definition,))).members.values()
+    (doc,) = task.eval_docs
+    asked = task.construct_requests(doc=doc, ctx=task.doc_to_text(doc), metadata=(None, 0, 1))
+    assert asked.args == (passage, " lobster")
