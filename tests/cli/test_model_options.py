@@ -259,7 +259,7 @@ def test_a_revision_is_that_of_model_and_tokenizer(monkeypatch):
 
     def load(source, **given):
         asked.append((source, given["revision"]))
-        return SimpleNamespace(hf_device_map={"": "cpu"})
+        return SimpleNamespace(hf_device_map={"": "cpu"}, parameters=list)
 
     monkeypatch.setattr(huggingface, "load_model", load)
     monkeypatch.setattr(huggingface, "load_tokenizer", load)
