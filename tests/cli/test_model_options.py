@@ -2,12 +2,14 @@
 
 import json
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import dynamic_module_utils
+from transformers.integrations import accelerate as accelerate_of_transformers
 from typer.main import get_command
 
 from c2r.adapters import huggingface
@@ -205,6 +207,20 @@ def test_figures_are_the_same_from_disk(parts, folder, capsys, tmp_path):
     ours, theirs = json.loads(here), json.loads(there)
     for name in ("loss", "copies", "kl", "rank_load_max_over_mean"):
         assert theirs[name] == pytest.approx(ours[name], rel=1e-5)
+
+
+def test_what_fits_in_no_memory_is_on_disk(folder, capsys, tmp_path, monkeypatch):
+    given = ["--attn-implementation", "eager", "--json", *SHORT]
+    _, here, _ = command(capsys, folder, "measure", "known.txt", *given)
+    memory = {"cpu": 60_000}  # bytes, of 150,000
+    monkeypatch.setattr(placement, "get_max_memory", lambda: memory)
+    monkeypatch.setattr(accelerate_of_transformers, "get_balanced_memory", lambda *_, **__: memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    status, there, err = command(capsys, folder, "measure", "known.txt", *given)
+    assert status == 0 and "do not fit on cpu: --device-map auto" in err
+    assert "disk" in err.split("runs on ")[1].splitlines()[0], err
+    assert list(tmp_path.glob("c2r-offload-*/*"))
+    assert json.loads(there)["loss"] == pytest.approx(json.loads(here)["loss"], rel=1e-5)
 
 
 def test_what_is_offloaded_is_not_trained(folder, capsys, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 
@@ -195,3 +196,13 @@ def test_tasks_of_the_hub_without_a_network(monkeypatch):
         load_tasks(TaskRequest(tasks=("paper",)))
     with pytest.raises(InputError, match=r"there is no task pica; near are .*piqa"):
         load_tasks(TaskRequest(tasks=("pica",)))
+
+
+def test_a_tokenizer_larger_than_the_model_is_told_by_the_id(model, tokenizer, plan, folder):
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens([*(f"no-word-{number}" for number in range(500)), "egg"])
+    rows = model.get_input_embeddings().num_embeddings
+    with pytest.raises(InputError, match=rf"token id {len(larger) - 1} is beyond .* {rows} rows"):
+        evaluate(model, larger, load_tasks(request(folder)), plan)
+    assert applied_plan(model) is None
+    assert not model._forward_hooks and not model._forward_pre_hooks
