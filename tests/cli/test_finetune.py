@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import yaml
 from typer.main import get_command
 
 import c2r
@@ -63,6 +64,13 @@ def test_a_table_for_people_and_a_control(capsys, folder, tmp_path):
     assert "after, plain top-k" in out and "Held-out data" in out
     status, _, err = call(capsys, folder, tmp_path / "out", "--control", "--mode", "router")
     assert status == 2 and "replace it with --force" in err and "windows" not in err
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    again = ["--control", "--mode", "router", "--seed", "1", "--force", "--quiet"]
+    status, out, err = call(capsys, folder, tmp_path / "out", *again)
+    assert status == 0 and "Held-out data" in out and err == ""
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+    record = yaml.safe_load((tmp_path / "out.run.yaml").read_text())
+    assert (record["command"], record["seed"], record["steps"]) == ("finetune", 1, 3)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # asked by PEFT
