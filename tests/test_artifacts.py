@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from c2r.artifacts import SCHEMA_VERSION, Artifact, atomic_path, read_artifact, write_artifact
+from c2r.artifacts import (
+    SCHEMA_VERSION,
+    Artifact,
+    atomic_path,
+    read_artifact,
+    read_header,
+    write_artifact,
+)
 from c2r.errors import ArtifactError, InputError
 
 ARTIFACT = Artifact(kind="profile", header={"n": 1}, arrays={"a": np.arange(6).reshape(2, 3)})
@@ -93,3 +100,20 @@ def test_files_get_the_usual_permissions(path):
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_header_is_read_without_the_arrays(tmp_path):
+    path = tmp_path / "a"
+    write_artifact(path, Artifact(kind="x", header={"a": 1}, arrays={"b": np.arange(1000)}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4000])  # no array is whole
+    assert read_header(path, "x") == {"a": 1}
+    for content in (whole[:20], b"", b"\xff" * 50, b"\2\0\0\0\0\0\0\0[]"):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError):
+            read_header(path, "x")
+    path.write_bytes(whole)
+    with pytest.raises(ArtifactError, match="holds a x, not a y"):
+        read_header(path, "y")
+    with pytest.raises(ArtifactError, match="cannot read"):
+        read_header(tmp_path / "none", "x")

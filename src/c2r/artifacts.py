@@ -25,6 +25,7 @@ from c2r.errors import ArtifactError, InputError, PlanError, one_line
 from c2r.types import Arrays
 
 SCHEMA_VERSION = 1
+_MOST_HEADER_BYTES = 100_000_000  # as safetensors itself has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +218,28 @@ def read_artifact(path: str | Path, kind: str | None = None) -> Artifact:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
     return decode_artifact(content, kind, source=path)
+
+
+def read_header(path: str | Path, kind: str) -> dict[str, Any]:
+    """The header of the artifact at `path`; its arrays are not read, however large they are.
+
+    Raises `ArtifactError` as `read_artifact`, but not for what is wrong with the arrays.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MOST_HEADER_BYTES:
+                raise ValueError(f"a header of {length:,} bytes")
+            metadata = json.loads(file.read(length)).get("__metadata__") or {}
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a c2r file ({one_line(error)})") from None
+    header = _parse_header(path, metadata.get("c2r"))
+    found = header.pop("kind")
+    if found != kind:
+        raise ArtifactError(f"{path} holds a {one_line(found)}, not a {kind}")
+    return header
 
 
 def decode_artifact(

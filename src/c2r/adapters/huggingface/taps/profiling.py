@@ -12,6 +12,7 @@ from torch import nn
 
 from c2r.adapters.huggingface.batches import as_batches
 from c2r.adapters.huggingface.taps.recorder import describe_model, traces
+from c2r.artifacts import read_header
 from c2r.errors import ArtifactError, C2RError, InputError
 from c2r.parallel import Part, Share
 from c2r.profiling import CollaborationProfile
@@ -95,7 +96,7 @@ def unfinished_parts(paths: Iterable[Path], asked: Mapping[str, Any]) -> dict[Pa
     found = {}
     for path in paths:
         try:
-            provenance = dict(CollaborationProfile.load(path).provenance)
+            provenance = dict(read_header(path, "profile")["provenance"])
             request = dict(provenance["request"])
             part = Part(Share.from_json(request.pop("share")), int(provenance["batches"]))
         except (C2RError, KeyError, TypeError, ValueError):
