@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -68,9 +69,12 @@ class Child:
         return self.process.exitcode
 
     def end(self):
-        """Kills what is left of its session."""
+        """Kills what is left of it, stopped before it had a session perhaps, and of its session."""
+        self.process.kill()
         for pid in self.session():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.join()
 
     def session(self):
         """The processes of its session that run still."""
