@@ -171,11 +171,6 @@ def test_a_constrained_model_is_pickled_inside_its_wrapper(reference: Any) -> No
     torch.testing.assert_close(run(again), reference["logits"])
 
 
-class Fails(nn.Module):
-    def forward(self, *_: Any, **__: Any) -> None:
-        raise RuntimeError("no memory")
-
-
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_an_error_leaves_a_wrapped_model_as_it_was(name: str, reference: Any) -> None:
     model = WRAPPERS[name](fresh()).eval()
