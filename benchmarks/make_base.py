@@ -29,7 +29,6 @@ from base_model.choices import losses_by_choice
 from base_model.cloze import write_task
 from base_model.dense import find_gguf, write_dense
 from base_model.distilling import Distillation, loss_of
-from base_model.fitting import ffn_parameters, fit_layer
 from base_model.masked_experts import use_experts
 from base_model.sampling import BATCH, sample_rows
 from base_model.settings import VARIANTS
@@ -58,7 +57,7 @@ from c2r.artifacts import atomic_folder, atomic_path, write_text
 from c2r.cli.console import note
 from c2r.errors import C2RError, InputError
 
-STEPS = ("dense", "texts", "sampled", "split", "fit", "distil", "measure")
+STEPS = ("dense", "texts", "sampled", "split", "distil", "measure")
 _GIGABYTES = 6  # dense model, mixture, a checkpoint and the next one
 _CORES = 2  # that the figures are of
 _CHOICE_WINDOWS = 16  # of the measured ones
@@ -216,9 +215,9 @@ class Base:
             choosing_loss_dense=loss_of(dense, choosing),
         )
 
-    def _split_paths(self, dense, folder="split"):
+    def _split_paths(self, dense):
         layers = range(dense.config.num_hidden_layers)
-        return [self.folder / folder / f"{index:02}.safetensors" for index in layers]
+        return [self.folder / "split" / f"{index:02}.safetensors" for index in layers]
 
     def _split_layers(self, dense, paths):
         num_windows = self.settings.calibration_tokens // self.settings.seq_len
@@ -233,41 +232,6 @@ class Base:
             tensors = {name: getattr(split, name) for name in LayerSplit.__slots__}
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata={"figures": json.dumps(figures)})
-
-    def fit(self):
-        """Each layer by itself, a file per layer."""
-        if "fit" in self.figures():
-            return
-        (self.folder / "fit").mkdir(exist_ok=True)
-        started, dense = time.monotonic(), self.open_dense()
-        mixture = self._mixture(dense)
-        use_experts(mixture, self.settings.experts)
-        paths = self._split_paths(dense, "fit")
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            num_windows = self.settings.fit_tokens // self.settings.seq_len
-            inputs = self._ffn_inputs(self.text_to_distil().batch(0, num_windows))
-        for path in missing:
-            self.check_time()
-            index = int(path.stem)
-            layer, mlp = mixture.model.layers[index], dense.model.layers[index].mlp
-            figures = fit_layer(
-                layer, mlp, inputs[index], self.settings, self.settings.seed + index
-            )
-            with atomic_path(path) as temporary:
-                save_file(
-                    ffn_parameters(layer), temporary, metadata={"figures": json.dumps(figures)}
-                )
-        found = [json.loads(_metadata(path)["figures"]) for path in paths]
-        loss = loss_of(self._fitted(dense), self.choosing())
-        self.keep("fit", started, **_means(found), choosing_loss=loss)
-
-    def _fitted(self, dense):
-        """The mixture whose layers were fitted."""
-        mixture = self._mixture(dense)
-        for layer, path in zip(mixture.model.layers, self._split_paths(dense, "fit"), strict=True):
-            layer.load_state_dict(load_file(path), strict=False)
-        return mixture
 
     def text_to_distil(self):
         """Windows in the proportion of their sources' shares."""
@@ -286,7 +250,7 @@ class Base:
             shutil.rmtree(folder, ignore_errors=True)
             return
         dense = self.open_dense()
-        student, mixture = self._fitted(dense), self.text_to_distil()
+        student, mixture = self._mixture(dense), self.text_to_distil()
         training = Distillation(folder, dense, student, mixture, self.choosing(), self.settings)
         if not training.run(self.is_over):
             raise StoppedError

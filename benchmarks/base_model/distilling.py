@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from c2r.artifacts import atomic_path
 from c2r.cli.console import note
 
-from .fitting import rate_factor
 from .masked_experts import use_experts
 
 _CHUNK = 128  # rows of logits at a time: what the caches hold
@@ -74,6 +73,13 @@ def loss_of(model, windows, batch_size=4):
     return total / windows[:, 1:].numel()
 
 
+def _rate_factor(name, settings):
+    """By how much faster than others the parameter of that name learns."""
+    if "router" in name:
+        return settings.router_rate
+    return float(settings.top_k) if "experts.down_proj" in name else 1.0
+
+
 class Distillation:
     """Training in a folder: `checkpoint.safetensors`, `best.safetensors` and `figures.jsonl`."""
 
@@ -91,7 +97,7 @@ class Distillation:
         use_experts(student, settings.experts)
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [parameter], "factor": rate_factor(name, settings)}
+                {"params": [parameter], "factor": _rate_factor(name, settings)}
                 for name, parameter in self.parameters.items()
             ],
             betas=(0.9, 0.95),

@@ -14,8 +14,6 @@ class Settings:
         router_scale: factor on the fitted router's logits. The weights of a token's experts are a
             softmax of them: near 0 all are alike, as in the dense model.
         calibration_tokens: that neurons are grouped by, and routers fitted to.
-        fit_tokens: that each layer is fitted to by itself, in `fit_passes` passes of batches of
-            `fit_batch` tokens, from a learning rate of `fit_rate` down.
         tokens: that the model is distilled on.
         sampled_tokens: of the dense model's own text, made for it.
         seq_len: tokens of a window.
@@ -36,10 +34,6 @@ class Settings:
     num_shared: int
     router_scale: float = 0.5
     calibration_tokens: int = 16384
-    fit_tokens: int = 65536
-    fit_passes: int = 2
-    fit_batch: int = 256
-    fit_rate: float = 1.5e-3
     tokens: int = 1_000_000
     sampled_tokens: int = 250_000
     seq_len: int = 256
