@@ -13,7 +13,7 @@ import torch.distributed as dist
 import c2r
 from c2r.adapters.huggingface import applied_plan, load_model, parallelize, save_parallel
 from c2r.assets import tiny_folder
-from c2r.errors import InputError, PlanError
+from c2r.errors import CommunicationError, InputError, PlanError
 from c2r.parallel import gather_bytes
 from tests.adapters.huggingface.families import FAMILIES
 from tests.adapters.huggingface.spread_models import make_plan, tiny
@@ -94,6 +94,8 @@ def _save_on_a_full_disk(comm, folder):
             save_parallel(model, folder / "saved")
     dist.barrier()
     assert list(folder.iterdir()) == []
+    with pytest.raises(CommunicationError, match="the folder of rank 3 differs"):
+        save_parallel(model, folder / ("other" if comm.rank == 3 else "saved"))
     save_parallel(model, folder / "saved")
 
 

@@ -119,6 +119,9 @@ def sharded_rest(comm):
         exact = own_part(name, whole.grad, plan, comm.rank)
         assert (grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
 
+    with pytest.raises(InputError, match="FSDP2 shards parameters"):
+        c2r.save_parallel(model, "unused")
+
 
 def state_dicts(comm, num_replicas=0):
     whole = tiny().state_dict()

@@ -24,7 +24,7 @@ from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.parallel_models import mesh_of
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError
-from c2r.parallel import Comm, Mesh, do_together
+from c2r.parallel import Comm, Mesh, agree, do_together, is_sharded
 
 _WHAT = "the writing of the model"
 
@@ -50,11 +50,17 @@ def save_parallel(
     Raises:
         PlanError: no plan is applied.
         ModelError: the files of this family keep no expert apart from the others.
-        InputError: the model is not parallel; or the folder is not empty, is not the same on all
-            ranks, or cannot be written by one.
-        CommunicationError: a rank does not answer.
+        InputError: the model is not parallel, or FSDP2 shards a part of it; or the folder is not
+            empty, or cannot be written by one of the ranks.
+        CommunicationError: ranks name different folders, or one does not answer.
     """
     mesh, folder = mesh_of(model), Path(folder)
+    agree({"the folder": str(folder), "the size of files": max_shard_size}, mesh.world)
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise InputError(
+            "FSDP2 shards parameters of this model, of which no rank can write its own alone; save "
+            "its state with torch.distributed.checkpoint"
+        )
     with _folder_of_all(folder, mesh.world) as temporary:
         stored = _Stored.of(model)
         with closing(SideBySide(temporary, stored.whole, max_shard_size)) as files:

@@ -25,6 +25,7 @@ from c2r.adapters.huggingface.expert_parallel.expert_weights import (
 from c2r.adapters.huggingface.expert_parallel.loading import (
     check_transformers,
     forget_distribution,
+    freeing_at_once,
     sharding_of_experts,
 )
 from c2r.adapters.huggingface.expert_parallel.replica_weights import ReplicaWeights
@@ -201,6 +202,7 @@ def parallelize(
     set_spread(model, Spread(names=names, mesh=mesh))
 
 
+@freeing_at_once()
 def load_parallel(
     source: str | Path,
     plan: Plan | None = None,
@@ -240,12 +242,7 @@ def load_parallel(
         check_multiple(comm.size, plan.topology.num_ranks)
     config = sharding_of_experts(skeleton, names, comm.size)
     model = load_weights(found.location, dtype, distributed_config=config, **found.options)
-    forget_distribution(model)
-    for name in names:
-        module = model.get_submodule(name)
-        replace_experts(module, _local_shard)
-        contiguous = Homes(placement=np.arange(comm.size).repeat(_num_experts(module)))
-        _install(model, name, contiguous, comm, ParallelOptions(timeout=options.timeout))
+    _take_parts(model, names, comm, options.timeout)
     # Both look for the routers by a forward pass, for which contiguous experts do.
     constrain(model, found.plan)
     plan = plan or _in_order(model, comm.size)
@@ -259,6 +256,18 @@ def load_parallel(
         _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
     set_spread(model, Spread(names=names, mesh=mesh))
     return model.eval()
+
+
+def _take_parts(
+    model: PreTrainedModel, names: tuple[str, ...], comm: ProcessGroupComm, timeout: float
+) -> None:
+    """Makes a model whose experts transformers has read in equal parts run by dispatch."""
+    forget_distribution(model)
+    for name in names:
+        module = model.get_submodule(name)
+        replace_experts(module, _local_shard)
+        contiguous = Homes(placement=np.arange(comm.size).repeat(_num_experts(module)))
+        _install(model, name, contiguous, comm, ParallelOptions(timeout=timeout))
 
 
 def _in_order(model: PreTrainedModel, num_ranks: int) -> Plan:
