@@ -127,5 +127,19 @@ def test_quiet_prints_results_and_warnings_only(capsys, profile):
 
 
 def test_an_error_leaves_no_record(capsys, profile):
-    out, (status, *_) = plan(capsys, profile, "--policy", "none")
+    profile.write_bytes(b"damaged")
+    out, (status, *_) = plan(capsys, profile)
     assert status == 2 and not out.with_name("plan.safetensors.run.yaml").exists()
+
+
+def test_a_run_killed_before_its_last_line_can_be_made_again(capsys, profile, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("c2r.cli.runs.Run.save", killed)
+        out, (status, _, _) = plan(capsys, profile)
+    assert status != 0 and out.is_file()
+    content = out.read_bytes()
+    _, (status, _, err) = plan(capsys, profile)
+    assert status == 0 and out.read_bytes() == content, err

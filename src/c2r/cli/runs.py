@@ -66,11 +66,13 @@ class Run:
 
     def save(self) -> None:
         """Writes the record beside the result, if there is one."""
+        if self.out is not None and self.out.exists():
+            self.write(record_of(self.out))
+
+    def write(self, record: Path) -> None:
+        """Writes the record."""
         from c2r.artifacts import write_text
 
-        if self.out is None or not self.out.exists():
-            return
-        record = record_of(self.out)
         head = f"# c2r {version('c2r-moe')}; again: c2r {self.command} --config {record.name}\n"
         body = yaml.safe_dump(
             {_COMMAND: self.command, **self.options}, sort_keys=False, allow_unicode=True
@@ -90,10 +92,16 @@ _current: list[Run] = []
 def running(run: Run) -> Iterator[None]:
     """Makes `run` the one that `check_output` asks, and records it when the block has ended."""
     _current.append(run)
+    record = None if run.out is None else record_of(run.out)
+    is_new = record is not None and not record.exists()
     try:
         yield
         if is_first_process():
             run.save()
+    except BaseException:
+        if record is not None and is_new and is_first_process() and not _exists(run.out):
+            record.unlink(missing_ok=True)
+        raise
     finally:
         _current.remove(run)
 
@@ -149,6 +157,17 @@ def check_output(
     may_repeat = run.is_repeat and (fills or not out.is_dir())
     if not resumes and not may_repeat and _is_result(out):
         raise InputError(f"{out} exists; choose another, or replace it with --force")
+    if is_first_process() and out == run.out and not _exists(out):
+        # Before the result: whoever is killed between the two can run the same command again.
+        with suppress(InputError):  # told better when the result is written
+            run.write(record_of(out))
+
+
+def _exists(path: Path | None) -> bool:
+    try:
+        return path is not None and path.exists()
+    except OSError:  # told better when it is written
+        return False
 
 
 def _is_result(out: Path) -> bool:
