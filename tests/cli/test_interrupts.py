@@ -57,11 +57,11 @@ def test_sigterm_keeps_a_profile_that_the_same_command_completes(tmp_path):
     code = (
         "import os, signal\n"
         "from c2r.cli import console, run_command\n"
-        "reach = console.Advance.reach\n"
-        "def stop(self, amount):\n"
+        "reach = console.Progress.reach\n"
+        "def stop(self, amount, *rest):\n"
         "    reach(self, amount)\n"
         "    if amount > 5000: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "console.Advance.reach = stop\n"
+        "console.Progress.reach = stop\n"
         f"raise SystemExit(run_command({[*PROFILE, '--out', str(part)]}))\n"
     )
     done = subprocess.run(
