@@ -67,6 +67,7 @@ def test_a_command_that_needs_no_model_imports_no_torch(command, files):
     arguments = COMMANDS_WITHOUT_TORCH[command].split()
     if arguments[0] == "report":
         pytest.importorskip("plotly", reason="plotly draws the page")
+    (files / "made").unlink(missing_ok=True)
     code = f"from c2r.cli import run_command\nassert run_command({arguments}) == 0"
     assert heavy_modules_after(code, files) == []
 

@@ -25,7 +25,7 @@ def made(folder):
         assert run_command(list(map(str, command))) == 0
     found = {}
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and not path.name.endswith(".run.yaml"):  # they name the folder
             found[str(path.relative_to(folder))] = path.read_bytes()
     document = json.loads(found.pop("sweep.json"))
     del document["seconds"]

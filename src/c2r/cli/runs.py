@@ -82,7 +82,7 @@ class Run:
 
 def record_of(out: Path) -> Path:
     """Where the record of a result is."""
-    return out.with_name(f"{out.name}.run.yaml")
+    return Path(f"{out if out.name else out.absolute()}.run.yaml")  # "." has no name
 
 
 _current: list[Run] = []
