@@ -155,6 +155,8 @@ def check_saved(model, state):
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(InputError, match=r"call c2r\.save_parallel on all ranks"):
             c2r.save_pretrained(model, Path(folder) / "model")
+        with pytest.raises(InputError, match=r"call c2r\.save_parallel on all ranks"):
+            model.save_pretrained(Path(folder) / "model")
         c2r.save_pretrained(model, Path(folder) / "model", state_dict=state)
         saved = load_model(Path(folder) / "model").state_dict()
     assert list(saved) == list(state)

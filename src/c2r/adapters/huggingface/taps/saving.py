@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
+from c2r.adapters.huggingface.parallel_models import is_parallel
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.sites import RouterSite
+from c2r.errors import InputError
 from c2r.plans import Plan
 from c2r.plans.model_folder import save_plan
 
@@ -38,7 +40,14 @@ class PlanKeeper:
         """Saves as the model's class does, and the plan in force beside it.
 
         config.json names the plan, which is stamped with the fingerprint of the weights.
+
+        Raises:
+            InputError: the model's experts are spread over ranks, and no weights are given.
         """
+        if is_parallel(self.model) and kwargs.get("state_dict") is None:
+            raise InputError(
+                "this rank holds some of the experts only; call c2r.save_parallel on all ranks"
+            )
         save, plan = getattr(type(self.model), _METHOD), self.constraint.plan
         if plan is None or not kwargs.get("is_main_process", True):
             save(self.model, save_directory, *args, **kwargs)
