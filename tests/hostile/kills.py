@@ -35,7 +35,7 @@ COMMANDS = {
     "report": ["report", "profile.safetensors", "plan.safetensors", "--out", "out.html"],
     "optimize": ["optimize", "tiny", "--cluster", "h100-8x2", "--tokens", "4096", "--out", "out"],
 }  # fmt: skip
-_FINISHED = ("holds a model already", "exists and is not an empty folder")
+_FINISHED = ("exists; choose another",)
 _TIMES = {
     "seconds",
     "train_loss",

@@ -52,7 +52,7 @@ class Run:
             for name, value in context.params.items()
             if names.get(name, "config") not in _NOT_RECORDED and value not in (None, (), [])
         }
-        out = context.params.get("out")
+        out = context.params.get("out") or context.params.get("figure")
         return cls(command=_command_of(context), options=options, out=out, force=force)
 
     @property
