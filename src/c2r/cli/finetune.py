@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,13 @@ import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
-from c2r.cli.models import ModelArgument, check_all_data, load_model_and_tokenizer, note_unused
+from c2r.cli.models import (
+    ModelArgument,
+    check_all_data,
+    load_model_and_tokenizer,
+    load_spread,
+    note_unused,
+)
 from c2r.cli.processes import is_first_process, num_processes
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
 from c2r.cli.runs import check_output, is_forced
@@ -205,22 +210,20 @@ def _note(message: str) -> None:
 
 
 def _load(arguments: Document, plan: "Plan", settings: "FinetuneSettings") -> tuple[Any, Any]:
-    from c2r.adapters.huggingface import ParallelOptions, load_parallel, remove
+    from c2r.adapters.huggingface import ParallelOptions, remove
 
     if settings.expert_parallel and num_processes() == 1:
         raise InputError(
             "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
             f"{plan.topology.num_ranks} -m c2r finetune ...`"
         )
-    options = ParallelOptions(timeout=arguments["timeout"])
-    loading: ModelOptions = arguments["loading"]
-    load = None
+    model, loading = arguments["model"], arguments["loading"]
     if settings.expert_parallel:
-        load = partial(load_parallel, plan=plan, options=options)
-    loaded, tokenizer = load_model_and_tokenizer(arguments["model"], loading, load)
+        options = ParallelOptions(timeout=arguments["timeout"])
+        loaded, tokenizer = load_spread(model, loading, plan, options)
+    else:
+        loaded, tokenizer = load_model_and_tokenizer(model, loading)
     remove(loaded)  # a folder may carry a plan
-    if settings.expert_parallel:
-        loaded.to(loading.own_device())
     return loaded, tokenizer
 
 

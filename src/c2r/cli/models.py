@@ -15,6 +15,7 @@ from c2r.cli.processes import is_first_process, num_processes
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
+    from c2r.adapters.huggingface import ParallelOptions
     from c2r.plans import Plan
     from c2r.text import Text
 
@@ -43,6 +44,10 @@ PlanOption = Annotated[
         help="Plan from `c2r plan`.",
         show_default="that of the model's folder, else plain top-k",
     ),
+]
+ExpertParallelOption = Annotated[
+    bool,
+    typer.Option("--expert-parallel", help="Spread the experts over the processes of torchrun."),
 ]
 
 
@@ -105,12 +110,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-ExpertParallelOption = Annotated[
-    bool,
-    typer.Option("--expert-parallel", help="Spread the experts over the processes of torchrun."),
-]
-
-
 def load_on_ranks(
     name: str, loading: ModelOptions, expert_parallel: bool, timeout: float
 ) -> tuple[Any, Any]:
@@ -119,7 +118,7 @@ def load_on_ranks(
     Raises:
         InputError: the experts of one process are to be spread.
     """
-    from c2r.adapters.huggingface import ParallelOptions, load_parallel
+    from c2r.adapters.huggingface import ParallelOptions
 
     if not expert_parallel:
         return load_model_and_tokenizer(name, loading)
@@ -128,7 +127,16 @@ def load_on_ranks(
             "--expert-parallel needs several processes; start it by `torchrun --nproc-per-node "
             "NUMBER -m c2r ...`"
         )
-    load = partial(load_parallel, plan=None, options=ParallelOptions(timeout=timeout))
+    return load_spread(name, loading, None, ParallelOptions(timeout=timeout))
+
+
+def load_spread(
+    name: str, loading: ModelOptions, plan: "Plan | None", options: "ParallelOptions"
+) -> tuple[Any, Any]:
+    """As `load_model_and_tokenizer`, the experts spread over all processes by `load_parallel`."""
+    from c2r.adapters.huggingface import load_parallel
+
+    load = partial(load_parallel, plan=plan, options=options)
     loaded, tokenizer = load_model_and_tokenizer(name, loading, load)
     return loaded.to(loading.own_device()), tokenizer
 
@@ -150,7 +158,6 @@ def load_model_and_tokenizer(
     from c2r.adapters.huggingface import is_hub_name, load_model, load_tokenizer
     from c2r.adapters.huggingface.placement import describe_placement
 
-    loading.check()
     dtype = loading.dtype
     if name == "tiny":
         dtype = "float32" if dtype == "auto" else dtype

@@ -1,6 +1,5 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from c2r.cli.models import (
     ModelArgument,
     TextOption,
     load_model_and_tokenizer,
+    load_spread,
     resolve_texts,
 )
 from c2r.cli.processes import is_first_process, is_launched
@@ -84,13 +84,10 @@ def _chunks(text: str) -> "int | Literal['auto']":
 
 
 def _load(model: str, loading: ModelOptions, plan: "Plan", options: Any) -> tuple[Any, Any]:
-    from c2r.adapters.huggingface import apply, load_parallel
+    from c2r.adapters.huggingface import apply
 
     if is_launched():
-        loaded, tokenizer = load_model_and_tokenizer(
-            model, loading, partial(load_parallel, plan=plan, options=options)
-        )
-        loaded.to(loading.own_device())
+        loaded, tokenizer = load_spread(model, loading, plan, options)
     else:
         note("one process: the experts stay together; see `c2r run --help` for torchrun")
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
