@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from c2r.adapters.checkpoints.shards import check_files_inside
 from c2r.adapters.huggingface.card import CARD_FILE, model_card
 from c2r.adapters.huggingface.model_class import empty_model, model_class, read_config
-from c2r.adapters.huggingface.parallel_models import is_parallel
+from c2r.adapters.huggingface.parallel_models import check_whole
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.sources import Source, find_source, is_hub_name
 from c2r.adapters.huggingface.taps.install import applied_plan, apply
@@ -174,10 +174,8 @@ def save_pretrained(
         InputError: the folder is not empty or cannot be written, or the model is parallel, which
             `save_parallel` saves.
     """
-    if is_parallel(model) and not state_dict:
-        raise InputError(
-            "this rank holds some of the experts only; call c2r.save_parallel on all ranks"
-        )
+    if not state_dict:
+        check_whole(model)
     with atomic_folder(Path(folder)) as temporary:
         write_folder(model, temporary, tokenizer, state_dict, measurement)
 

@@ -37,6 +37,14 @@ def is_parallel(model: nn.Module) -> bool:
     return hasattr(model, _ATTRIBUTE)
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raises `InputError` where this process holds some of the model's experts only."""
+    if is_parallel(model):
+        raise InputError(
+            "this rank holds some of the experts only; call c2r.save_parallel on all ranks"
+        )
+
+
 def spread_of(model: nn.Module) -> Spread:
     """How they are. Raises `InputError` where the model is not parallel."""
     if not is_parallel(model):

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
-from c2r.adapters.huggingface.parallel_models import is_parallel
+from c2r.adapters.huggingface.parallel_models import check_whole
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.sites import RouterSite
-from c2r.errors import InputError
 from c2r.plans import Plan
 from c2r.plans.model_folder import save_plan
 
@@ -44,10 +43,8 @@ class PlanKeeper:
         Raises:
             InputError: the model's experts are spread over ranks, and no weights are given.
         """
-        if is_parallel(self.model) and kwargs.get("state_dict") is None:
-            raise InputError(
-                "this rank holds some of the experts only; call c2r.save_parallel on all ranks"
-            )
+        if kwargs.get("state_dict") is None:
+            check_whole(self.model)
         save, plan = getattr(type(self.model), _METHOD), self.constraint.plan
         if plan is None or not kwargs.get("is_main_process", True):
             save(self.model, save_directory, *args, **kwargs)
