@@ -75,11 +75,13 @@ def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     # Types in the same order on all ranks; their tensors are in the order of the model.
     for dtype in sorted({grad.dtype for grad in grads}, key=str):
         bucket: list[Tensor] = []
+        num_bytes = 0
         for grad in (grad for grad in grads if grad.dtype == dtype):
-            if bucket and sum(g.nbytes for g in [*bucket, grad]) > _BUCKET_BYTES:
+            if bucket and num_bytes + grad.nbytes > _BUCKET_BYTES:
                 yield bucket
-                bucket = []
+                bucket, num_bytes = [], 0
             bucket.append(grad)
+            num_bytes += grad.nbytes
         yield bucket
 
 
