@@ -2,7 +2,7 @@
 
 from c2r.text.batches import Batch, named_beginning, split_texts, token_batches
 from c2r.text.files import Text, json_lines, read_texts
-from c2r.text.passages import Passage, PassageReader, passage_batches
+from c2r.text.passages import Passage, PassageReader, check_answers, passage_batches
 from c2r.text.records import check_data
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Passage",
     "PassageReader",
     "Text",
+    "check_answers",
     "check_data",
     "json_lines",
     "named_beginning",

@@ -53,10 +53,7 @@ def token_batches(
     Raises:
         InputError: a length is below 1, or leaves no room for text.
     """
-    if min(seq_len, batch_size, 1 if num_tokens is None else num_tokens) < 1:
-        raise InputError(
-            f"seq_len {seq_len}, batch_size {batch_size} and tokens {num_tokens} must be positive"
-        )
+    check_lengths(seq_len, batch_size, num_tokens)
     beginning = beginning_of(tokenizer)
     if seq_len <= len(beginning):
         raise InputError(
@@ -73,6 +70,14 @@ def token_batches(
             rows = []
     if rows:
         yield pad_batch(rows, None if len(rows) == 1 else seq_len)
+
+
+def check_lengths(seq_len: int, batch_size: int, num_tokens: int | None) -> None:
+    """Raises `InputError` unless all are 1 or more."""
+    if min(seq_len, batch_size, 1 if num_tokens is None else num_tokens) < 1:
+        raise InputError(
+            f"seq_len {seq_len}, batch_size {batch_size} and tokens {num_tokens} must be positive"
+        )
 
 
 def beginning_of(tokenizer: Any) -> list[int]:

@@ -9,12 +9,18 @@ import numpy as np
 
 from c2r.errors import InputError
 from c2r.text.answers import Span, render, unused_fields
-from c2r.text.batches import Batch, pad_batch
+from c2r.text.batches import Batch, check_lengths, pad_batch
 from c2r.text.conversations import conversation_of, plain_text_of
 from c2r.text.files import read_texts
 from c2r.text.records import Row, read_records
 
-ANSWERS = ("all", "last")
+_ANSWERS = ("all", "last")
+
+
+def check_answers(answers: str) -> None:
+    """Raises `InputError` unless it says which answers of a conversation are meant."""
+    if answers not in _ANSWERS:
+        raise InputError(f"answers is {answers!r}; choose {' or '.join(_ANSWERS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +59,7 @@ class PassageReader:
 
     def __post_init__(self) -> None:
         """Checks the choice."""
-        if self.answers not in ANSWERS:
-            raise InputError(f"answers is {self.answers!r}; choose {' or '.join(ANSWERS)}")
+        check_answers(self.answers)
 
     def read(self, paths: Sequence[Path]) -> Iterator[Passage]:
         """The passages of all files, one file after the other.
@@ -104,10 +109,7 @@ def passage_batches(
     Raises:
         InputError: a length is below 1, or a passage cannot be read.
     """
-    if min(seq_len, batch_size, 1 if num_tokens is None else num_tokens) < 1:
-        raise InputError(
-            f"seq_len {seq_len}, batch_size {batch_size} and tokens {num_tokens} must be positive"
-        )
+    check_lengths(seq_len, batch_size, num_tokens)
     rows: list[list[int]] = []
     left = num_tokens
     for row in _rows(passages, tokenizer, seq_len):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from c2r.errors import InputError
 from c2r.measuring import NO_LOSS
-from c2r.text import Passage, PassageReader
+from c2r.text import Passage, PassageReader, check_answers
 
 _NUM_OPEN = 1024
 """Latest windows that a piece may still join. All of them would make packing quadratic; older ones
@@ -53,8 +53,7 @@ class DataSettings:
         """Checks the settings."""
         if self.overlong not in ("truncate", "drop"):
             raise InputError(f"overlong is {self.overlong!r}; choose truncate or drop")
-        if self.answers not in ("all", "last"):
-            raise InputError(f"answers is {self.answers!r}; choose all or last")
+        check_answers(self.answers)
         if self.seq_len < 2:
             raise InputError(f"seq_len {self.seq_len} leaves no token to predict; give 2 or more")
 
