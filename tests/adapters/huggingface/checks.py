@@ -9,6 +9,7 @@ from torch import Tensor
 
 from c2r.adapters.huggingface import RouterSite, apply, capture, find_sites, remove
 from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.profiling import CollaborationProfile
 from c2r.traces import LayerTrace
 from tests.adapters.huggingface.families import Family
 
@@ -18,6 +19,11 @@ NUM_SEQUENCES, NUM_TOKENS = 2, 24
 def token_ids(seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 96, (NUM_SEQUENCES, NUM_TOKENS), generator=generator)
+
+
+def expert_loads(profile: CollaborationProfile) -> np.ndarray[Any, Any]:
+    """Of every layer, `[layers, E]`."""
+    return np.array([layer.load for layer in profile.layers])
 
 
 def random_plan(sites: tuple[RouterSite, ...], top_t: int | None = None) -> Plan:

@@ -8,7 +8,7 @@ from transformers import BatchEncoding
 from c2r.adapters.huggingface import find_sites, profile, read_batch
 from c2r.errors import InputError
 from c2r.measuring import measure
-from tests.adapters.huggingface.checks import small_plan, token_ids
+from tests.adapters.huggingface.checks import expert_loads, small_plan, token_ids
 from tests.adapters.huggingface.families import FAMILIES
 from tests.adapters.huggingface.independent import loads_of_rows, loss_of_rows
 from tests.adapters.huggingface.test_errors_leave_no_trace import fingerprint_of
@@ -29,10 +29,6 @@ def model():
 @pytest.fixture(scope="module")
 def plan(model):
     return small_plan(find_sites(model))
-
-
-def loads(found):
-    return np.array([layer.load for layer in found.layers])
 
 
 WHOLE = {
@@ -73,7 +69,7 @@ def test_figures_are_those_of_the_rows_run_alone(name, model, plan):
     batches = batches if not hasattr(batches, "send") else list(batches)
     found = profile(model, batches)
     assert found.num_tokens == sum(map(len, rows))
-    assert np.array_equal(loads(found), loads_of_rows(model, rows))
+    assert np.array_equal(expert_loads(found), loads_of_rows(model, rows))
     measured = measure(model, batches)
     assert measured.num_tokens == sum(map(len, rows)) - len(rows)
     assert measured.loss == pytest.approx(loss_of_rows(model, rows), rel=1e-5)
@@ -81,7 +77,7 @@ def test_figures_are_those_of_the_rows_run_alone(name, model, plan):
 
 def test_a_row_of_numbers_is_one_batch(model):
     for row in (ROWS[0], IDS[0], IDS[0].numpy(), tuple(ROWS[0])):
-        assert np.array_equal(loads(profile(model, row)), loads_of_rows(model, ROWS[:1]))
+        assert np.array_equal(expert_loads(profile(model, row)), loads_of_rows(model, ROWS[:1]))
 
 
 def test_packed_pieces_do_not_see_each_other(model):
@@ -89,12 +85,14 @@ def test_packed_pieces_do_not_see_each_other(model):
     packed = torch.tensor([[token for piece in pieces for token in piece]])
     positions = torch.tensor([[i for piece in pieces for i in range(len(piece))]])
     batch = {"input_ids": packed, "position_ids": positions}
-    assert np.array_equal(loads(profile(model, [batch])), loads_of_rows(model, pieces))
+    assert np.array_equal(expert_loads(profile(model, [batch])), loads_of_rows(model, pieces))
     measured = measure(model, [batch])
     assert measured.num_tokens == 48 - 4
     assert measured.loss == pytest.approx(loss_of_rows(model, pieces), rel=1e-5)
     without = profile(model, [{"input_ids": packed}])
-    assert not np.array_equal(loads(without), loads_of_rows(model, pieces)), "the test can fail"
+    assert not np.array_equal(expert_loads(without), loads_of_rows(model, pieces)), (
+        "the test can fail"
+    )
 
 
 def test_labels_are_no_input_and_say_what_counts(model):
@@ -102,7 +100,7 @@ def test_labels_are_no_input_and_say_what_counts(model):
     measured = measure(model, [{"input_ids": IDS, "labels": labels}])
     assert measured.num_tokens == 2 * 4
     found = profile(model, [{"input_ids": IDS, "labels": labels}])
-    assert np.array_equal(loads(found), loads_of_rows(model, ROWS))
+    assert np.array_equal(expert_loads(found), loads_of_rows(model, ROWS))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from c2r.adapters.huggingface import (
 from c2r.adapters.huggingface.weights import is_offloaded
 from c2r.errors import ModelError
 from c2r.measuring import measure
-from tests.adapters.huggingface.checks import run, small_plan, token_ids
+from tests.adapters.huggingface.checks import expert_loads, run, small_plan, token_ids
 from tests.adapters.huggingface.families import FAMILIES
 from tests.adapters.huggingface.independent import loads_of_rows, loss_of_rows
 from tests.adapters.huggingface.test_errors_leave_no_trace import fingerprint_of as all_of
@@ -36,10 +36,6 @@ CPU = torch.device("cpu")
 
 def fresh() -> Any:
     return BY_NAME["qwen3_moe"].model()
-
-
-def loads(found: Any) -> Any:
-    return np.array([layer.load for layer in found.layers])
 
 
 def fingerprint_of(model: Any) -> dict[str, Any]:
@@ -103,7 +99,7 @@ def test_figures_are_those_of_the_model_in_memory(name: str, tmp_path: Any) -> N
     assert is_offloaded(model) and not is_offloaded(reference)
     assert fingerprint(model, find_sites(model)) == fingerprint(reference, find_sites(reference))
     before = {} if name == "to_cpu_with_buffers" else fingerprint_of(model)
-    assert np.array_equal(loads(profile(model, IDS)), loads_of_rows(reference, IDS.tolist()))
+    assert np.array_equal(expert_loads(profile(model, IDS)), loads_of_rows(reference, IDS.tolist()))
     measured = measure(model, IDS, plan)
     assert measured.loss == pytest.approx(constrained, rel=1e-6)
     assert measured.reference is not None

@@ -26,7 +26,7 @@ from c2r.adapters.huggingface import (
 from c2r.adapters.huggingface.models import plain_path
 from c2r.errors import C2RError, ModelError
 from c2r.measuring import measure
-from tests.adapters.huggingface.checks import run, small_plan, token_ids
+from tests.adapters.huggingface.checks import expert_loads, run, small_plan, token_ids
 from tests.adapters.huggingface.families import FAMILIES
 from tests.adapters.huggingface.independent import loads_of_rows, loss_of_rows
 from tests.adapters.huggingface.test_errors_leave_no_trace import fingerprint_of
@@ -40,10 +40,6 @@ ROUTER_NAMES = ("model.layers.0.mlp.gate", "model.layers.1.mlp.gate")
 
 def fresh() -> Any:
     return BY_NAME["qwen3_moe"].model()
-
-
-def loads(found: Any) -> Any:
-    return np.array([layer.load for layer in found.layers])
 
 
 def compiled(model: Any) -> Any:
@@ -114,7 +110,7 @@ def test_figures_and_names_are_those_of_the_model_itself(name: str, reference: A
     find_sites(model)
     before = fingerprint_of(model)
     found = profile(model, IDS)
-    assert np.array_equal(loads(found), reference["loads"])
+    assert np.array_equal(expert_loads(found), reference["loads"])
     assert tuple(layer.name for layer in found.layers) == ROUTER_NAMES
     assert found.provenance["model_fingerprint"] == reference["identity"]["model_fingerprint"]
     measured = measure(model, IDS, reference["plan"])
@@ -135,7 +131,7 @@ def test_a_plan_holds_whichever_came_first(name: str, reference: Any) -> None:
         plan = applied_plan(model)
         assert plan is not None and plan.fingerprint == reference["plan"].fingerprint
         remove(model)
-        assert np.array_equal(loads(profile(model, IDS)), reference["loads"])
+        assert np.array_equal(expert_loads(profile(model, IDS)), reference["loads"])
         assert not [m for m in model.modules() if type(m).__name__.startswith("C2R")]
         assert not [m for m in model.modules() if "_c2r_installation" in vars(m)]
 
@@ -235,7 +231,7 @@ def _sharded(_: Any, when: str) -> None:
         remove(model)
     assert not [m for m in model.modules() if "C2R" in type(m).__name__]
     assert describe_model(model)["model_fingerprint"] == identity["model_fingerprint"]
-    assert np.array_equal(loads(profile(model, IDS)), loads_of_rows(reference, rows))
+    assert np.array_equal(expert_loads(profile(model, IDS)), loads_of_rows(reference, rows))
     measured = measure(model, IDS, plan)
     assert measured.reference is not None
     assert abs(measured.reference.loss - loss_of_rows(reference, rows)) < 1e-5
@@ -250,7 +246,7 @@ def _distributed_data_parallel(_: Any) -> None:
     reference, model = fresh(), DistributedDataParallel(fresh())
     plan = small_plan(find_sites(reference))
     batches = [IDS] * (1 + dist.get_rank())  # other numbers of passes: none may wait for another
-    assert np.array_equal(loads(profile(model, IDS)), loads_of_rows(reference, IDS.tolist()))
+    assert np.array_equal(expert_loads(profile(model, IDS)), loads_of_rows(reference, IDS.tolist()))
     apply(reference, plan)
     expected = loss_of_rows(reference, IDS.tolist())
     assert abs(measure(model, batches, plan).loss - expected) < 1e-5
