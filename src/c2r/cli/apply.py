@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json
+from c2r.cli.console import JsonOption, note, print_json, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import ModelArgument, load_model_and_tokenizer, resolve_model
 from c2r.cli.runs import check_output
@@ -41,9 +41,12 @@ def apply(
     `c2r.from_pretrained(DIR)` then gives the constrained model. Other loaders read the same folder
     as the unconstrained model. A folder of the plan alone names the model, as adapters do. Both
     have a model card with the plan's figures; `c2r push` shares them.
+
+    The model's files are copied, in little memory. With another --dtype it is loaded whole.
+    An interrupted run resumes when it is started again.
     """
     from c2r.adapters.huggingface import apply as constrain
-    from c2r.adapters.huggingface import save_plan_only, save_pretrained
+    from c2r.adapters.huggingface import constrain_folder, save_plan_only, save_pretrained
     from c2r.plans import Plan
     from c2r.results import Measurement
 
@@ -52,6 +55,14 @@ def apply(
     measured = None if measurement is None else Measurement.load(measurement)
     if plan_only:
         save_plan_only(chosen, out, model, loading.revision, measured)
+    elif loading.dtype == "auto":
+        location, strict = resolve_model(model), not other_weights
+        with progress_bar("writing, MB", None) as bar:
+
+            def written(num_bytes: int, total: int) -> None:
+                bar(num_bytes // 1_000_000, total // 1_000_000)
+
+            constrain_folder(location, chosen, out, strict, measured, written, **loading.origin)
     else:
         loaded, tokenizer = load_model_and_tokenizer(resolve_model(model), loading)
         constrain(loaded, chosen, strict=not other_weights)

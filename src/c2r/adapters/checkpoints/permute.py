@@ -6,7 +6,6 @@ The permutation is stored with it, so that the original can be restored byte by 
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from c2r.adapters.checkpoints.rewrite import (
     other_weights,
     rewritten_folder,
     tensor_changes,
+    write_config,
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
 from c2r.adapters.expert_groups import num_expert_groups
@@ -34,7 +34,6 @@ from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
 from c2r.errors import InputError, ModelError
 from c2r.plans import Plan
 from c2r.plans.model_folder import (
-    OWN_FOLDER,
     PERMUTATION_FILE,
     PLAN_FILE,
     permutation_path,
@@ -111,7 +110,8 @@ def permute_checkpoint(
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
         permuted = _permuted_plan(plan, orders)
         save_plan(permuted, partial)
-        _write_config(partial, config, permuted)
+        (partial / PERMUTATION_FILE).write_bytes(permutation)
+        write_config(partial, config, permuted)
     return _report(checkpoint, found, untouched)
 
 
@@ -134,12 +134,11 @@ def undo_permutation(
     permutation = _encode_permutation(found, orders, source_has_plan=source_had_plan)
     changes = tensor_changes(found, orders)
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
-        shutil.rmtree(partial / OWN_FOLDER)  # it holds the permutation that was undone
         original = None
         if source_had_plan:
             original = _original_plan(_permuted_plan_of(source), orders)
             save_plan(original, partial)
-        _write_config(partial, config, original)
+        write_config(partial, config, original)
     return _report(checkpoint, found, untouched)
 
 
@@ -240,13 +239,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "change; permute the unquantised checkpoint and quantise that"
         )
     return config
-
-
-def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) -> None:
-    config = dict(config)
-    if plan is None:
-        config.pop("c2r", None)
-    else:
-        config["c2r"] = {"plan_fingerprint": plan.fingerprint}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")

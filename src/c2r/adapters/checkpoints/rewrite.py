@@ -1,4 +1,4 @@
-"""Copies a checkpoint with its experts renumbered, shard by shard, through one small buffer.
+"""Copies a checkpoint, its experts renumbered or not, shard by shard, through one small buffer.
 
 Experts with names of their own are renamed in the header of their shard; stacks are copied piece
 by piece in the new order. Nothing is decoded, so any type, quantised ones included, passes through.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from c2r.adapters.checkpoints.order import ExpertOrder
 from c2r.adapters.checkpoints.shards import INDEX_FILE, Checkpoint, Shard, StoredTensor
 from c2r.artifacts import check_free, write_text
 from c2r.errors import InputError
-from c2r.plans.model_folder import OWN_ENTRIES, OWN_FOLDER, PERMUTATION_FILE
+from c2r.plans import Plan
+from c2r.plans.model_folder import OWN_ENTRIES
 from c2r.types import Int
 
 _STATE_FILE = "c2r_unfinished.json"
@@ -70,26 +71,28 @@ def tensor_changes(layers: Sequence[MoeLayer], orders: Sequence[ExpertOrder]) ->
     return TensorChanges(names=names, pieces=pieces, ids=ids)
 
 
+UNCHANGED = TensorChanges(names={}, pieces={}, ids={})
+
+
 @contextmanager
 def rewritten_folder(
     checkpoint: Checkpoint,
     changes: TensorChanges,
     folder: Path,
-    permutation: bytes,
+    task: bytes,
     advance: Advance | None = None,
 ) -> Iterator[Path]:
-    """Writes the renumbered checkpoint; the block adds config.json and other files.
+    """Writes the changed checkpoint; the block adds config.json and other files.
 
     The work is done in `<folder>.partial/model`, which is renamed to `folder` when the block ends
-    without an error. Shards that an interrupted call with the same `permutation` has finished are
-    kept.
+    without an error. Shards that an interrupted call with the same `task` has finished are kept.
 
     Raises:
         InputError: the folder is not empty or cannot be written, the disk has no room, or the
             partial folder is of other work.
     """
     work = folder.with_name(f"{folder.name}.partial")
-    state = _state(checkpoint, permutation)
+    state = _state(checkpoint, task)
     _clear_finished(work, state)
     check_free(folder)
     partial = work / "model"
@@ -103,8 +106,6 @@ def rewritten_folder(
                 advance(shard.num_bytes)
         _copy_companions(checkpoint, partial)
         _write_index(checkpoint, partial, changes)
-        (partial / OWN_FOLDER).mkdir(exist_ok=True)
-        (partial / PERMUTATION_FILE).write_bytes(permutation)
         yield partial
         partial.replace(folder)
         shutil.rmtree(work)
@@ -115,8 +116,19 @@ def rewritten_folder(
         ) from error
 
 
+def write_config(folder: Path, config: Mapping[str, Any], plan: Plan | None) -> None:
+    """Writes a config.json that names the plan; without one it names none."""
+    config = dict(config)
+    if plan is None:
+        config.pop("c2r", None)
+    else:
+        config["c2r"] = {"plan_fingerprint": plan.fingerprint}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
 def other_weights(checkpoint: Checkpoint) -> list[Path]:
-    """Files and folders beside the shards that hold weights in the old order."""
+    """Files and folders beside the shards that hold weights too, which are not copied."""
     shards = {shard.path.name for shard in checkpoint.shards} | set(_OWN_FILES)
     return [
         path
@@ -130,15 +142,15 @@ def _holds_weights(path: Path) -> bool:
     return any(file.name.endswith((*_WEIGHTS, ".index.json")) for file in files)
 
 
-def _state(checkpoint: Checkpoint, permutation: bytes) -> str:
-    """What identifies this work: the permutation and the files that it is made from."""
+def _state(checkpoint: Checkpoint, task: bytes) -> str:
+    """What identifies this work: what is done, and the files that it is made from."""
     # Times, not contents: reading a checkpoint to know it again would take as long as copying it.
     files = [
         (shard.path.name, shard.num_bytes, shard.path.stat().st_mtime_ns)
         for shard in checkpoint.shards
     ]
-    digest = hashlib.sha256(permutation + json.dumps(files).encode()).hexdigest()
-    return json.dumps({"unfinished": "run the same `c2r permute` again", "work": digest[:16]})
+    digest = hashlib.sha256(task + json.dumps(files).encode()).hexdigest()
+    return json.dumps({"unfinished": "run the same command again", "work": digest[:16]})
 
 
 def _clear_finished(work: Path, state: str) -> None:
@@ -153,8 +165,7 @@ def _open_work(work: Path, state: str) -> None:
         write_text(work / _STATE_FILE, state)
     elif not _is_of(work, state):
         raise InputError(
-            f"{work} is left from another permutation or checkpoint; remove it, or choose "
-            "another folder"
+            f"{work} is left from another plan or checkpoint; remove it, or choose another folder"
         )
 
 

@@ -79,6 +79,11 @@ class Checkpoint:
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
 
     @property
+    def file_of(self) -> dict[str, Path]:
+        """The shard of each tensor, by name."""
+        return {tensor.name: shard.path for shard in self.shards for tensor in shard.tensors}
+
+    @property
     def num_bytes(self) -> int:
         """Size of all shards."""
         return sum(shard.num_bytes for shard in self.shards)

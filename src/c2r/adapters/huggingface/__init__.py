@@ -9,6 +9,7 @@ from c2r.adapters.huggingface.batches import (
     forward_inputs,
     read_batch,
 )
+from c2r.adapters.huggingface.constrained_folder import constrain_folder
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
 from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
 from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
@@ -74,6 +75,7 @@ __all__ = [
     "apply",
     "as_batches",
     "capture",
+    "constrain_folder",
     "check_ids",
     "constraint_report",
     "counting_rows",

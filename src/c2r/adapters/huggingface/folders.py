@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -82,6 +83,12 @@ def load_weights(
 def skeleton_of(source: str | Path, **kwargs: Any) -> PreTrainedModel:
     """The model without weights, on the meta device. Raises as `load_model`."""
     with _loading(source), torch.device("meta"):
+        return empty_model(read_config(source, **kwargs), **kwargs)
+
+
+def weightless(source: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """As `skeleton_of`, but with its buffers, as a model that is to run needs them."""
+    with _loading(source), init_empty_weights(include_buffers=False):
         return empty_model(read_config(source, **kwargs), **kwargs)
 
 

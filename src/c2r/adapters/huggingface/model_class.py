@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-_OF_THE_HUB = ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only")
+from c2r.adapters.huggingface.sources import hub_options
 
 
 def read_config(source: str | Path, **kwargs: Any) -> PreTrainedConfig:
@@ -20,8 +20,8 @@ def read_config(source: str | Path, **kwargs: Any) -> PreTrainedConfig:
 
     Code that comes with a model runs only where `trust_remote_code` says so. Nothing is asked.
     """
-    options = {name: value for name, value in kwargs.items() if name in _OF_THE_HUB}
-    return AutoConfig.from_pretrained(str(source), **{"trust_remote_code": False, **options})
+    trust = bool(kwargs.get("trust_remote_code", False))
+    return AutoConfig.from_pretrained(str(source), trust_remote_code=trust, **hub_options(kwargs))
 
 
 def model_class(config: PreTrainedConfig) -> Any:

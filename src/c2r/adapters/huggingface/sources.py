@@ -50,6 +50,11 @@ def is_shared(base: str) -> bool:
     return is_hub_name(base) or base == "tiny"
 
 
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s options that say which files of the hub are meant."""
+    return {name: value for name, value in options.items() if name in _HUB_OPTIONS}
+
+
 def find_source(source: str | Path, **options: Any) -> Source:
     """The model behind a name, and its plan; of a hub name only the small files are fetched.
 
@@ -64,7 +69,7 @@ def find_source(source: str | Path, **options: Any) -> Source:
     """
     folder = Path(source)
     if is_hub_name(source):
-        folder = _fetch(str(source), {k: v for k, v in options.items() if k in _HUB_OPTIONS})
+        folder = _fetch(str(source), hub_options(options))
     _check_holds_no_adapters(folder)
     base = read_base(folder)
     if base is None:

@@ -29,11 +29,12 @@ def fingerprint(model: nn.Module, sites: Sequence[RouterSite]) -> dict[str, str]
     shapes = [(site.name, site.num_experts, site.top_k) for site in sites]
     return {
         "structure": structure_digest(model_type(model), shapes),
-        "weights": weights_digest((site.name, _own_tensors(site)) for site in sites),
+        "weights": weights_digest((site.name, router_tensors(site)) for site in sites),
     }
 
 
-def _own_tensors(site: RouterSite) -> dict[str, Tensor]:
+def router_tensors(site: RouterSite) -> dict[str, Tensor]:
+    """A router's own parameters and buffers, by their names in it."""
     with in_memory(site.module):
         tensors = site.module.state_dict().items()
         # A site that selects for its own experts, as in DBRX, holds them too.
