@@ -84,7 +84,7 @@ def _stored_name(
     """What the files call a tensor of the model. Raises `ModelError` if they do not hold it."""
     if name in stored:
         return name
-    names = list(revert_weight_conversion(model, {name: tensor.to("meta")}))
+    names: list[str] = list(revert_weight_conversion(model, {name: tensor.to("meta")}))
     if len(names) == 1 and names[0] in stored:
         return names[0]
     raise ModelError(
