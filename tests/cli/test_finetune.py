@@ -62,7 +62,9 @@ def test_a_table_for_people_and_a_control(capsys, folder, tmp_path):
     assert status == 0, err
     assert "16,384 of 3,656,832 parameters train" in err
     assert "after, plain top-k" in out and "Held-out data" in out
-    status, _, err = call(capsys, folder, tmp_path / "out", "--control", "--mode", "router")
+    status, again, err = call(capsys, folder, tmp_path / "out", "--control", "--mode", "router")
+    assert (status, again) == (0, out) and "had been finished after 3 steps" in err
+    status, _, err = call(capsys, folder, tmp_path / "out", "--mode", "router")
     assert status == 2 and "replace it with --force" in err and "windows" not in err
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     again = ["--control", "--mode", "router", "--seed", "1", "--force", "--quiet"]

@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from c2r.cli import run_command
+from c2r.cli.runs import is_forced
+from c2r.errors import InputError
 from c2r.planning import make_plan
 from c2r.plans import Plan
 from tests.reporting.profiles import clustered_profile
@@ -89,6 +91,22 @@ def test_a_result_of_other_options_is_replaced_with_force_only(capsys, profile):
     assert plan(capsys, profile, "--policy", "priced=0.1", "--force")[1][0] == 0
     assert out.read_bytes() != content
     assert plan(capsys, profile, "--policy", "priced=0.1")[1][0] == 0
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_started_again_force_spares_what_the_same_command_made(capsys, monkeypatch, profile, name):
+    plan(capsys, profile)
+    seen = []
+
+    def lose(*_, **__):
+        seen.append(is_forced())
+        raise InputError("lost")
+
+    monkeypatch.setattr("c2r.planning.make_plan", lose)
+    for count, seed in (("0", "0"), ("1", "0"), ("1", "1")):
+        monkeypatch.setenv(name, count)
+        assert plan(capsys, profile, "--seed", seed, "--force")[1][2] == "c2r: lost\n"
+    assert seen == [True, False, True]
 
 
 def test_a_file_without_a_record_is_replaced_with_force_only(capsys, profile):

@@ -59,8 +59,7 @@ def trial(name, inputs, work, moments, whole, rng=random):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    # Killed once its result is there, the command is started again only to refuse to replace it.
-    if status != 0 and "exists; choose another" not in said(work):
+    if status != 0:
         return num_lost, f"status {status}: {said(work)}"
     return num_lost, differences(contents(work), whole)
 

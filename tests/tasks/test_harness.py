@@ -10,7 +10,7 @@ from c2r.adapters.huggingface import applied_plan, load_model, load_tokenizer
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError, PlanMismatchError
 from c2r.measuring import RoutingTally, free_plan, unconstrained
-from c2r.tasks import TaskRequest, evaluate, load_tasks
+from c2r.tasks import TaskRequest, evaluate, forget_answers, harness, load_tasks
 from c2r.tasks.questions import read_questions
 from c2r.text import read_texts, token_batches
 
@@ -110,6 +110,44 @@ def test_shots_are_other_items(model, tokenizer, folder):
     assert first == again and first.tasks[0].num_shots == 2
     none = evaluate(model, tokenizer, load_tasks(request(folder)), free_plan(model))
     assert not set(none.tasks[0].ids) & set(first.tasks[0].ids)
+
+
+def test_shots_do_not_depend_on_what_was_asked_before(model, tokenizer, folder, monkeypatch):
+    """As where ranks share the items, or an interrupted evaluation goes on."""
+    tasks = load_tasks(request(folder, num_shots=1, batch_size=1))
+    whole = evaluate(model, tokenizer, tasks, free_plan(model))
+    monkeypatch.setattr(harness, "_BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(harness, "_fitting", lambda *_: [0, 2])
+    some = evaluate(model, tokenizer, tasks, free_plan(model))
+    assert some.tasks[0].ids == (whole.tasks[0].ids[0], whole.tasks[0].ids[2])
+
+
+def test_interrupted_it_goes_on(model, tokenizer, plan, folder, monkeypatch):
+    tasks, out = load_tasks(request(folder, batch_size=1)), folder / "piqa.json"
+    monkeypatch.setattr(harness, "_BATCHES_AT_ONCE", 1)
+    asked, answer = [], harness._answer
+
+    def interrupted(items, *others):
+        if len(asked) == 2:
+            asked.clear()
+            raise KeyboardInterrupt
+        asked.append(items[0][1])
+        return answer(items, *others)
+
+    monkeypatch.setattr(harness, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tokenizer, tasks, plan, out=out)
+    found = evaluate(model, tokenizer, tasks, plan, out=out)
+    assert asked == [2]
+    monkeypatch.undo()
+    whole = evaluate(model, tokenizer, tasks, plan)
+    assert (found.tasks[0].ids, found.tasks[0].correct) == (
+        whole.tasks[0].ids,
+        whole.tasks[0].correct,
+    )
+    assert found.routing == pytest.approx(whole.routing)
+    forget_answers(out)
+    assert not list(folder.glob("piqa.json*"))
 
 
 def test_what_exceeds_the_window_is_counted(model, tokenizer, folder):

@@ -19,7 +19,7 @@ import c2r
 from c2r.errors import InputError, TrainingError
 from c2r.training import FinetuneSettings, finetune
 from c2r.training.checkpoint import Part, checkpoints, newest_checkpoint
-from c2r.training.folder import clear_finished, work_folder
+from c2r.training.folder import work_folder
 from tests.training.killed import tune
 from tests.training.material import examples, plan_of, tiny
 
@@ -157,8 +157,21 @@ def test_another_request_is_refused_and_told_apart(tmp_path):
     with pytest.raises(InputError, match="another model"):
         run(out, model=other)
     run(out, replace(SETTINGS, save_every=2, log_every=1))
-    with pytest.raises(InputError, match="holds a model already"):
-        run(out)
+    for wrong in ({"data": examples(9)}, {"settings": replace(SETTINGS, seed=1)}):
+        with pytest.raises(InputError, match="holds a model already"):
+            run(out, **wrong)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_run_that_has_finished_ends_again_as_it_did(tmp_path, mode):
+    settings = replace(SETTINGS, mode=mode, save_every=None)
+    first, second = tiny(), tiny()
+    made = run(tmp_path / "out", settings, model=first)
+    again = run(tmp_path / "out", settings, model=second)
+    assert (made.was_finished, again.was_finished) == (False, True)
+    assert again.num_steps == 4 and again.log == made.log
+    assert again.num_trainable == made.num_trainable
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -188,13 +201,8 @@ def test_killed_beside_the_rename_the_folder_is_whole_or_not_there(tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", killed)
         run(out)
-    clear_finished(out)
-    assert out.exists() == (moment == "after") == (not work_folder(out).exists())
-    if moment == "before":
-        run(out)
-    else:
-        with pytest.raises(InputError, match="holds a model already"):
-            run(out)
+    assert out.exists() == (moment == "after")
+    assert run(out).was_finished == (moment == "after")
     run(tmp_path / "whole")
     assert_same_model(out, tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]

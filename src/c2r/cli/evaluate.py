@@ -12,7 +12,7 @@ from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import PlanOption, load_model_and_tokenizer, plan_of
 from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, Ranks, TimeoutOption, together
-from c2r.cli.runs import check_output
+from c2r.cli.runs import check_output, is_forced
 from c2r.errors import InputError, without_controls
 
 if TYPE_CHECKING:
@@ -85,15 +85,16 @@ def evaluate(
 
     The comparison is with plain top-k, unless another is named. Differences come with 95 %
     intervals (paired bootstrap) and McNemar's exact p. Needs `pip install 'c2r-moe[eval]'`, except
-    for --compare. Under torchrun ranks share the items.
+    for --compare. Under torchrun ranks share the items. An interrupted evaluation goes on with the
+    same command and --out.
     """
-    from c2r.tasks import TaskEvaluation, TaskRequest, load_tasks
+    from c2r.tasks import TaskEvaluation, TaskRequest, forget_answers, load_tasks
 
     named = (model, plan, against, against_plan, tasks_dir)
     check_output(out, *named, *(task_file or ()), *(compare or ()))
     if compare is not None:
         found = [TaskEvaluation.load(path) for path in compare]
-        document: dict[str, Any] = {"results": [str(path) for path in compare]}
+        _finish(found, {"results": [str(path) for path in compare]}, seed, out, json)
     elif model is None:
         raise InputError("name a model, or two results with --compare")
     else:
@@ -119,15 +120,22 @@ def evaluate(
         ]
         if other and not no_compare:
             sides.append(replace(sides[0], model=against or model, plan=against_plan))
+        if out is not None and is_forced() and is_first_process():
+            forget_answers(out)
         with together(timeout, "gloo") as ranks:
             loaded = load_tasks(request)
             ranks.agree({"the tasks": repr(request), "the models": repr(sides)})
-            found = [one for side in sides for one in side.answer(loaded, ranks)]
-        document = found[0].to_json()
-        if len(found) > 1:
-            document["reference"] = found[1].to_json()
-    if is_first_process():
-        _finish(found, document, seed, out, json)
+            found = [one for side in sides for one in side.answer(loaded, ranks, out)]
+            if is_first_process():
+                _finish(found, _document(found), seed, out, json)
+            if out is not None:
+                ranks.meet("the writing of the result")
+                forget_answers(out)
+
+
+def _document(found: "list[TaskEvaluation]") -> dict[str, Any]:
+    document, *others = [one.to_json() for one in found]
+    return {**document, "reference": others[0]} if others else document
 
 
 def _finish(
@@ -160,7 +168,9 @@ class _Side:
     strict: bool
     with_plain: bool
 
-    def answer(self, tasks: "LoadedTasks", ranks: Ranks) -> "list[TaskEvaluation]":
+    def answer(
+        self, tasks: "LoadedTasks", ranks: Ranks, out: Path | None
+    ) -> "list[TaskEvaluation]":
         from c2r.adapters.huggingface import describe_model
         from c2r.measuring import unconstrained
         from c2r.tasks import evaluate as evaluate_tasks
@@ -173,7 +183,7 @@ class _Side:
             plans.append(plain)
         ranks.agree({"the plan": plan.fingerprint, "the model": describe_model(model)})
         return [
-            evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict, comm=ranks.comm)
+            evaluate_tasks(model, tokenizer, tasks, p, strict=self.strict, comm=ranks.comm, out=out)
             for p in plans
         ]
 

@@ -137,7 +137,8 @@ def finetune(
 
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
-    goes on from the last checkpoint in OUT.partial to the same weights. On several processes:
+    goes on from the last checkpoint in OUT.partial to the same weights; once OUT is there, it only
+    measures. On several processes:
     `torchrun --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model
     is loaded with `c2r.from_pretrained(OUT)`.
     """
@@ -153,20 +154,18 @@ def _finetune(arguments: Document, ranks: Ranks) -> Document:
     from c2r.training import (
         DataSettings,
         TrainingData,
-        check_unfinished,
-        clear_finished,
         describe_windows,
+        is_finished,
         read_windows,
         work_folder,
     )
 
     settings, out, chosen = _settings(arguments), arguments["out"], Plan.load(arguments["plan"])
     if is_first_process():
-        clear_finished(out)
-        check_output(out, arguments["model"], arguments["plan"], *arguments["data"])
+        inputs = (arguments["model"], arguments["plan"], *arguments["data"])
+        check_output(out, *inputs, keeps=is_finished(out))
         if is_forced():
             shutil.rmtree(work_folder(out), ignore_errors=True)
-        check_unfinished(out)
     check_all_data(*arguments["data"], *(arguments["eval_data"] or ()))
     names = ("seq_len", "overlong", "answers", "packing", "seed")
     cutting = {name: arguments[name] for name in names}
@@ -265,6 +264,7 @@ def _tune(
         "out": str(out),
         "settings": asdict(settings),
         "num_steps": result.num_steps,
+        "was_finished": result.was_finished,
         "num_trainable": result.num_trainable,
         "seconds": result.seconds,
         "num_windows": len(training),
@@ -283,7 +283,8 @@ def _report(document: Document, json: bool) -> None:
             for name, row in document["held_out"].items()
         ]
         print_table("Held-out data", ["routing", "loss", "copies", "rank load"], rows)
+    did = "had been finished" if document["was_finished"] else "was written"
     note(
-        f"wrote {out} after {document['num_steps']} steps; measure it with `c2r measure {out}`, "
+        f"{out} {did} after {document['num_steps']} steps; measure it with `c2r measure {out}`, "
         f"load it with c2r.from_pretrained({out!r})"
     )

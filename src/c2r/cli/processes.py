@@ -48,6 +48,12 @@ def num_processes_per_machine() -> int:
     return _number("LOCAL_WORLD_SIZE", num_processes(), 1)
 
 
+def is_restarted() -> bool:
+    """Whether torchrun or SLURM has started this process again, for it was lost or preempted."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(_number(name, 0, 0) for name in names)
+
+
 def network_interface() -> str | None:
     """The network interface that gloo was told to use."""
     return os.environ.get("GLOO_SOCKET_IFNAME")

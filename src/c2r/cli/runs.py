@@ -9,7 +9,7 @@ import reprlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import typer
 import yaml
 
-from c2r.cli.processes import is_first_process
+from c2r.cli.processes import is_first_process, is_restarted
 from c2r.errors import InputError, one_line
 
 Options = dict[str, Any]
@@ -53,7 +53,9 @@ class Run:
             if names.get(name, "config") not in _NOT_RECORDED and value not in (None, (), [])
         }
         out = context.params.get("out") or context.params.get("figure")
-        return cls(command=_command_of(context), options=options, out=out, force=force)
+        run = cls(command=_command_of(context), options=options, out=out, force=force)
+        # Started again, it goes on from what its first start has cleared the place for.
+        return replace(run, force=False) if force and is_restarted() and run.is_repeat else run
 
     @property
     def is_repeat(self) -> bool:
@@ -132,7 +134,11 @@ def check_inputs(out: Path | None, *inputs: Path | str | None) -> None:
 
 
 def check_output(
-    out: Path | None, *inputs: Path | str | None, resumes: bool = False, fills: bool = False
+    out: Path | None,
+    *inputs: Path | str | None,
+    resumes: bool = False,
+    fills: bool = False,
+    keeps: bool = False,
 ) -> None:
     """Raises `InputError` if what is to be written is an input, or another result is there.
 
@@ -143,18 +149,17 @@ def check_output(
         inputs: what the command reads.
         resumes: whether the command resumes from what is there.
         fills: whether it adds to a folder; nothing is removed then.
+        keeps: whether it leaves a folder as it is that the same command has finished.
     """
     check_inputs(out, *inputs)
     if out is None or not _current:
         return
     run = _current[-1]
-    if run.force:
-        if not fills:
-            _clear(out, resumes)
+    if run.force and not fills:
+        _clear(out, resumes)
+    if fills and (run.force or not out.is_dir()):
         return
-    if fills and not out.is_dir():
-        return
-    may_repeat = run.is_repeat and (fills or not out.is_dir())
+    may_repeat = run.force or (run.is_repeat and (fills or keeps or not out.is_dir()))
     if not resumes and not may_repeat and _is_result(out):
         raise InputError(f"{out} exists; choose another, or replace it with --force")
     if is_first_process() and out == run.out and not _exists(out):

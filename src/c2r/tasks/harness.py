@@ -4,9 +4,10 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,20 @@ from c2r.adapters.huggingface import (
 )
 from c2r.errors import InputError
 from c2r.measuring import RoutingTally, keeping_plan
-from c2r.parallel import Comm, gather_bytes
+from c2r.parallel import Comm
 from c2r.plans import Plan
+from c2r.tasks.answered import Answered, Row
 from c2r.tasks.load import LoadedTasks, TaskRequest, quiet
 from c2r.tasks.results import TaskEvaluation, TaskResult
 from c2r.tasks.trust import sandboxed_templates
 
-Row = dict[str, Any]
-Rows = dict[str, list[Row]]
+Item = tuple[Any, int]
+"""A task of the harness, and the number of the item in it."""
 _METRICS = ("acc", "exact_match")  # those that are right or wrong for each item, in this order
+_BATCHES_AT_ONCE = 32  # that the harness may sort by length; answers are kept only between them
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - the public door: every choice that a user may leave out
     model: Any,
     tokenizer: Any,
     tasks: LoadedTasks,
@@ -45,6 +48,7 @@ def evaluate(
     *,
     strict: bool = True,
     comm: Comm | None = None,
+    out: Path | None = None,
 ) -> TaskEvaluation:
     """The answers of `model` under `plan`.
 
@@ -59,6 +63,8 @@ def evaluate(
         strict: also require that the router weights are those that were profiled.
         comm: ranks that share the items of each task, each with the whole model; all get the
             result. None for one process. (The harness's own protocol would exchange pickles.)
+        out: where the result will be written: what each rank has answered is kept beside it, and
+            an interrupted or lost run of the same goes on from there. `forget_answers` removes it.
 
     Raises:
         InputError: a task does not tell which items are right, or none fits the model's window.
@@ -67,8 +73,7 @@ def evaluate(
     """
     prepared, request = prepare(model, plan, strict), tasks.request
     flat = [task for members in tasks.members.values() for task in members]
-    for task in flat:
-        task.set_fewshot_seed(seed=request.seed)
+    provenance = _provenance(model, plan, request)
     with (
         quiet(),
         sandboxed_templates(request.is_trusted),
@@ -77,7 +82,6 @@ def evaluate(
         eager(),
         _counting(model, plan) as tallies,
     ):
-        from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
 
         enforce(model, prepared)
@@ -87,48 +91,74 @@ def evaluate(
             batch_size=request.batch_size,
             prefix_token_id=_prefix(tokenizer),
         )
-        first, step = (0, 1) if comm is None else (comm.rank, comm.size)
-        items = {task.task_name: _fitting(task, lm, request.limit)[first::step] for task in flat}
-        asked = {task.task_name: task for task in flat if items[task.task_name]}
-        answers: dict[str, Any] = {}
-        if asked:
-            answers = evaluator.evaluate(
-                lm,
-                {"tasks": asked},
-                samples={name: items[name] for name in asked},
-                bootstrap_iters=0,  # intervals are made from pairs, in `compare_accuracy`
-            )["samples"]
-        rows = {name: [_row(row, lm) for row in _first_filter(answers[name])] for name in asked}
-    rows, tally = _gathered(rows, tallies, comm)
-    results = [_result(*entry, rows, request.limit) for entry in tasks.members.items()]
+        items = [(task, index) for task in flat for index in _fitting(task, lm, request.limit)]
+        asked = {**provenance, "items": _digest(items)}
+        answered = Answered(out, asked, len(items), comm)
+        try:
+            for numbers in answered.left(_BATCHES_AT_ONCE * request.batch_size):
+                rows = _answer([items[number] for number in numbers], lm, request.seed)
+                answered.add(numbers, rows, tallies.pop())
+        except KeyboardInterrupt:
+            answered.save()
+            raise
+    rows, tally = answered.gather()
+    of_tasks: dict[str, list[Row]] = {}
+    for (task, _), row in zip(items, rows, strict=True):
+        of_tasks.setdefault(task.task_name, []).append(row)
+    results = [_result(*entry, of_tasks, request.limit) for entry in tasks.members.items()]
     return TaskEvaluation(
         tasks=tuple(results),
         routing={**tally.means(), "num_tokens": float(tally.num_tokens[0])},
-        provenance=_provenance(model, plan, request),
+        provenance=provenance,
     )
 
 
-def _gathered(
-    rows: Rows, tallies: Sequence[RoutingTally], comm: Comm | None
-) -> tuple[Rows, RoutingTally]:
-    """The rows of all ranks by task, in the order of the items, and the sums of their routing."""
-    if comm is None:
-        return rows, tallies[0]
-    own = {"rows": rows, "tallies": [tally.to_json() for tally in tallies]}
-    told = gather_bytes(json.dumps(own).encode(), comm, "the gathering of answers")
-    parts = [json.loads(data) for data in told]
-    tally, *others = [RoutingTally.from_json(one) for part in parts for one in part["tallies"]]
-    for other in others:
-        tally.add(other)
-    names = dict.fromkeys(name for part in parts for name in part["rows"])
-    dealt = {name: [part["rows"].get(name, []) for part in parts] for name in names}
-    return {name: _in_turn(columns) for name, columns in dealt.items()}, tally
+def _answer(items: Sequence[Item], lm: Any, seed: int) -> list[Row]:
+    """The rows of some items, which are in the order of their tasks."""
+    from lm_eval import evaluator
+
+    asked = {task.task_name: task for task, _ in items}
+    numbers: dict[str, list[int]] = {name: [] for name in asked}
+    for task, index in items:
+        numbers[task.task_name].append(index)
+    with _drawing_for_each(asked, numbers, seed):
+        found = evaluator.evaluate(
+            lm,
+            {"tasks": asked},
+            samples=numbers,
+            bootstrap_iters=0,  # intervals are made from pairs, in `compare_accuracy`
+        )["samples"]
+    return [_row(row, lm) for name in asked for row in _first_filter(found[name])]
 
 
-def _in_turn(dealt: Sequence[list[Row]]) -> list[Row]:
-    """Rows that were dealt out one by one, in the order before."""
-    turns = itertools.zip_longest(*dealt)
-    return [row for turn in turns for row in turn if row is not None]
+@contextmanager
+def _drawing_for_each(
+    tasks: Mapping[str, Any], numbers: Mapping[str, Sequence[int]], seed: int
+) -> Iterator[None]:
+    """Draws the shots of each item by its number, not by which items were asked before it."""
+
+    def context(task: Any, left: Iterator[int], *args: Any, **options: Any) -> Any:
+        task.set_fewshot_seed(seed=(seed << 32) + next(left))
+        return type(task).fewshot_context(task, *args, **options)
+
+    try:
+        for name, task in tasks.items():
+            task.fewshot_context = partial(context, task, iter(numbers[name]))
+        yield
+    finally:
+        for task in tasks.values():
+            vars(task).pop("fewshot_context", None)
+
+
+def _digest(items: Sequence[Item]) -> str:
+    """Identifies the content of items."""
+    digest = hashlib.sha256()
+    for task, members in itertools.groupby(items, lambda item: item[0]):
+        docs = task.eval_docs  # made anew each time
+        for _, index in members:
+            entry = [task.task_name, index, docs[index]]
+            digest.update(json.dumps(entry, default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 def _prefix(tokenizer: Any) -> int | None:
@@ -192,7 +222,9 @@ def _fitting(task: Any, lm: Any, limit: int | None) -> list[int]:
     return fitting
 
 
-def _result(name: str, members: Sequence[Any], rows: Rows, limit: int | None) -> TaskResult:
+def _result(
+    name: str, members: Sequence[Any], rows: Mapping[str, list[Row]], limit: int | None
+) -> TaskResult:
     """The items of a task, or of all tasks of a group one after the other."""
     items = [row for task in members for row in rows[task.task_name]]
     num_asked = sum(len(range(len(task.eval_docs))[:limit]) for task in members)

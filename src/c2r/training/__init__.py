@@ -2,7 +2,7 @@
 
 from c2r.training.callback import RoutingCallback
 from c2r.training.data import DataSettings, TrainingData, collate, read_windows
-from c2r.training.folder import check_unfinished, clear_finished, describe_windows, work_folder
+from c2r.training.folder import describe_windows, is_finished, work_folder
 from c2r.training.heldout import HeldOut, measure_held_out, split_windows
 from c2r.training.metrics import routing_metrics
 from c2r.training.progress import Progress
@@ -18,12 +18,11 @@ __all__ = [
     "Progress",
     "RoutingCallback",
     "TrainingData",
-    "check_unfinished",
-    "clear_finished",
     "collate",
     "describe_windows",
     "finetune",
     "freeze_routers",
+    "is_finished",
     "measure_held_out",
     "read_windows",
     "routing_metrics",

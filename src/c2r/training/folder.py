@@ -14,11 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from c2r.adapters.huggingface import describe_model
 from c2r.artifacts import check_free, open_to_others, write_text
 from c2r.errors import InputError
 from c2r.plans import Plan
-from c2r.training.checkpoint import checkpoints
+from c2r.training.checkpoint import STATE_FILE, checkpoints
 from c2r.training.data import Window
 from c2r.training.settings import FinetuneSettings
 
@@ -72,24 +74,35 @@ def model_folder(out: Path) -> Path:
     return work_folder(out) / "model"
 
 
+def is_finished(out: Path) -> bool:
+    """Whether a model stands in the folder already."""
+    return (out / "config.json").exists()
+
+
 def check_unfinished(out: Path) -> None:
     """Raises `InputError` if a model stands in the folder already."""
-    if (out / "config.json").exists():
+    if is_finished(out):
         raise InputError(
             f"{out} holds a model already; load it with c2r.from_pretrained, or choose another "
             "folder"
         )
 
 
-def claim(out: Path, request: Request) -> None:
+def claim(out: Path, request: Request) -> bool:
     """Begins the work for a request, or finds it begun by the same one.
 
+    Gives whether it is finished: then nothing is left to do but to read `finished_state`.
+
     Raises:
-        InputError: the folder holds a finished model, another request's run, or something else.
+        InputError: the folder holds a finished model of another request, another request's run, or
+            something else.
     """
+    work, left = work_folder(out), out / REQUEST_FILE
+    if is_finished(out) and left.exists() and not list(_differences(_read(left), request)):
+        _clear_finished(work)
+        return True
     check_unfinished(out)
     check_free(out)
-    work = work_folder(out)
     path = work / REQUEST_FILE
     if path.exists():
         differing = ", ".join(_differences(_read(path), request))
@@ -98,7 +111,7 @@ def claim(out: Path, request: Request) -> None:
                 f"{work} was begun with {differing}; run it as it was begun, remove it, or choose "
                 "another folder"
             )
-        return
+        return False
     try:
         work.mkdir(parents=True, exist_ok=True)
         is_free = all(path.name.startswith(".") for path in work.iterdir())
@@ -107,15 +120,24 @@ def claim(out: Path, request: Request) -> None:
     if not is_free:
         raise InputError(f"{work} exists and is not an empty folder; choose another")
     write_text(path, json.dumps(request, indent=2))
+    return False
 
 
-def clear_finished(out: Path) -> None:
+def _clear_finished(work: Path) -> None:
     """Removes what a run left that was killed after the rename of its model."""
-    work = work_folder(out)
-    if (out / "config.json").exists() and work.is_dir():
+    if work.is_dir():
         left = {path.name for path in work.iterdir()} - {path.name for path in checkpoints(work)}
         if left <= {REQUEST_FILE, _NEW}:
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # another process may do so too
+
+
+def finished_state(out: Path) -> TrainerState:
+    """The Trainer's state of the run that made `out`. Raises `InputError` if it is damaged."""
+    path = out / STATE_FILE
+    try:
+        return TrainerState.load_from_json(str(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot read {path} ({error}); choose another folder") from None
 
 
 def _read(path: Path) -> Request:
@@ -143,7 +165,7 @@ def publish(out: Path, state: Any) -> None:
     """
     work, final = work_folder(out), model_folder(out)
     final.mkdir(exist_ok=True)
-    state.save_to_json(str(final / "trainer_state.json"))
+    state.save_to_json(str(final / STATE_FILE))
     shutil.copy2(work / REQUEST_FILE, final)
     for path in new_folder(out).iterdir():
         shutil.rmtree(final / path.name, ignore_errors=True)  # of a run that was killed here

@@ -19,6 +19,8 @@ from c2r.adapters.huggingface import (
     check_ids,
     is_offloaded,
     is_parallel,
+    load_model,
+    load_parallel,
     parallelize,
     prepare,
     save_parallel,
@@ -26,12 +28,13 @@ from c2r.adapters.huggingface import (
 )
 from c2r.errors import InputError
 from c2r.measuring import unconstrained
-from c2r.parallel import agree, join_world
+from c2r.parallel import agree, do_together, join_world
 from c2r.plans import Plan
 from c2r.training.data import Window, collate
 from c2r.training.folder import (
     Request,
     claim,
+    finished_state,
     make_request,
     model_folder,
     new_folder,
@@ -53,12 +56,14 @@ class FinetuneResult:
         num_trainable: parameters that trained; of spread experts, only this process's.
         seconds: of this run.
         log: entries of the Trainer's log, each with its step.
+        was_finished: an earlier run of the same had finished, so that nothing was trained now.
     """
 
     num_steps: int
     num_trainable: int
     seconds: float
     log: tuple[Mapping[str, float], ...]
+    was_finished: bool = False
 
 
 def finetune(  # noqa: PLR0913 - the public door: every choice that a user may leave out
@@ -76,7 +81,8 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
     `c2r.from_pretrained`; the folder appears whole or not at all. The work is done in
     `<out>.partial`: an interrupted run resumes from its newest checkpoint there when it is called
     again with the same arguments, to the same weights; on other processes to the same but for
-    rounding, where nothing is drawn at random.
+    rounding, where nothing is drawn at random. Where such a run has finished, its weights are taken
+    from `out`, and nothing is trained.
 
     Args:
         model: a transformers causal language model; it is trained on the device where it is.
@@ -103,38 +109,63 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         arguments = _arguments(settings, len(windows), folder, str(model.device))
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan)
+        was_finished = False
         if out is not None:
             request = make_request(model, windows, plan, settings)
-            _claim_together(out, request, arguments.world_size)
-        final = None if out is None else model_folder(out)
-        boards = tensorboard_callbacks(settings.report_to, final, arguments.should_log)
+            was_finished = _claim_together(out, request, arguments.world_size)
         set_seed(settings.seed)  # adapters begin at random
         given = settings.mode, settings.lora_rank, not settings.freeze_routers
         with training_only(model, *given) as trained:
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-            trainer = ConstrainedTrainer(
-                _constraint(model, trained, plan, settings),
-                settings,
-                base=model,
-                model=trained,
-                args=arguments,
-                train_dataset=ShuffledWindows(windows, settings),
-                data_collator=collate,
-                callbacks=[*boards, *callbacks],
-            )
-            trainer.run(None if out is None else folder)
-            trainer.enforce_at(settings.anneal_steps)  # the whole plan, however early it ended
-            if final is not None and settings.mode == "lora":
-                save = partial(save_adapter, trained, model, plan, final / "adapter")
-                trainer.on_all(save, only_first=True)
-        if out is not None:
-            _save(trainer, model, out, tokenizer)
+            if not was_finished:
+                trainer = ConstrainedTrainer(
+                    _constraint(model, trained, plan, settings),
+                    settings,
+                    base=model,
+                    model=trained,
+                    args=arguments,
+                    train_dataset=ShuffledWindows(windows, settings),
+                    data_collator=collate,
+                    callbacks=[*_boards(settings, out, arguments.should_log), *callbacks],
+                )
+                _train(trainer, trained, out)
+        if out is not None and was_finished:
+            state = finished_state(out)
+            _take_weights(model, out, plan)
+        else:
+            state = trainer.state
+            if out is not None:
+                _save(trainer, model, out, tokenizer)
     return FinetuneResult(
-        num_steps=trainer.state.global_step,
+        num_steps=state.global_step,
         num_trainable=num_trainable,
         seconds=time.perf_counter() - start,
-        log=tuple(trainer.state.log_history),
+        log=tuple(state.log_history),
+        was_finished=was_finished,
     )
+
+
+def _boards(
+    settings: FinetuneSettings, out: Path | None, is_first: bool
+) -> Iterator[TrainerCallback]:
+    final = None if out is None else model_folder(out)
+    return tensorboard_callbacks(settings.report_to, final, is_first)
+
+
+def _train(trainer: ConstrainedTrainer, trained: Any, out: Path | None) -> None:
+    """Trains to the end; writes the adapters where there are some."""
+    settings, plan = trainer.settings, trainer.constraint.plan
+    trainer.run(None if out is None else work_folder(out))
+    trainer.enforce_at(settings.anneal_steps)  # the whole plan, however early it ended
+    if out is not None and settings.mode == "lora":
+        folder = model_folder(out) / "adapter"
+        trainer.on_all(partial(save_adapter, trained, trainer.base, plan, folder), only_first=True)
+
+
+def _take_weights(model: Any, out: Path, plan: Plan) -> None:
+    """Gives a model those of a finished run; where its experts are spread, each process its own."""
+    load = partial(load_parallel, plan=plan) if is_parallel(model) else load_model
+    model.load_state_dict(load(out, dtype=model.dtype).state_dict())
 
 
 def _save(trainer: ConstrainedTrainer, model: Any, out: Path, tokenizer: Any) -> None:
@@ -175,18 +206,19 @@ def _is_reentrant(module: nn.Module) -> bool:
     )
 
 
-def _claim_together(out: Path, request: Request, num_processes: int) -> None:
-    """The first process begins the folder, the others find it begun."""
+def _claim_together(out: Path, request: Request, num_processes: int) -> bool:
+    """The first process begins the folder, the others find it begun. Gives whether it is whole."""
     if num_processes == 1:
-        claim(out, request)
-        return
+        return claim(out, request)
     processes = join_world()
     agree(request, processes)
-    if processes.rank == 0:
-        claim(out, request)
-    processes.meet("the beginning of the folder")
-    if processes.rank != 0:
-        claim(out, request)
+
+    def begin() -> str:
+        return "finished" if claim(out, request) else ""
+
+    what = "the beginning of the folder"
+    do_together(begin, processes, what, only_first=True)
+    return bool(do_together(begin, processes, what))
 
 
 def _constraint(model: Any, trained: Any, plan: Plan, settings: FinetuneSettings) -> Constraint:
