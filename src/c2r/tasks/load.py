@@ -95,16 +95,20 @@ def load_tasks(request: TaskRequest) -> LoadedTasks:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides the harness's warnings: they are about how it was called."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
+    """Hides the warnings of the harness, how it was called, and of each data set in the cache."""
+    import datasets  # noqa: F401 - sets its level when it is first imported
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    before = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(before)
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def _check(request: TaskRequest) -> None:
