@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from harness import compare, finish, interleave, print_table, seconds_of
 
-from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
+from c2r.adapters.huggingface import permute_checkpoint, undo_permutation
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 
 NUM_EXPERTS, NUM_RANKS, HIDDEN, WIDTH = 32, 8, 1024, 256

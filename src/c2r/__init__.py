@@ -11,8 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from c2r.adapters.checkpoints import permute_checkpoint as permute_checkpoint
-    from c2r.adapters.checkpoints import undo_permutation as undo_permutation
     from c2r.adapters.engines import export_plan as export_plan
     from c2r.adapters.engines import import_traces as import_traces
     from c2r.adapters.huggingface import ParallelOptions as ParallelOptions
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from c2r.adapters.huggingface import gather_state_dict as gather_state_dict
     from c2r.adapters.huggingface import load_parallel as load_parallel
     from c2r.adapters.huggingface import parallelize as parallelize
+    from c2r.adapters.huggingface import permute_checkpoint as permute_checkpoint
     from c2r.adapters.huggingface import profile as profile
     from c2r.adapters.huggingface import push_to_hub as push_to_hub
     from c2r.adapters.huggingface import reduce_gradients as reduce_gradients
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from c2r.adapters.huggingface import save_parallel as save_parallel
     from c2r.adapters.huggingface import save_plan_only as save_plan_only
     from c2r.adapters.huggingface import save_pretrained as save_pretrained
+    from c2r.adapters.huggingface import undo_permutation as undo_permutation
     from c2r.errors import C2RError as C2RError
     from c2r.measuring import RunResult as RunResult
     from c2r.measuring import measure as measure
@@ -74,7 +74,6 @@ if TYPE_CHECKING:
     from c2r.training import routing_metrics as routing_metrics
 
 _ROOMS = {
-    "adapters.checkpoints": ("permute_checkpoint", "undo_permutation"),
     "adapters.engines": ("export_plan", "import_traces"),
     "adapters.huggingface": (
         "ParallelOptions",
@@ -86,6 +85,7 @@ _ROOMS = {
         "gather_state_dict",
         "load_parallel",
         "parallelize",
+        "permute_checkpoint",
         "profile",
         "push_to_hub",
         "reduce_gradients",
@@ -95,6 +95,7 @@ _ROOMS = {
         "save_plan_only",
         "save_parallel",
         "save_pretrained",
+        "undo_permutation",
     ),
     "errors": ("C2RError",),
     "measuring": ("RunResult", "measure", "run"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import c2r
-from c2r.adapters.checkpoints import permute_checkpoint
+from c2r.adapters.huggingface import permute_checkpoint
 from c2r.cli import run_command
 from c2r.errors import PlanError
 from c2r.plans import Plan

@@ -29,7 +29,8 @@ def permute(
     Any engine that places experts in the order of their ids then places them as the plan says.
     The model's outputs do not change. An interrupted run resumes when it is started again.
     """
-    from c2r.adapters.checkpoints import open_checkpoint, permute_checkpoint, undo_permutation
+    from c2r.adapters.checkpoints import open_checkpoint
+    from c2r.adapters.huggingface import permute_checkpoint, undo_permutation
     from c2r.plans import Plan
 
     if undo and plan is not None:

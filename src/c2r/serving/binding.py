@@ -139,7 +139,7 @@ def check_weights(
     fingerprint = plan.provenance.get("model_fingerprint")
     known = fingerprint.get("weights") if isinstance(fingerprint, Mapping) else None
     if known is None:
-        return "the plan does not tell them (it is of a permuted model or of an imported trace)"
+        return "the plan does not tell them (it is of an imported trace)"
     if not _SAME_NAMES.intersection(model_types):
         return f"how {' or '.join(sorted(set(model_types)))} names them is not known"
     planned = layers_by_number(plan)

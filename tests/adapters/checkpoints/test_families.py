@@ -1,12 +1,22 @@
 """Every family: permuted on disk, loaded, the same function; undone, the same bytes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from c2r.adapters.checkpoints import permute_checkpoint, undo_permutation
-from c2r.adapters.huggingface import RouterSite, SelectionRule, apply, find_sites, remove
+from c2r.adapters.huggingface import (
+    RouterSite,
+    SelectionRule,
+    apply,
+    find_sites,
+    fingerprint,
+    permute_checkpoint,
+    remove,
+    undo_permutation,
+)
 from c2r.plans import Plan, contiguous_placement
 from c2r.plans.model_folder import PLAN_FILE
 from c2r.traces import ScoreKind
@@ -32,9 +42,7 @@ def test_family(family: Family, tmp_path: Path) -> None:
     assert report.num_layers == len(sites)
     permuted = type(made).from_pretrained(tmp_path / "permuted", **options).eval()
     new_plan = Plan.load(tmp_path / "permuted" / PLAN_FILE)
-    for layer in new_plan.layers:
-        num_stored = 8  # of every family; LongCat and ZAYA have ids that compute nothing
-        assert layer.placement[:num_stored].tolist() == contiguous_placement(8, 4).tolist()
+    assert_fits(new_plan, permuted)
 
     is_bitwise = experts == "grouped_mm" and sums_no_experts(sites[0])
     with torch.no_grad():
@@ -51,6 +59,15 @@ def test_family(family: Family, tmp_path: Path) -> None:
     before, after = tmp_path / "model", tmp_path / "undone"
     assert contents(after) == contents(before)
     assert contents(tmp_path / "permuted") != contents(before)
+
+
+def assert_fits(plan: Plan, model: Any) -> None:
+    for layer in plan.layers:
+        num_stored = 8  # of every family; LongCat and ZAYA have ids that compute nothing
+        assert layer.placement[:num_stored].tolist() == contiguous_placement(8, 4).tolist()
+    if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # others are not loaded to be compared
+        found = fingerprint(model, find_sites(model))
+        assert plan.provenance["model_fingerprint"] == found
 
 
 def sums_no_experts(site: RouterSite) -> bool:

@@ -12,15 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from c2r.adapters.checkpoints import permute_checkpoint, rewrite, undo_permutation
+from c2r.adapters.checkpoints import rewrite
 from c2r.adapters.huggingface import (
     applied_plan,
     apply,
     find_sites,
     from_pretrained,
     load_model,
+    permute_checkpoint,
     profile,
     save_pretrained,
+    undo_permutation,
 )
 from c2r.assets import heldout_files, tiny_folder
 from c2r.errors import InputError, ModelError, PlanError, PlanMismatchError
@@ -275,6 +277,25 @@ def test_killed_beside_the_rename_it_ends_whole_and_leaves_nothing(
     permute_checkpoint(source, plan_of([1, 2]), tmp_path / "whole")
     assert contents(new) == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new", "whole"]
+
+
+def test_a_plan_is_held_to_the_router_weights_before_and_after(tmp_path: Path) -> None:
+    (family,) = (f for f in FAMILIES if f.name == "mixtral")
+    model = family.model("eager")
+    model.save_pretrained(tmp_path / "model")
+    plan = shuffled_plan(find_sites(model), model)
+    permute_checkpoint(tmp_path / "model", plan, tmp_path / "permuted")
+    assert applied_plan(from_pretrained(tmp_path / "permuted")) is not None
+
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight += 1
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(PlanMismatchError, match=r"router weights .*--other-weights"):
+        permute_checkpoint(tmp_path / "tuned", plan, tmp_path / "out")
+    shutil.copy(tmp_path / "tuned" / "model.safetensors", tmp_path / "permuted")
+    with pytest.raises(PlanMismatchError, match="router weights"):
+        from_pretrained(tmp_path / "permuted")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "permuted", "tuned"]
 
 
 def test_a_permuted_folder_is_not_permuted_again(tmp_path: Path) -> None:

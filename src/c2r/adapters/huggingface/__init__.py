@@ -34,6 +34,11 @@ from c2r.adapters.huggingface.folders import (
 from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
 from c2r.adapters.huggingface.models import eager, evaluating, model_type, runner, unwrapped
 from c2r.adapters.huggingface.parallel_models import in_step, is_parallel, mesh_of
+from c2r.adapters.huggingface.permuted_folder import (
+    PermutationReport,
+    permute_checkpoint,
+    undo_permutation,
+)
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.adapters.huggingface.routers.registry import RouterSpec, register_router
@@ -63,6 +68,7 @@ __all__ = [
     "Batch",
     "ConstraintReport",
     "ParallelOptions",
+    "PermutationReport",
     "PreparedPlan",
     "Recorder",
     "Replay",
@@ -102,6 +108,7 @@ __all__ = [
     "mesh_of",
     "model_type",
     "parallelize",
+    "permute_checkpoint",
     "prepare",
     "profile",
     "push_to_hub",
@@ -117,6 +124,7 @@ __all__ = [
     "save_plan_only",
     "save_pretrained",
     "traces",
+    "undo_permutation",
     "unfinished_parts",
     "unwrapped",
 ]

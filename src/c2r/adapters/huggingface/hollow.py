@@ -18,7 +18,7 @@ from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint
 from c2r.adapters.huggingface.folders import weightless
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.routers.discovery import find_sites
-from c2r.adapters.huggingface.routers.model_identity import router_tensors
+from c2r.adapters.huggingface.routers.model_identity import fingerprint, router_tensors
 from c2r.adapters.huggingface.routers.sites import RouterSite
 from c2r.errors import InputError, ModelError
 
@@ -48,6 +48,15 @@ def hollow_model(folder: Path, **options: Any) -> PreTrainedModel:
     model.set_experts_implementation("eager")
     _read_routers(model, find_sites(model), open_checkpoint(folder))
     return model
+
+
+def identity(folder: Path) -> dict[str, str] | None:
+    """The `fingerprint` of the model in a folder; None where it cannot be built and run."""
+    try:
+        model = hollow_model(folder)
+    except (InputError, ModelError):
+        return None
+    return fingerprint(model, find_sites(model))
 
 
 def _made_up(parameter: Tensor, generator: torch.Generator) -> Tensor:

@@ -44,8 +44,7 @@ def router_tensors(site: RouterSite) -> dict[str, Tensor]:
 def check_plan(plan: Plan, model: nn.Module, sites: Sequence[RouterSite], strict: bool) -> None:
     """Raises `PlanMismatchError` unless the plan was made for this model.
 
-    `strict=False` takes a plan for a model of the same structure whose weights have changed. The
-    plan of a permuted checkpoint names the structure only.
+    `strict=False` takes a plan for a model of the same structure whose weights have changed.
     """
     ours = [(site.num_experts, site.top_k) for site in sites]
     theirs = [(layer.num_experts, layer.top_k) for layer in plan.layers]
@@ -58,7 +57,7 @@ def check_plan(plan: Plan, model: nn.Module, sites: Sequence[RouterSite], strict
         _check_layer(site, layer)
     known = plan.provenance.get("model_fingerprint")
     if isinstance(known, Mapping):
-        _check_fingerprint(known, fingerprint(model, sites), strict)
+        check_fingerprint(known, fingerprint(model, sites), strict)
 
 
 def _describe(layers: list[tuple[int, int]]) -> str:
@@ -78,7 +77,11 @@ def _check_layer(site: RouterSite, layer: LayerPlan) -> None:
         check_top_t(layer.top_t, site.num_experts, site.top_k)
 
 
-def _check_fingerprint(known: Mapping[str, Any], found: Mapping[str, str], strict: bool) -> None:
+def check_fingerprint(known: Mapping[str, Any], found: Mapping[str, str], strict: bool) -> None:
+    """Raises `PlanMismatchError` unless a plan for the model `known` is for the one `found`.
+
+    `strict=False` takes other weights; a plan need not say which it is for.
+    """
     if known.get("structure") != found["structure"]:
         raise PlanMismatchError(
             f"the plan was made for a model of structure {known.get('structure')}, this one has "
@@ -87,6 +90,6 @@ def _check_fingerprint(known: Mapping[str, Any], found: Mapping[str, str], stric
     if strict and known.get("weights", found["weights"]) != found["weights"]:
         raise PlanMismatchError(
             f"the plan was made for router weights {known['weights']}, this model has "
-            f"{found['weights']}; {_NEXT_STEP}, or apply it with strict=False if the model was "
-            "fine-tuned since"
+            f"{found['weights']}; {_NEXT_STEP}, or, if the model was fine-tuned since, apply it "
+            "with strict=False (`c2r apply --other-weights`)"
         )

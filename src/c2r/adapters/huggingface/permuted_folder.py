@@ -30,6 +30,8 @@ from c2r.adapters.checkpoints.rewrite import (
 )
 from c2r.adapters.checkpoints.shards import Checkpoint, open_checkpoint, read_json
 from c2r.adapters.expert_groups import num_expert_groups
+from c2r.adapters.huggingface.hollow import identity
+from c2r.adapters.huggingface.routers.model_identity import check_fingerprint
 from c2r.artifacts import Artifact, damaged_file, encode_artifact, read_artifact
 from c2r.errors import InputError, ModelError
 from c2r.plans import Plan
@@ -68,9 +70,13 @@ def permute_checkpoint(
     """Writes the checkpoint in `source` to `folder` with its experts in the plan's order.
 
     The folder carries the renumbered plan, as `c2r apply` writes it, and the permutation, from
-    which `undo_permutation` restores the tensors byte by byte. Memory: the headers and one buffer
-    of 1 MiB. The folder appears whole or not at all. Work is done in `<folder>.partial`: after an
-    interruption the same call resumes with the missing shards.
+    which `undo_permutation` restores the tensors byte by byte. It appears whole or not at all.
+    Work is done in `<folder>.partial`: after an interruption the same call resumes with the
+    missing shards.
+
+    A plan that says which router weights it is for is compared with them, and the folder's says
+    the renumbered ones. Memory: the headers and one buffer of 1 MiB; to compare, the routers and
+    one matrix.
 
     Args:
         source: a model folder with safetensors weights.
@@ -82,7 +88,7 @@ def permute_checkpoint(
         InputError: the checkpoint is damaged, experts are missing or have unexpected shapes,
             the folder is not empty, or the disk has no room.
         ModelError: the layout of the checkpoint is unknown.
-        PlanMismatchError: the plan's layers are not the checkpoint's.
+        PlanMismatchError: the plan's layers are not the checkpoint's, or its router weights.
         PlanError: no permutation gives the placement.
     """
     source, folder = Path(source), Path(folder)
@@ -107,8 +113,10 @@ def permute_checkpoint(
             check_groups(layer.stem, order, num_groups)
     permutation = _encode_permutation(found, orders, source_has_plan=own_plan is not None)
     changes = tensor_changes(found, orders)
+    is_known = _check_weights(source, plan)
     with rewritten_folder(checkpoint, changes, folder, permutation, advance) as partial:
-        permuted = _permuted_plan(plan, orders)
+        write_config(partial, config, None)
+        permuted = _permuted_plan(plan, orders, identity(partial) if is_known else None)
         save_plan(permuted, partial)
         (partial / PERMUTATION_FILE).write_bytes(permutation)
         write_config(partial, config, permuted)
@@ -202,12 +210,28 @@ def _permutation(numbers: npt.NDArray[Any]) -> Int:
     return numbers.astype(np.int64)
 
 
-def _permuted_plan(plan: Plan, orders: Sequence[ExpertOrder]) -> Plan:
-    """The plan in the new numbers; the router weights that it was made for are others now."""
+def _check_weights(source: Path, plan: Plan) -> bool:
+    """Whether the plan is for the router weights in `source`; False where that cannot be known.
+
+    Raises `PlanMismatchError` if it is for others.
+    """
+    known = plan.provenance.get("model_fingerprint")
+    if not isinstance(known, Mapping) or "weights" not in known:
+        return False
+    found = identity(source)
+    if found is not None:
+        check_fingerprint(known, found, strict=True)
+    return found is not None
+
+
+def _permuted_plan(
+    plan: Plan, orders: Sequence[ExpertOrder], found: Mapping[str, str] | None
+) -> Plan:
+    """The plan in the new numbers, for the renumbered router weights where they are known."""
     known = plan.provenance.get("model_fingerprint")
     provenance = {**plan.provenance, "permuted_from": known}
     if isinstance(known, Mapping):
-        provenance["model_fingerprint"] = {"structure": known.get("structure")}
+        provenance["model_fingerprint"] = found or {"structure": known.get("structure")}
     return _renumber_plan(plan, orders, provenance)
 
 
