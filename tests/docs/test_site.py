@@ -62,6 +62,6 @@ def test_every_command_is_described(site):
 
 
 def test_formulas_are_mathml(site):
-    assert site["concepts"].count("<math") > 20
-    assert "arithmatex" not in site["concepts"]
-    assert re.findall(r"<m[ion]>\\[^<]*", site["concepts"]) == []  # a command it does not know
+    assert site["how-it-works"].count("<math") > 20
+    assert "arithmatex" not in site["how-it-works"]
+    assert re.findall(r"<m[ion]>\\[^<]*", site["how-it-works"]) == []  # a command it does not know

@@ -11,7 +11,7 @@ from c2r.prediction.cluster import default_cluster
 from c2r.prediction.needs import command_needs
 from c2r.profiling import draw_profile
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/several-machines.md"
+PAGE = Path(__file__).parents[2] / "docs/how-to/needs.md"
 QWEN = {"num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936, "head_dim": 128}
 QWEN |= {"num_key_value_heads": 4, "architectures": ["Qwen3MoeForCausalLM"]}
 CONFIGS = {

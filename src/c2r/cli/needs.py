@@ -50,7 +50,7 @@ def show_needs(model: str | None, cluster: "Cluster", tokens_per_rank: int, json
     print_table(title, [*columns, "steps", "time"], rows)
     print(
         "Weights sharded over all ranks; in training with gradients and optimizer. Loading and\n"
-        "saving are not counted. docs/how-to/several-machines.md has the formulas."
+        "saving are not counted. docs/how-to/needs.md has the formulas."
     )
 
 
