@@ -17,9 +17,9 @@ def paragraphs(text: str) -> Iterator[tuple[int, str]]:
     is_table = False
     for token in _MARKDOWN.parse(text):
         is_table = token.type != "table_close" and (is_table or token.type == "table_open")
-        if token.type == "inline" and not is_table:
-            if token.map and not token.content.startswith(("$$", ":::", "![")):
-                yield token.map[0] + 1, token.content
+        is_prose = token.type == "inline" and not is_table
+        if is_prose and token.map and not token.content.startswith(("$$", ":::", "![")):
+            yield token.map[0] + 1, token.content
 
 
 def sentences(paragraph: str) -> list[str]:

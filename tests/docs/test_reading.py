@@ -25,7 +25,7 @@ def test_sentences_and_paragraphs_are_short(page):
 
 
 def test_what_counts_as_a_paragraph():
-    page = "# Title\n\nOne.\nTwo.\n\n| a | b |\n|---|---|\n| c. d | e |\n\n    code\n\n- item\n\n$$x$$\n"
+    page = "# Title\n\nOne.\nTwo.\n\n| a |\n|---|\n| b. c |\n\n    code\n\n- item\n\n$$x$$\n"
     assert list(paragraphs(page)) == [(1, "Title"), (3, "One.\nTwo."), (12, "item")]
 
 
