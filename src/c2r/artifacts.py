@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from c2r.errors import ArtifactError, InputError, PlanError, one_line
@@ -240,6 +240,21 @@ def read_header(path: str | Path, kind: str) -> dict[str, Any]:
     if found != kind:
         raise ArtifactError(f"{path} holds a {one_line(found)}, not a {kind}")
     return header
+
+
+def read_arrays(path: str | Path, prefix: str) -> Arrays:
+    """The arrays of the artifact at `path` whose names begin so; others are not read.
+
+    Raises `ArtifactError` if the file is missing or truncated.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} is truncated or cannot be read ({one_line(error)}); write it again"
+        ) from None
 
 
 def decode_artifact(

@@ -276,15 +276,15 @@ def _plan_by_target(
 
 def _load(paths: list[Path], worst: bool, seed: int) -> tuple[Any, list[Any]]:
     """The profile of all texts, and those of which the worst counts."""
-    from c2r.profiling import CollaborationProfile
+    from c2r.profiling import CollaborationProfile, merge_files
 
+    if len(paths) == 1 and not worst:
+        return CollaborationProfile.load(paths[0]), []
     if worst and len(paths) < 2:
         raise InputError("--worst places for the worst of several profiles; give more than one")
-    texts = [CollaborationProfile.load(path) for path in paths]
-    pooled = texts[0]
-    for text in texts[1:]:
-        pooled = pooled.merge(text, seed)
-    return pooled, texts if worst else []
+    with progress_bar("merging, layers of profiles", None) as advance:
+        pooled = merge_files(paths, seed, lambda total: advance(1, total))
+    return pooled, [CollaborationProfile.load(path) for path in paths] if worst else []
 
 
 def _parse_replicas(text: str) -> Any:

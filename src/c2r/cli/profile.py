@@ -161,7 +161,7 @@ def _shared_out(
     """
     from c2r.adapters.huggingface import describe_model, traces, unfinished_parts
     from c2r.parallel import merge_profiles, parts_beside, remove_parts, share_out
-    from c2r.profiling import CollaborationProfile
+    from c2r.profiling import merge_files
 
     described = describe_model(model)
     ranks.agree({"the model": described["model_fingerprint"]})
@@ -178,8 +178,8 @@ def _shared_out(
     else:
         for _ in traces(model, ()):  # others may need the experts of this rank
             pass
-    for path in sharing.taken:
-        taken = CollaborationProfile.load(path)
+    if sharing.taken:
+        taken = merge_files(sharing.taken, seed)
         counted = taken if counted is None else counted.merge(taken)
     merged = merge_profiles(counted, ranks.comm)
     if merged is not None:

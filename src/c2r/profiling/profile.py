@@ -140,18 +140,9 @@ class CollaborationProfile(Summarised):
         Raises:
             InputError: the profiles are of models with different layers.
         """
-        ours, theirs = _shapes(self), _shapes(other)
-        if ours != theirs:
-            raise InputError(
-                f"cannot merge profiles of different models: {_describe(ours)} against "
-                f"{_describe(theirs)}; merge profiles of the same model"
-            )
-        if _fingerprint(self) != _fingerprint(other):
-            raise InputError(
-                "cannot merge profiles: their model fingerprints differ, "
-                f"{json.dumps(_fingerprint(self))} against {json.dumps(_fingerprint(other))}; "
-                "merge profiles of one model and the same weights"
-            )
+        check_same_model(
+            (_shapes(self), self.provenance), (_shapes(other), other.provenance), "profiles"
+        )
         rng = np.random.default_rng([seed, self.num_tokens, other.num_tokens])
         layers = tuple(a.merge(b, rng) for a, b in zip(self.layers, other.layers, strict=True))
         complete = self.provenance.get("complete", True) and other.provenance.get("complete", True)
@@ -196,7 +187,7 @@ class CollaborationProfile(Summarised):
         with damaged_file(source):
             profile = cls(
                 layers=tuple(
-                    _read_layer(index, entry, artifact.arrays)
+                    read_layer(index, entry, artifact.arrays)
                     for index, entry in enumerate(artifact.header["layers"])
                 ),
                 provenance=artifact.header["provenance"],
@@ -210,6 +201,26 @@ class CollaborationProfile(Summarised):
         return profile
 
 
+Model = tuple[list[tuple[int, int]], Mapping[str, Any]]
+"""E and k of each layer, and the provenance, which may name the model."""
+
+
+def check_same_model(one: Model, other: Model, what: str) -> None:
+    """Raises `InputError` unless two profiles, named by `what`, are of the same model."""
+    (ours, first), (theirs, second) = one, other
+    if ours != theirs:
+        raise InputError(
+            f"cannot merge {what} of different models: {_describe(ours)} against "
+            f"{_describe(theirs)}; merge profiles of the same model"
+        )
+    known, found = (origin.get("model_fingerprint") for origin in (first, second))
+    if known != found:
+        raise InputError(
+            f"cannot merge {what}: their model fingerprints differ, {json.dumps(known)} against "
+            f"{json.dumps(found)}; merge profiles of one model and the same weights"
+        )
+
+
 def _shapes(profile: CollaborationProfile) -> list[tuple[int, int]]:
     return [(layer.num_experts, layer.top_k) for layer in profile.layers]
 
@@ -217,10 +228,6 @@ def _shapes(profile: CollaborationProfile) -> list[tuple[int, int]]:
 def _describe(shapes: list[tuple[int, int]]) -> str:
     experts = sorted({num_experts for num_experts, _ in shapes})
     return f"{len(shapes)} layers of {'/'.join(map(str, experts))} experts"
-
-
-def _fingerprint(profile: CollaborationProfile) -> Any:
-    return profile.provenance.get("model_fingerprint")
 
 
 def _layer_arrays(index: int, layer: LayerProfile) -> Arrays:
@@ -237,7 +244,14 @@ def _layer_arrays(index: int, layer: LayerProfile) -> Arrays:
     return {f"layers.{index}.{name}": array for name, array in arrays.items()}
 
 
-def _read_layer(index: int, entry: Mapping[str, Any], arrays: Arrays) -> LayerProfile:
+def read_layer(
+    index: int, entry: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+) -> LayerProfile:
+    """A layer from its entry in a profile's header, and the arrays of the file; not yet checked.
+
+    Raises what a missing or malformed field raises.
+    """
+
     def optional(name: str) -> Any:
         return arrays.get(f"layers.{index}.{name}")
 
