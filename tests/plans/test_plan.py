@@ -63,3 +63,13 @@ def test_lists_filled_up_where_ranks_differ_in_size_survive_the_file(tmp_path):
     plan = Plan(layers=(uneven,), topology=ClusterTopology(num_ranks=2))
     plan.save(tmp_path / "plan.safetensors")
     assert Plan.load(tmp_path / "plan.safetensors").fingerprint == plan.fingerprint
+
+
+def test_folded_it_has_the_experts_of_neighbours_on_one_rank():
+    first = replace(layer(), num_experts=6, placement=np.array([3, 0, 2, 1, 5, 4]))
+    plan = Plan(layers=(first,), topology=ClusterTopology(num_ranks=6, num_nodes=2))
+    halved = plan.folded(3)
+    assert halved.layers[0].placement.tolist() == [1, 0, 1, 0, 2, 2]
+    assert (halved.topology.num_ranks, halved.layers[0].policy) == (3, "top_k")
+    assert np.bincount(plan.folded(4).layers[0].placement).tolist() == [2, 1, 2, 1]
+    assert plan.folded(6) is plan and plan.folded(12) is plan

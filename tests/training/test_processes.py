@@ -30,20 +30,22 @@ CASES = {
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
     "replicas": replace(SETTINGS, expert_parallel=True),
     "groups": replace(SETTINGS, expert_parallel=True),
+    "fewer": replace(SETTINGS, expert_parallel=True),
 }
 
 
 def tune(out, settings, callbacks=(), name=""):
     model = tiny()
     plan = plan_of(model, num_ranks=2 if name == "groups" else 4)
-    plan = with_replicas(plan) if name == "replicas" else plan
+    plan = with_replicas(plan) if name in ("replicas", "fewer") else plan
     return finetune(model, examples(), plan, settings, out, callbacks)
 
 
 def check(comm, settings, folder):
     """Tunes on all ranks; with spread experts interrupted on one of them, and goes on.
 
-    With replicas also without an interruption, for the same weights. Two groups do not go on.
+    With replicas also without an interruption, for the same weights. Two groups, and ranks of which
+    half are lost, do not go on.
     """
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
     out = folder / "out"
@@ -58,7 +60,7 @@ def check(comm, settings, folder):
             *(f"rank-{rank}.safetensors" for rank in range(num_ranks)),
             *(f"process-{process}.safetensors" for process in range(4)),
         }
-        if folder.name == "groups":
+        if folder.name in ("groups", "fewer"):
             return
     result = tune(out, settings, name=folder.name)
     if folder.name == "replicas":
@@ -67,7 +69,7 @@ def check(comm, settings, folder):
         (folder / "log.json").write_text(json.dumps(result.log))
 
 
-def check_fewer(comm, folder):
+def check_one_group(comm, folder):
     """One group goes on from what two have left, once all of it is there."""
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")
     part = work_folder(folder / "out") / "checkpoint-2" / "rank-1.safetensors"
@@ -85,6 +87,14 @@ def check_fewer(comm, folder):
         (folder / "log.json").write_text(json.dumps(result.log))
 
 
+def check_fewer_ranks(comm, folder):
+    """Two processes go on with the experts of the four ranks of the plan."""
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")
+    result = tune(folder / "out", CASES["fewer"], name="fewer")
+    if comm.rank == 0:
+        (folder / "log.json").write_text(json.dumps(result.log))
+
+
 @pytest.mark.distributed
 def test_four_processes_train_as_one_does(tmp_path):
     checks = {}
@@ -92,7 +102,11 @@ def test_four_processes_train_as_one_does(tmp_path):
         (tmp_path / name).mkdir()
         checks[name] = partial(check, settings=settings, folder=tmp_path / name)
     assert run_checks(checks) == {}
-    assert run_checks({"fewer": partial(check_fewer, folder=tmp_path / "groups")}, 2) == {}
+    on_two = {
+        "groups": partial(check_one_group, folder=tmp_path / "groups"),
+        "fewer": partial(check_fewer_ranks, folder=tmp_path / "fewer"),
+    }
+    assert run_checks(on_two, 2) == {}
     for name, settings in CASES.items():
         settings = replace(settings, expert_parallel=False)
         alone = tune(

@@ -219,7 +219,10 @@ def _load(arguments: Document, plan: "Plan", settings: "FinetuneSettings") -> tu
     model, loading = arguments["model"], arguments["loading"]
     if settings.expert_parallel:
         options = ParallelOptions(timeout=arguments["timeout"])
-        loaded, tokenizer = load_spread(model, loading, plan, options)
+        if num_processes() < plan.topology.num_ranks:
+            _note(f"{plan.topology.num_ranks} ranks of the plan share {num_processes()} processes")
+        placing = plan.folded(num_processes())
+        loaded, tokenizer = load_spread(model, loading, placing, options)
     else:
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
     remove(loaded)  # a folder may carry a plan

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,27 @@ class Plan(Summarised):
             "load, placed": figure(found.get("rank_load_max_over_mean"), ".2f"),
         }
         return f"Plan {self.fingerprint}", known(figures)
+
+    def folded(self, num_ranks: int) -> "Plan":
+        """The same experts on fewer ranks, of which each takes those of neighbours; no replicas.
+
+        It only says where experts are: the policy, which may depend on the ranks, is left out. The
+        plan itself where it has no more ranks than that.
+        """
+        if num_ranks >= self.topology.num_ranks:
+            return self
+        layers = tuple(
+            replace(
+                layer,
+                policy="top_k",
+                strength=0.0,
+                partners=NO_EXPERTS,
+                placement=layer.placement * num_ranks // self.topology.num_ranks,
+                replicas=NO_EXPERTS,
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, topology=ClusterTopology(num_ranks=num_ranks))
 
     def save(self, path: str | Path) -> None:
         """Writes the plan atomically. Raises `InputError` if it cannot be written."""

@@ -6,8 +6,8 @@ checkpoint-40/
   rank-0.safetensors        the same of the experts of rank 0, where experts are spread over ranks
   process-0.safetensors     random state of process 0, and its part of the unfinished log entry
 
-Groups of ranks hold the same experts, and one of them writes; so another number of groups goes on
-from the files of the same ranks.
+A rank's file says which experts are in its rows. So the same experts are found on other ranks, as
+many as there are, wherever these are to have them.
 """
 
 import json
@@ -15,8 +15,11 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from c2r.adapters.huggingface import ExpertRows
 from c2r.errors import InputError
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -117,8 +121,7 @@ def _problem(folder: Path) -> str | None:
         names = [process_file(index) for index in range(facts["num_processes"])]
         names += [rank_file(index) for index in range(facts["num_ranks"])]
         for path in (folder / name for name in names):
-            with safe_open(path, framework="pt"):
-                pass
+            read_facts(path)
     except FileNotFoundError:
         return f"{path.name} is missing"
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
@@ -132,33 +135,98 @@ def forget_older(out: Path) -> None:
         shutil.rmtree(folder)
 
 
-def pack_weights(model: nn.Module, optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """The trained parameters, each with its tensors by name: itself, and its optimizer state."""
-    packed = {}
+def pack_weights(
+    model: nn.Module, optimizer: Any, rows: Mapping[nn.Parameter, ExpertRows]
+) -> tuple[Part, Part]:
+    """Trained parameters and their optimizer state: of what all processes share, and of experts.
+
+    Of experts those of the rank's own; their ids are in the part's data.
+    """
+    shared: dict[str, Tensor] = {}
+    own: dict[str, Tensor] = {}
+    experts: dict[str, Sequence[int]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             state = optimizer.state.get(parameter, {})
-            entries = {f"optimizer/{key}/{name}": value for key, value in state.items()}
-            packed[parameter] = {f"weights/{name}": parameter, **entries}
-    return packed
+            tensors = {f"optimizer/{key}/{name}": value for key, value in state.items()}
+            tensors[f"weights/{name}"] = parameter
+            if parameter in rows:
+                ids, num_own = rows[parameter]
+                experts[name] = ids[:num_own]
+                own |= {key: t[:num_own] if t.ndim else t for key, t in tensors.items()}
+            else:
+                shared |= tensors
+    return Part(tensors=shared), Part(tensors=own, facts={"experts": experts})
 
 
-def unpack_weights(model: nn.Module, optimizer: Any, path: Path) -> None:
-    """Puts back what `pack_weights` gave, of the parameters that the part at `path` has.
+def unpack_weights(
+    model: nn.Module,
+    optimizer: Any,
+    folder: Path,
+    num_ranks: int,
+    rows: Mapping[nn.Parameter, ExpertRows],
+) -> None:
+    """Puts back what `pack_weights` gave, from a checkpoint that so many ranks wrote.
 
-    One tensor is read at a time. Raises `OSError` or `SafetensorError`.
+    One tensor is read at a time, of experts those in `rows` only, whichever rank wrote them.
+    Raises `OSError` or `SafetensorError`.
     """
-    with safe_open(path, framework="pt") as part:
-        names = set(part.keys())
-        keys = {name.split("/", 2)[1] for name in names if name.startswith("optimizer/")}
+    with ExitStack() as opened:
+
+        def opening(name: str) -> Any:
+            return opened.enter_context(safe_open(folder / name, framework="pt"))
+
+        shared = opening(SHARED)
+        parts = [opening(rank_file(rank)) for rank in range(num_ranks)]
+        experts = [json.loads(part.metadata()["c2r"])["experts"] for part in parts]
+        names = [set(part.keys()) for part in (shared, *parts)]
+        keys = {name.split("/", 2)[1] for name in set().union(*names) if "optimizer/" in name}
         for name, parameter in model.named_parameters():
-            if f"weights/{name}" in names:
-                parameter.data.copy_(part.get_tensor(f"weights/{name}"))
-                saved = {key: f"optimizer/{key}/{name}" for key in keys}
-                state = {k: part.get_tensor(v) for k, v in saved.items() if v in names}
-                if state:
-                    on_device = {k: v.to(parameter.device) for k, v in state.items()}
-                    optimizer.state[parameter] = on_device
+            if not parameter.requires_grad:
+                continue
+            read = shared.get_tensor
+            if parameter in rows:
+                where = _places([written[name] for written in experts])
+                read = partial(_read_rows, parts, [where[i] for i in rows[parameter].ids])
+            parameter.data.copy_(read(f"weights/{name}"))
+            saved = {key: f"optimizer/{key}/{name}" for key in keys}
+            state = {k: read(v) for k, v in saved.items() if any(v in each for each in names)}
+            if state:
+                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+
+
+Place = tuple[int, int]
+"""A file, and a row of the tensors in it."""
+
+
+def _places(written: Sequence[Sequence[int]]) -> dict[int, Place]:
+    """Where each expert is, of those that each file has in its rows."""
+    return {
+        expert: (part, row)
+        for part, experts in enumerate(written)
+        for row, expert in enumerate(experts)
+    }
+
+
+def _read_rows(parts: Sequence[Any], places: Sequence[Place], name: str) -> Tensor:
+    """Rows of a tensor that several files have a part of; where it is one number, the number."""
+    shape = parts[0].get_slice(name).get_shape()
+    if not shape:
+        number: Tensor = parts[0].get_tensor(name)
+        return number
+    # Rows that are neighbours here and there are read at once.
+    stretches = [
+        [place for _, place in stretch]
+        for _, stretch in groupby(
+            enumerate(places), lambda entry: (entry[1][0], entry[1][1] - entry[0])
+        )
+    ]
+    return torch.cat(
+        [
+            parts[stretch[0][0]].get_slice(name)[stretch[0][1] : stretch[-1][1] + 1]
+            for stretch in stretches
+        ]
+    )
 
 
 def pack_random_state() -> Part:

@@ -4,6 +4,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from c2r.adapters.huggingface import (
     expert_parameters,
+    expert_rows,
     is_parallel,
     mesh_of,
     reduce_gradients,
@@ -138,11 +140,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return f"the last checkpoint is {made[-1]}" if made else "there is no checkpoint"
 
     def _write(self, folder: Path) -> None:
-        experts = expert_parameters(self.base)
-        shared: dict[str, Tensor] = {}
-        own: dict[str, Tensor] = {}
-        for parameter, tensors in pack_weights(self.model, self._inner_optimizer()).items():
-            (own if parameter in experts else shared).update(tensors)
+        rows = expert_rows(self.base)
+        shared, own = pack_weights(self.model, self._inner_optimizer(), rows)
         random_state = pack_random_state()
         facts = {**random_state.facts, **self._pack_log()}
         process = folder / process_file(self.args.process_index)
@@ -150,14 +149,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         mesh = mesh_of(self.base) if is_parallel(self.base) else None
         # Every group holds the same experts; the groups take turns, rank by rank.
         if mesh is not None and mesh.group == mesh.ranks.rank % mesh.num_groups:
-            Part(tensors=own).write(folder / rank_file(mesh.ranks.rank))
+            own.write(folder / rank_file(mesh.ranks.rank))
         if self.is_world_process_zero():
             facts = {
                 "scheduler": self.lr_scheduler.state_dict(),
                 "num_processes": self.args.world_size,
                 "num_ranks": 0 if mesh is None else mesh.ranks.size,
             }
-            Part(tensors=shared, facts=facts).write(folder / SHARED)
+            replace(shared, facts=facts).write(folder / SHARED)
             self.state.save_to_json(str(folder / STATE_FILE))
 
     def _inner_optimizer(self) -> Any:
@@ -206,12 +205,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        files = [folder / SHARED]
-        if is_parallel(self.base):
-            files.append(folder / rank_file(mesh_of(self.base).ranks.rank))
-        for path in files:
-            unpack_weights(self.model, self._inner_optimizer(), path)
         facts = read_facts(folder / SHARED)
+        rows = expert_rows(self.base)
+        unpack_weights(self.model, self._inner_optimizer(), folder, facts["num_ranks"], rows)
         self.lr_scheduler.load_state_dict(dict(facts["scheduler"]))
         # The scheduler knows the rate of the next step, the optimizer's groups still the first.
         for group, rate in zip(

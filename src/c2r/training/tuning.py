@@ -22,6 +22,7 @@ from c2r.adapters.huggingface import (
     load_model,
     load_parallel,
     parallelize,
+    placement_of,
     prepare,
     save_parallel,
     save_pretrained,
@@ -108,7 +109,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
     with _restoring(model), _folder(out) as folder:
         arguments = _arguments(settings, len(windows), folder, str(model.device))
         if settings.expert_parallel and not is_parallel(model):
-            parallelize(model, plan)
+            parallelize(model, plan.folded(arguments.world_size))
         was_finished = False
         if out is not None:
             request = make_request(model, windows, plan, settings)
@@ -131,7 +132,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
                 _train(trainer, trained, out)
         if out is not None and was_finished:
             state = finished_state(out)
-            _take_weights(model, out, plan)
+            _take_weights(model, out)
         else:
             state = trainer.state
             if out is not None:
@@ -162,10 +163,14 @@ def _train(trainer: ConstrainedTrainer, trained: Any, out: Path | None) -> None:
         trainer.on_all(partial(save_adapter, trained, trainer.base, plan, folder), only_first=True)
 
 
-def _take_weights(model: Any, out: Path, plan: Plan) -> None:
+def _take_weights(model: Any, out: Path) -> None:
     """Gives a model those of a finished run; where its experts are spread, each process its own."""
-    load = partial(load_parallel, plan=plan) if is_parallel(model) else load_model
-    model.load_state_dict(load(out, dtype=model.dtype).state_dict())
+    tuned = (
+        load_parallel(out, placement_of(model), dtype=model.dtype)
+        if is_parallel(model)
+        else load_model(out, dtype=model.dtype)
+    )
+    model.load_state_dict(tuned.state_dict())
 
 
 def _save(trainer: ConstrainedTrainer, model: Any, out: Path, tokenizer: Any) -> None:

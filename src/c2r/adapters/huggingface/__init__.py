@@ -20,7 +20,9 @@ from c2r.adapters.huggingface.expert_parallel.spread import (
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
+    ExpertRows,
     expert_parameters,
+    expert_rows,
     gather_state_dict,
     reduce_gradients,
     refresh_replicas,
@@ -33,7 +35,12 @@ from c2r.adapters.huggingface.folders import (
 )
 from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
 from c2r.adapters.huggingface.models import eager, evaluating, model_type, runner, unwrapped
-from c2r.adapters.huggingface.parallel_models import in_step, is_parallel, mesh_of
+from c2r.adapters.huggingface.parallel_models import (
+    in_step,
+    is_parallel,
+    mesh_of,
+    placement_of,
+)
 from c2r.adapters.huggingface.permuted_folder import (
     PermutationReport,
     permute_checkpoint,
@@ -67,6 +74,7 @@ if has_expert_parallelism():
 __all__ = [
     "Batch",
     "ConstraintReport",
+    "ExpertRows",
     "ParallelOptions",
     "PermutationReport",
     "PreparedPlan",
@@ -90,6 +98,7 @@ __all__ = [
     "enforce",
     "evaluating",
     "expert_parameters",
+    "expert_rows",
     "experts_forward",
     "find_sites",
     "find_source",
@@ -109,6 +118,7 @@ __all__ = [
     "model_type",
     "parallelize",
     "permute_checkpoint",
+    "placement_of",
     "prepare",
     "profile",
     "push_to_hub",

@@ -10,6 +10,7 @@ from torch import nn
 from c2r.adapters.huggingface.models import model_type
 from c2r.errors import InputError
 from c2r.parallel import Mesh
+from c2r.plans import Plan
 
 _ATTRIBUTE = "_c2r_experts"
 
@@ -21,10 +22,12 @@ class Spread:
     Attributes:
         names: paths of the experts modules.
         mesh: the processes.
+        plan: places the experts on the ranks of a group; its policy need not be the one in force.
     """
 
     names: tuple[str, ...]
     mesh: Mesh
+    plan: Plan
 
 
 def set_spread(model: nn.Module, spread: Spread) -> None:
@@ -56,6 +59,11 @@ def spread_of(model: nn.Module) -> Spread:
 def mesh_of(model: nn.Module) -> Mesh:
     """The processes of a parallel model. Raises `InputError` where it is not parallel."""
     return spread_of(model).mesh
+
+
+def placement_of(model: nn.Module) -> Plan:
+    """The plan by which the experts of a parallel model are placed. Raises `InputError`."""
+    return spread_of(model).plan
 
 
 def in_step(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:

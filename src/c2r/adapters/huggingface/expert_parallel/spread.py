@@ -199,7 +199,7 @@ def parallelize(
         module = model.get_submodule(name)
         replace_experts(module, _own_experts(homes, mesh.ranks.rank))
         _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
-    set_spread(model, Spread(names=names, mesh=mesh))
+    set_spread(model, Spread(names=names, mesh=mesh, plan=plan))
 
 
 @freeing_at_once()
@@ -254,7 +254,7 @@ def load_parallel(
         move_experts(module, comm, _experts(module).homes, wanted)
         del module.forward  # the class's own, which runs the experts, is back
         _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
-    set_spread(model, Spread(names=names, mesh=mesh))
+    set_spread(model, Spread(names=names, mesh=mesh, plan=plan))
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,25 @@ def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
     return {
         parameter
         for _, module, _ in local_experts(model)
+        for parameter in module.parameters(recurse=False)
+    }
+
+
+class ExpertRows(NamedTuple):
+    """The experts in the rows of a parameter: those of the rank's own first, then replicas."""
+
+    ids: tuple[int, ...]
+    num_own: int
+
+
+def expert_rows(model: nn.Module) -> dict[nn.Parameter, ExpertRows]:
+    """Which expert is in which row of every parameter of `expert_parameters`."""
+    return {
+        parameter: ExpertRows(
+            ids=tuple(local.homes.on(local.comm.rank).tolist()),
+            num_own=local.homes.num_own(local.comm.rank),
+        )
+        for _, module, local in local_experts(model)
         for parameter in module.parameters(recurse=False)
     }
 
