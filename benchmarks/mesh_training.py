@@ -7,6 +7,7 @@ ten steps of SGD with momentum on eight windows of text, in one process and on m
 ranks) of gloo processes, each with its share of the windows. `loss` and `gradient` are differences
 relative to one process: of the summed loss, and of the gradient of the parameter where it is
 largest, each by its norm. Biases of keys are left out: their gradient is zero but for rounding.
+With `--fsdp`, what is not of experts is sharded over all processes, as `finetune --fsdp` does.
 Prints a table and a JSON line.
 """
 
@@ -24,8 +25,9 @@ import torch.nn.functional as F
 import transformers
 from harness import finish, print_table
 
-from c2r.adapters.huggingface import load_model, load_parallel, mesh_of, reduce_gradients
+from c2r.adapters.huggingface import load_model, load_parallel, mesh_of, reduce_gradients, shard
 from c2r.assets import heldout_files, tiny_folder
+from c2r.parallel import is_sharded, whole
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 
 NUM_WINDOWS, LENGTH, NUM_LAYERS, NUM_EXPERTS = 8, 96, 4, 32
@@ -64,10 +66,17 @@ def train(model, ids, num_steps, complete, sum_up):
         loss.backward()
         complete(model)
         if step in (0, num_steps - 1):
-            gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+            gradients = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
             found.append((sum_up(loss.detach()), gradients))
         optimizer.step()
     return found
+
+
+def sum_gradients(model):
+    """Over the ranks; FSDP2 has averaged those that it shards."""
+    reduce_gradients(model)
+    for parameter in filter(is_sharded, model.parameters()):
+        parameter.grad.mul_(dist.get_world_size())
 
 
 def alone(num_steps):
@@ -91,7 +100,7 @@ def differences(found, exact, plan, rank):
     return abs(loss / exact_loss - 1), worst
 
 
-def measure(rank, mesh, num_steps, folder, out):
+def measure(rank, mesh, args, folder, out):
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -99,15 +108,17 @@ def measure(rank, mesh, num_steps, folder, out):
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(size))
     meeting = f"file://{folder / f'meeting-{mesh[0]}x{mesh[1]}'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-    exact, plan = alone(num_steps), make_plan(mesh[1])
+    exact, plan = alone(args.steps), make_plan(mesh[1])
     model = load_parallel(tiny_folder(), plan, dtype=torch.float32)
+    if args.fsdp:
+        shard(model)
     ids = windows()[rank::size]
 
     def sum_up(loss):
         dist.all_reduce(loss)
         return float(loss)
 
-    found = train(model, ids, num_steps, reduce_gradients, sum_up)
+    found = train(model, ids, args.steps, sum_gradients, sum_up)
     own = mesh_of(model).ranks.rank
     out.put([differences(*pair, plan, own) for pair in zip(found, exact, strict=True)])
     dist.barrier()
@@ -117,6 +128,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mesh", nargs="+", default=["1x4", "2x2", "2x4", "4x2"])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--fsdp", action="store_true")
     args = parser.parse_args()
     rows, started = [], time.time()
     with tempfile.TemporaryDirectory() as name:
@@ -124,7 +136,7 @@ def main():
             shape = tuple(map(int, mesh.split("x")))
             out = mp.get_context("spawn").SimpleQueue()
             size = shape[0] * shape[1]
-            mp.start_processes(measure, (shape, args.steps, Path(name), out), nprocs=size)
+            mp.start_processes(measure, (shape, args, Path(name), out), nprocs=size)
             found = np.array([out.get() for _ in range(size)]).max(0)  # [step, figure]
             for step, (loss, gradient) in zip((1, args.steps), found.tolist(), strict=True):
                 rows.append({"mesh": mesh, "step": step, "loss": loss, "gradient": gradient})

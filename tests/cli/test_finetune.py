@@ -126,6 +126,7 @@ def test_the_defaults_that_help_tells_are_those_of_the_settings():
         (["--preset", "paper"], "choose paper-qwen, paper-llama"),
         (["--mode", "half"], "choose full, router, lora"),
         (["--expert-parallel"], "torchrun --nproc-per-node 4"),
+        (["--fsdp"], "it needs mode full and expert_parallel"),
         (["--eval-share", "1"], "cannot be split into training and held-out"),
         (["--overlong", "keep"], "choose truncate or drop"),
         (["--batch-size", "0"], "batch_size is 0"),

@@ -29,7 +29,7 @@ CASES = {
     "ddp": SETTINGS,
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
     "replicas": replace(SETTINGS, expert_parallel=True),
-    "groups": replace(SETTINGS, expert_parallel=True),
+    "groups": replace(SETTINGS, expert_parallel=True, fsdp=True),
     "fewer": replace(SETTINGS, expert_parallel=True),
 }
 
@@ -108,7 +108,7 @@ def test_four_processes_train_as_one_does(tmp_path):
     }
     assert run_checks(on_two, 2) == {}
     for name, settings in CASES.items():
-        settings = replace(settings, expert_parallel=False)
+        settings = replace(settings, expert_parallel=False, fsdp=False)
         alone = tune(
             tmp_path / f"{name}-alone", settings, name="groups" if name == "groups" else ""
         )

@@ -123,6 +123,12 @@ def finetune(
     expert_parallel: Annotated[
         bool, typer.Option(help="Spread the experts over the processes of torchrun.")
     ] = False,
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            "--fsdp", help="With --expert-parallel, shard all else over them too (FSDP2)."
+        ),
+    ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     log_every: Annotated[int, typer.Option(help="Steps between entries of the log.")] = 10,
     wandb: Annotated[

@@ -19,7 +19,14 @@ from c2r.parallel.layer import parallel_moe
 from c2r.parallel.mesh import Mesh, check_multiple, make_mesh
 from c2r.parallel.parts import Part, Share, Sharing, parts_beside, remove_parts, share_out
 from c2r.parallel.profiles import merge_profiles
-from c2r.parallel.sharded import is_sharded, is_sharded_module, whole
+from c2r.parallel.sharded import (
+    is_sharded,
+    is_sharded_module,
+    own_part,
+    own_rows,
+    shard_modules,
+    whole,
+)
 from c2r.parallel.signs import Signs, world_signs
 from c2r.parallel.simulated import SimulatedComm, simulate
 from c2r.parallel.world import from_first, gather_bytes, join_world
@@ -52,9 +59,12 @@ __all__ = [
     "make_mesh",
     "merge_profiles",
     "named_failure",
+    "own_part",
+    "own_rows",
     "parallel_moe",
     "parts_beside",
     "remove_parts",
+    "shard_modules",
     "share_out",
     "simulate",
     "whole",

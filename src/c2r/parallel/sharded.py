@@ -1,8 +1,11 @@
 """Tensors that torch spreads over ranks by itself, as FSDP2 does with parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from c2r.parallel.comm import ProcessGroupComm
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -21,6 +24,22 @@ def is_sharded_module(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
+def shard_modules(
+    modules: Sequence[nn.Module], ignored: set[nn.Parameter], comm: ProcessGroupComm
+) -> None:
+    """Shards the parameters of modules by FSDP2, innermost first; each is gathered as one.
+
+    The `ignored` parameters stay as they are, and so do single numbers, which have no rows.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = DeviceMesh.from_group(comm.group, comm.device.type)
+    for module in modules:
+        numbers = {parameter for parameter in module.parameters() if not parameter.ndim}
+        fully_shard(module, mesh=mesh, ignored_params=ignored | numbers)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor on every rank, which must all ask for it, where it is spread over them."""
     if not is_sharded(tensor):
@@ -28,3 +47,23 @@ def whole(tensor: Tensor) -> Tensor:
     sharded: Any = tensor
     gathered: Tensor = sharded.full_tensor()
     return gathered
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, in the memory where it is."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    local: Tensor = sharded.to_local()
+    return local
+
+
+def own_rows(tensor: Tensor) -> range | None:
+    """The rows of a tensor that this rank has, as FSDP2 shards it; None where it has all."""
+    if not is_sharded(tensor):
+        return None
+    sharded: Any = tensor
+    num_rows, mesh = len(sharded), sharded.device_mesh
+    most = -(-num_rows // mesh.size())
+    start = min(mesh.get_local_rank() * most, num_rows)
+    return range(start, min(start + most, num_rows))

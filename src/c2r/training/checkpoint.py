@@ -4,10 +4,11 @@ checkpoint-40/
   trainer_state.json        transformers' own: the step, and the log so far
   shared.safetensors        trained weights and their optimizer state, which all processes share
   rank-0.safetensors        the same of the experts of rank 0, where experts are spread over ranks
-  process-0.safetensors     random state of process 0, and its part of the unfinished log entry
+  process-0.safetensors     random state of process 0, its part of the unfinished log entry, and its
+                            rows of the weights that FSDP2 shards
 
-A rank's file says which experts are in its rows. So the same experts are found on other ranks, as
-many as there are, wherever these are to have them.
+Where a file has a part of a tensor, it says which rows. So another number of processes finds them,
+wherever they are to be.
 """
 
 import json
@@ -15,11 +16,10 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from c2r.adapters.huggingface import ExpertRows
+from c2r.adapters.huggingface import HeldRows
 from c2r.errors import InputError
+from c2r.parallel import is_sharded, own_part
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _NUM_KEPT = 2  # one to fall back on, should the newest be damaged
 SHARED = "shared.safetensors"
 STATE_FILE = "trainer_state.json"
+_ROWS = "rows"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,6 +80,12 @@ def rank_file(index: int) -> str:
     return f"rank-{index}.safetensors"
 
 
+def part_files(facts: Mapping[str, Any]) -> list[str]:
+    """Names of all files with tensors, as the data of the shared one tell."""
+    ranks = map(rank_file, range(facts["num_ranks"]))
+    return [SHARED, *ranks, *map(process_file, range(facts["num_processes"]))]
+
+
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     found = [(_FOLDER.fullmatch(path.name), path) for path in out.glob("checkpoint-*")]
@@ -117,10 +125,8 @@ def _problem(folder: Path) -> str | None:
     try:
         json.loads(path.read_text(encoding="utf-8"))
         path = folder / SHARED
-        facts = read_facts(path)
-        names = [process_file(index) for index in range(facts["num_processes"])]
-        names += [rank_file(index) for index in range(facts["num_ranks"])]
-        for path in (folder / name for name in names):
+        for name in part_files(read_facts(path)):
+            path = folder / name
             read_facts(path)
     except FileNotFoundError:
         return f"{path.name} is missing"
@@ -136,97 +142,119 @@ def forget_older(out: Path) -> None:
 
 
 def pack_weights(
-    model: nn.Module, optimizer: Any, rows: Mapping[nn.Parameter, ExpertRows]
-) -> tuple[Part, Part]:
-    """Trained parameters and their optimizer state: of what all processes share, and of experts.
+    model: nn.Module, optimizer: Any, held: Mapping[nn.Parameter, HeldRows]
+) -> tuple[Part, Part, Part]:
+    """Trained parameters and their optimizer state.
 
-    Of experts those of the rank's own; their ids are in the part's data.
+    Returns:
+        What all processes share; of experts those of the rank's own; of what FSDP2 shards this
+        process's rows. The data of the last two say which rows there are.
     """
-    shared: dict[str, Tensor] = {}
-    own: dict[str, Tensor] = {}
-    experts: dict[str, Sequence[int]] = {}
+    tensors: tuple[dict[str, Tensor], ...] = ({}, {}, {})
+    rows: tuple[dict[str, Any], ...] = ({}, {}, {})
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state = optimizer.state.get(parameter, {})
-            tensors = {f"optimizer/{key}/{name}": value for key, value in state.items()}
-            tensors[f"weights/{name}"] = parameter
-            if parameter in rows:
-                ids, num_own = rows[parameter]
-                experts[name] = ids[:num_own]
-                own |= {key: t[:num_own] if t.ndim else t for key, t in tensors.items()}
-            else:
-                shared |= tensors
-    return Part(tensors=shared), Part(tensors=own, facts={"experts": experts})
+        if not parameter.requires_grad:
+            continue
+        state = optimizer.state.get(parameter, {})
+        found = {f"optimizer/{key}/{name}": value for key, value in state.items()}
+        found[f"weights/{name}"] = parameter
+        kind = 0
+        if parameter in held:
+            kind = 2 if is_sharded(parameter) else 1
+            numbers, num_own = held[parameter]
+            rows[kind][name] = _spans(numbers[:num_own])
+            found = {k: own_part(t)[:num_own] if t.ndim else t for k, t in found.items()}
+        tensors[kind].update(found)
+    shared, experts, sharded = (
+        Part(tensors=each, facts={_ROWS: of} if of else {})
+        for each, of in zip(tensors, rows, strict=True)
+    )
+    return shared, experts, sharded
 
 
 def unpack_weights(
-    model: nn.Module,
-    optimizer: Any,
-    folder: Path,
-    num_ranks: int,
-    rows: Mapping[nn.Parameter, ExpertRows],
+    model: nn.Module, optimizer: Any, folder: Path, held: Mapping[nn.Parameter, HeldRows]
 ) -> None:
-    """Puts back what `pack_weights` gave, from a checkpoint that so many ranks wrote.
+    """Puts back what `pack_weights` gave, whichever processes have written it.
 
-    One tensor is read at a time, of experts those in `rows` only, whichever rank wrote them.
-    Raises `OSError` or `SafetensorError`.
+    One tensor is read at a time, and no rows but those in `held`. Raises `OSError` or
+    `SafetensorError`.
     """
     with ExitStack() as opened:
-
-        def opening(name: str) -> Any:
-            return opened.enter_context(safe_open(folder / name, framework="pt"))
-
-        shared = opening(SHARED)
-        parts = [opening(rank_file(rank)) for rank in range(num_ranks)]
-        experts = [json.loads(part.metadata()["c2r"])["experts"] for part in parts]
-        names = [set(part.keys()) for part in (shared, *parts)]
-        keys = {name.split("/", 2)[1] for name in set().union(*names) if "optimizer/" in name}
+        files = [
+            opened.enter_context(safe_open(folder / name, framework="pt"))
+            for name in part_files(read_facts(folder / SHARED))
+        ]
+        having: dict[str, list[Any]] = {}
+        for file in files:
+            for key in file.keys():  # noqa: SIM118 - it is no dict
+                having.setdefault(key, []).append(file)
+        keys = {key.split("/", 2)[1] for key in having if key.startswith("optimizer/")}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            read = shared.get_tensor
-            if parameter in rows:
-                where = _places([written[name] for written in experts])
-                read = partial(_read_rows, parts, [where[i] for i in rows[parameter].ids])
-            parameter.data.copy_(read(f"weights/{name}"))
+            wanted = held[parameter].numbers if parameter in held else None
+            weights = f"weights/{name}"
+            own_part(parameter.data).copy_(_read(having[weights], weights, name, wanted))
             saved = {key: f"optimizer/{key}/{name}" for key in keys}
-            state = {k: read(v) for k, v in saved.items() if any(v in each for each in names)}
+            state = {
+                key: _like(parameter, _read(having[path], path, name, wanted))
+                for key, path in saved.items()
+                if path in having
+            }
             if state:
-                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+                optimizer.state[parameter] = state
 
 
-Place = tuple[int, int]
-"""A file, and a row of the tensors in it."""
+def _like(parameter: Tensor, values: Tensor) -> Tensor:
+    """A state of a parameter with these values: sharded as it is, unless it is one number."""
+    if not values.ndim or not is_sharded(parameter):
+        return values.to(parameter.device)
+    state = torch.zeros_like(parameter, dtype=values.dtype, requires_grad=False)
+    own_part(state).copy_(values)
+    return state
 
 
-def _places(written: Sequence[Sequence[int]]) -> dict[int, Place]:
-    """Where each expert is, of those that each file has in its rows."""
-    return {
-        expert: (part, row)
-        for part, experts in enumerate(written)
-        for row, expert in enumerate(experts)
+def _read(files: Sequence[Any], key: str, name: str, wanted: Sequence[int] | None) -> Tensor:
+    """Rows of a tensor of the parameter `name` that several files have a part of.
+
+    All of it where no rows are named; where it is one number, the number.
+    """
+    first: Tensor
+    if wanted is None or not files[0].get_slice(key).get_shape():
+        first = files[0].get_tensor(key)
+        return first
+    places = {
+        number: (index, row)
+        for index, file in enumerate(files)
+        for row, number in enumerate(_numbers(json.loads(file.metadata()["c2r"])[_ROWS][name]))
     }
-
-
-def _read_rows(parts: Sequence[Any], places: Sequence[Place], name: str) -> Tensor:
-    """Rows of a tensor that several files have a part of; where it is one number, the number."""
-    shape = parts[0].get_slice(name).get_shape()
-    if not shape:
-        number: Tensor = parts[0].get_tensor(name)
-        return number
+    found = enumerate(places[number] for number in wanted)
     # Rows that are neighbours here and there are read at once.
     stretches = [
         [place for _, place in stretch]
-        for _, stretch in groupby(
-            enumerate(places), lambda entry: (entry[1][0], entry[1][1] - entry[0])
-        )
+        for _, stretch in groupby(found, lambda entry: (entry[1][0], entry[1][1] - entry[0]))
     ]
-    return torch.cat(
-        [
-            parts[stretch[0][0]].get_slice(name)[stretch[0][1] : stretch[-1][1] + 1]
-            for stretch in stretches
-        ]
-    )
+    read = [
+        files[stretch[0][0]].get_slice(key)[stretch[0][1] : stretch[-1][1] + 1]
+        for stretch in stretches
+    ]
+    return torch.cat(read) if read else files[0].get_slice(key)[:0]
+
+
+def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers, each span from its first to before its last."""
+    spans: list[tuple[int, int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number:
+            spans[-1] = (spans[-1][0], number + 1)
+        else:
+            spans.append((number, number + 1))
+    return spans
+
+
+def _numbers(spans: Sequence[Sequence[int]]) -> Iterator[int]:
+    return chain.from_iterable(range(start, stop) for start, stop in spans)
 
 
 def pack_random_state() -> Part:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from c2r.errors import InputError
+from c2r.parallel import own_part
 
 _TRAINING_COPIES = 3  # of a weight that trains: its gradient, and two moments of AdamW
 
@@ -33,7 +34,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         for parameter in model.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
             copies = 1 + _TRAINING_COPIES * parameter.requires_grad
-            num_bytes += copies * parameter.numel() * parameter.element_size()
+            num_bytes += copies * own_part(parameter).nbytes
         windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self._note(
             f"{sizes[True]:,} of {sum(sizes.values()):,} parameters train for {state.max_steps} "

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from c2r.adapters.huggingface import (
     expert_parameters,
-    expert_rows,
+    held_rows,
     is_parallel,
     mesh_of,
     reduce_gradients,
@@ -24,7 +24,7 @@ from c2r.adapters.huggingface import (
 )
 from c2r.errors import InputError
 from c2r.interrupts import handling
-from c2r.parallel import Comm, do_together, join_world, named_failure
+from c2r.parallel import Comm, do_together, is_sharded, join_world, named_failure, own_part
 from c2r.training.checkpoint import (
     SHARED,
     STATE_FILE,
@@ -140,12 +140,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return f"the last checkpoint is {made[-1]}" if made else "there is no checkpoint"
 
     def _write(self, folder: Path) -> None:
-        rows = expert_rows(self.base)
-        shared, own = pack_weights(self.model, self._inner_optimizer(), rows)
+        held = held_rows(self.base)
+        shared, own, sharded = pack_weights(self.model, self._inner_optimizer(), held)
         random_state = pack_random_state()
-        facts = {**random_state.facts, **self._pack_log()}
-        process = folder / process_file(self.args.process_index)
-        Part(tensors=random_state.tensors, facts=facts).write(process)
+        Part(
+            tensors={**random_state.tensors, **sharded.tensors},
+            facts={**random_state.facts, **self._pack_log(), **sharded.facts},
+        ).write(folder / process_file(self.args.process_index))
         mesh = mesh_of(self.base) if is_parallel(self.base) else None
         # Every group holds the same experts; the groups take turns, rank by rank.
         if mesh is not None and mesh.group == mesh.ranks.rank % mesh.num_groups:
@@ -187,14 +188,20 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         reduce_gradients(self.base, average=True)
         experts = expert_parameters(self.base)
         trained = {p: p.grad for p in model.parameters() if p.grad is not None}
-        own, shared = (
-            get_total_norm([grad for p, grad in trained.items() if (p in experts) is is_own])
-            for is_own in (True, False)
+        kinds: tuple[list[nn.Parameter], ...] = ([], [], [])
+        for parameter in trained:
+            kinds[0 if parameter in experts else 1 if is_sharded(parameter) else 2].append(
+                parameter
+            )
+        own, sharded, shared = (
+            get_total_norm([own_part(trained[p]) for p in kind]).to(self.args.device).square()
+            for kind in kinds
         )
+        own, sharded = self.accelerator.reduce(torch.stack([own, sharded]), "sum")
         # Every expert counts once, though each group has it, and so do weights that all hold.
-        experts_squared = self.accelerator.reduce(own.square(), "sum")
-        norm = (experts_squared / mesh_of(self.base).num_groups + shared.square()).sqrt()
-        clip_grads_with_norm_(trained, self.args.max_grad_norm, norm)
+        norm = (own / mesh_of(self.base).num_groups + sharded + shared).sqrt()
+        for kind in kinds:  # one call takes tensors of one kind
+            clip_grads_with_norm_(kind, self.args.max_grad_norm, norm)
         return norm
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -206,8 +213,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             return
         folder = Path(checkpoint)
         facts = read_facts(folder / SHARED)
-        rows = expert_rows(self.base)
-        unpack_weights(self.model, self._inner_optimizer(), folder, facts["num_ranks"], rows)
+        unpack_weights(self.model, self._inner_optimizer(), folder, held_rows(self.base))
         self.lr_scheduler.load_state_dict(dict(facts["scheduler"]))
         # The scheduler knows the rate of the next step, the optimizer's groups still the first.
         for group, rate in zip(

@@ -63,6 +63,7 @@ class FinetuneSettings:
         bf16: compute in bfloat16 where torch's autocast does, with weights in their own type.
         gradient_checkpointing: recompute layers for their gradients, to hold less.
         expert_parallel: spread the experts over the processes as the plan places them.
+        fsdp: with spread experts, shard all else over all processes too, by FSDP2; in mode `full`.
         lora_rank: of the adapters.
         save_every: steps between checkpoints; None for none.
         log_every: steps between entries of the log.
@@ -87,6 +88,7 @@ class FinetuneSettings:
     bf16: bool = False
     gradient_checkpointing: bool = False
     expert_parallel: bool = False
+    fsdp: bool = False
     lora_rank: int = 16
     save_every: int | None = None
     log_every: int = 10
@@ -98,6 +100,11 @@ class FinetuneSettings:
             raise InputError(f"mode {self.mode!r} is unknown; choose {', '.join(get_args(Mode))}")
         if self.mode == "router" and self.freeze_routers:
             raise InputError("mode router trains routers only; freeze_routers leaves it nothing")
+        if self.fsdp and (self.mode != "full" or not self.expert_parallel):
+            raise InputError(
+                "fsdp shards what trains beside spread experts; it needs mode full and "
+                "expert_parallel"
+            )
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a share of the steps, from 0 to 1")
         for names, is_good, wanted in _RANGES:

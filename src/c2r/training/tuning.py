@@ -26,6 +26,7 @@ from c2r.adapters.huggingface import (
     prepare,
     save_parallel,
     save_pretrained,
+    shard,
 )
 from c2r.errors import InputError
 from c2r.measuring import unconstrained
@@ -117,6 +118,8 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         set_seed(settings.seed)  # adapters begin at random
         given = settings.mode, settings.lora_rank, not settings.freeze_routers
         with training_only(model, *given) as trained:
+            if settings.fsdp:
+                shard(model)
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
             if not was_finished:
                 trainer = ConstrainedTrainer(

@@ -11,7 +11,13 @@ import torch
 import torch.distributed as dist
 
 import c2r
-from c2r.adapters.huggingface import applied_plan, load_model, parallelize, save_parallel
+from c2r.adapters.huggingface import (
+    applied_plan,
+    load_model,
+    parallelize,
+    save_parallel,
+    shard,
+)
 from c2r.assets import tiny_folder
 from c2r.errors import CommunicationError, InputError, PlanError
 from c2r.parallel import gather_bytes
@@ -31,7 +37,7 @@ def folder_of_all(comm):
 
 
 def saving_families(comm):
-    """Byte for byte what one process writes."""
+    """Byte for byte what one process writes, also of what FSDP2 shards."""
     with folder_of_all(comm) as folder:
         _save_families(comm, folder)
 
@@ -44,12 +50,16 @@ def _save_families(comm, folder):
         plan = make_plan(model, 2 if family.name == "gpt_oss" else comm.size, num_replicas=1)
         c2r.apply(model, plan)
         parallelize(model, plan)
-        one, four = folder / f"{family.name}-one", folder / f"{family.name}-four"
+        ways = ("one", "four", "sharded")
+        one, four, sharded = (folder / f"{family.name}-{way}" for way in ways)
         save_parallel(model, four)
+        shard(model)
+        save_parallel(model, sharded)
         if comm.rank == 0:
             single.save_pretrained(one)
-            ours, theirs = ((f / "model.safetensors").read_bytes() for f in (four, one))
-            assert ours == theirs, family.name
+            expected = (one / "model.safetensors").read_bytes()
+            for ours in (four, sharded):
+                assert (ours / "model.safetensors").read_bytes() == expected, ours
 
 
 def saving_what_was_loaded(comm):
@@ -87,6 +97,7 @@ def _save_on_a_full_disk(comm, folder):
     plan = make_plan(model, 2)
     parallelize(model, plan)
     c2r.apply(model, plan)
+    shard(model)
     with pytest.MonkeyPatch.context() as patch:
         if comm.rank == 2:
             patch.setattr(os, "pwrite", no_room)

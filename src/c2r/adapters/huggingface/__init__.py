@@ -13,6 +13,7 @@ from c2r.adapters.huggingface.constrained_folder import constrain_folder
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
 from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
 from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
+from c2r.adapters.huggingface.expert_parallel.sharding import shard
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     counting_rows,
@@ -20,10 +21,10 @@ from c2r.adapters.huggingface.expert_parallel.spread import (
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
-    ExpertRows,
+    HeldRows,
     expert_parameters,
-    expert_rows,
     gather_state_dict,
+    held_rows,
     reduce_gradients,
     refresh_replicas,
 )
@@ -74,7 +75,7 @@ if has_expert_parallelism():
 __all__ = [
     "Batch",
     "ConstraintReport",
-    "ExpertRows",
+    "HeldRows",
     "ParallelOptions",
     "PermutationReport",
     "PreparedPlan",
@@ -98,7 +99,6 @@ __all__ = [
     "enforce",
     "evaluating",
     "expert_parameters",
-    "expert_rows",
     "experts_forward",
     "find_sites",
     "find_source",
@@ -106,6 +106,7 @@ __all__ = [
     "forward_inputs",
     "from_pretrained",
     "gather_state_dict",
+    "held_rows",
     "in_step",
     "is_hub_name",
     "is_offloaded",
@@ -133,6 +134,7 @@ __all__ = [
     "save_parallel",
     "save_plan_only",
     "save_pretrained",
+    "shard",
     "traces",
     "undo_permutation",
     "unfinished_parts",

@@ -193,8 +193,12 @@ def write_folder(
     tokenizer: PreTrainedTokenizerBase | None,
     state_dict: Mapping[str, Tensor] | None = None,
     measurement: Measurement | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes what `save_pretrained` does into `folder`; with an empty dict all but the weights."""
+    """Writes what `save_pretrained` does into `folder`; with an empty dict all but the weights.
+
+    `known` is the model's fingerprint, where this process alone cannot make it.
+    """
     plan = applied_plan(model)
     if plan is None:
         raise PlanError("the model carries no plan; apply one before saving")
@@ -202,7 +206,8 @@ def write_folder(
     card = model_card(plan, name, measurement)
     # A copy: transformers takes tied weights out of the dict that it is given.
     weights = None if state_dict is None else dict(state_dict)
-    model.save_pretrained(folder, state_dict=weights)
+    told = {} if known is None else {"model_fingerprint": dict(known)}
+    model.save_pretrained(folder, state_dict=weights, **told)
     write_text(folder / CARD_FILE, card)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

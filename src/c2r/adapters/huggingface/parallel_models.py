@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from c2r.adapters.huggingface.models import model_type
+from c2r.adapters.huggingface.models import is_sharded_model, model_type
 from c2r.errors import InputError
 from c2r.parallel import Mesh
 from c2r.plans import Plan
@@ -70,7 +70,8 @@ def in_step(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Any, boo
     """Batches to run `model` on, each with whether it is one of `batches`.
 
     As long as a rank of the same group has batches, the others are given one token to run the model
-    on, and to forget: their experts are needed. Where the model is not parallel, `batches` it is.
+    on, and to forget: their experts are needed, and of a model that FSDP2 shards every rank. Where
+    the model is not parallel, `batches` it is.
 
     Raises:
         CommunicationError: a rank does not answer.
@@ -78,7 +79,7 @@ def in_step(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Any, boo
     if not is_parallel(model):
         yield from ((batch, True) for batch in batches)
         return
-    ranks = mesh_of(model).ranks
+    ranks = mesh_of(model).world if is_sharded_model(model) else mesh_of(model).ranks
     one_token = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
     own = iter(batches)
     while True:

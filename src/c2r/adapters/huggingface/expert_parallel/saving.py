@@ -5,7 +5,8 @@ names of their own, or stacked. transformers translates names and shapes from it
 files; here it does so for one expert at a time.
 """
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from c2r.adapters.huggingface.expert_parallel.spread import local_experts
 from c2r.adapters.huggingface.folders import write_folder
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.parallel_models import mesh_of
+from c2r.adapters.huggingface.routers.discovery import find_sites
+from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError
-from c2r.parallel import Comm, Mesh, agree, do_together, is_sharded
+from c2r.parallel import Comm, Mesh, agree, do_together, is_sharded, whole
 
 _WHAT = "the writing of the model"
 
@@ -38,7 +41,8 @@ def save_parallel(
     """Writes a constrained model whose experts are spread over ranks, and its plan.
 
     Every rank calls this, with the same folder on a disk that all of them see. Each writes its own
-    experts and a share of all else, so that no rank ever holds more than it does. The folder is as
+    experts and a share of all else, so that no rank ever holds more than it does; but of what FSDP2
+    shards one parameter at a time. The folder is as
     `save_pretrained` writes it from one process, and appears whole or not at all.
 
     Args:
@@ -50,24 +54,21 @@ def save_parallel(
     Raises:
         PlanError: no plan is applied.
         ModelError: the files of this family keep no expert apart from the others.
-        InputError: the model is not parallel, or FSDP2 shards a part of it; or the folder is not
-            empty, or cannot be written by one of the ranks.
+        InputError: the model is not parallel; or the folder is not empty, or cannot be written by
+            one of the ranks.
         CommunicationError: ranks name different folders, or one does not answer.
     """
     mesh, folder = mesh_of(model), Path(folder)
     agree({"the folder": str(folder), "the size of files": max_shard_size}, mesh.world)
-    if any(is_sharded(parameter) for parameter in model.parameters()):
-        raise InputError(
-            "FSDP2 shards parameters of this model, of which no rank can write its own alone; save "
-            "its state with torch.distributed.checkpoint"
-        )
+    is_shared_out = any(map(is_sharded, model.parameters()))
+    known = fingerprint(model, find_sites(model)) if is_shared_out else None  # asked by all ranks
     with _folder_of_all(folder, mesh.world) as temporary:
         stored = _Stored.of(model)
         with closing(SideBySide(temporary, stored.whole, max_shard_size)) as files:
 
             def begin() -> None:
                 with _refusing(folder):
-                    write_folder(model, temporary, tokenizer, {})
+                    write_folder(model, temporary, tokenizer, {}, known=known)
                     files.create()
 
             do_together(begin, mesh.world, _WHAT, only_first=True)
@@ -108,32 +109,54 @@ class _Stored:
 
     Attributes:
         whole: every stored tensor by name, on the meta device.
-        rest: those that are not of experts, with their values.
+        rest: what is not of experts, under the model's own names, in the order of the files.
+        groups: the names in it that are translated together.
     """
 
     whole: Mapping[str, Tensor]
     rest: Mapping[str, Tensor]
+    groups: Sequence[Sequence[str]]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "_Stored":
-        state = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+        with warnings.catch_warnings():
+            # It asks for the storage of what FSDP2 shards by a name that torch will drop.
+            warnings.simplefilter("ignore", UserWarning)
+            state = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
         ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         state = {name: tensor for name, tensor in state.items() if name not in ignored}
-        whole = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+        whole = {name: _hollow(tensor) for name, tensor in state.items()}
         for name, module, experts in local_experts(model):
             for key, tensor in _parameters(name, module).items():
                 del state[key]
                 whole[key] = _of_experts(tensor, len(experts.homes.placement))
-        return cls(
-            whole=revert_weight_conversion(model, whole),
-            rest=revert_weight_conversion(model, state),
-        )
+        groups: list[list[str]] = [list(state)]
+        if any(map(is_sharded, state.values())) and _is_apart(model, state):
+            groups = [[name] for name in state]
+        return cls(whole=revert_weight_conversion(model, whole), rest=state, groups=groups)
+
+
+def _hollow(tensor: Tensor) -> Tensor:
+    """The same without values; of what FSDP2 shards, the whole."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _is_apart(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor can be translated without the others."""
+    hollow = {name: _hollow(tensor) for name, tensor in state.items()}
+    apart: dict[str, Tensor] = {}
+    for name, tensor in hollow.items():
+        apart |= revert_weight_conversion(model, {name: tensor})
+    shapes, expected = (
+        {name: tensor.shape for name, tensor in each.items()}
+        for each in (apart, revert_weight_conversion(model, hollow))
+    )
+    return shapes == expected
 
 
 def _write_own(model: PreTrainedModel, stored: _Stored, mesh: Mesh, files: SideBySide) -> None:
     """Writes this rank's experts, which those of other groups share with it, and of all else."""
-    for name in list(stored.rest)[mesh.world.rank :: mesh.world.size]:
-        files.write(name, stored.rest[name])
+    _write_rest(model, stored, mesh.world, files)
     for name, module, experts in local_experts(model):
         places = _places_of_experts(model, name, module, len(experts.homes.placement))
         own = experts.homes.on(mesh.ranks.rank)[: experts.homes.num_own(mesh.ranks.rank)]
@@ -145,6 +168,23 @@ def _write_own(model: PreTrainedModel, stored: _Stored, mesh: Mesh, files: SideB
             for key, values in revert_weight_conversion(model, one).items():
                 places[key].write(files, values, int(own[row]))
     files.flush()
+
+
+def _write_rest(model: PreTrainedModel, stored: _Stored, world: Comm, files: SideBySide) -> None:
+    """Writes a share of what is not of experts. Raises `OSError` once all ranks are through."""
+    failure: OSError | None = None
+    turn = 0
+    for group in stored.groups:
+        found = revert_weight_conversion(model, {name: whole(stored.rest[name]) for name in group})
+        for name, tensor in found.items():
+            if turn == world.rank and failure is None:
+                try:
+                    files.write(name, tensor)
+                except OSError as error:  # the others still need this rank's rows
+                    failure = error
+            turn = (turn + 1) % world.size
+    if failure is not None:
+        raise failure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

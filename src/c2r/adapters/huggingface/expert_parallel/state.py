@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
 from c2r.adapters.huggingface.expert_parallel.spread import local_experts
 from c2r.adapters.huggingface.parallel_models import mesh_of
-from c2r.parallel import Comm, is_sharded
+from c2r.parallel import Comm, is_sharded, own_rows
 
 _BUCKET_BYTES = 25 * 2**20
 """Of gradients per message, as torch's DDP has it: little beside the model, and long enough that a
@@ -26,23 +26,30 @@ def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
-class ExpertRows(NamedTuple):
-    """The experts in the rows of a parameter: those of the rank's own first, then replicas."""
+class HeldRows(NamedTuple):
+    """Rows of a parameter that a rank holds, numbered as in the whole one.
 
-    ids: tuple[int, ...]
+    Attributes:
+        numbers: in the order held; of experts their ids, the rank's own first, then replicas.
+        num_own: how many of them no other rank of the group has as its own.
+    """
+
+    numbers: Sequence[int]
     num_own: int
 
 
-def expert_rows(model: nn.Module) -> dict[nn.Parameter, ExpertRows]:
-    """Which expert is in which row of every parameter of `expert_parameters`."""
-    return {
-        parameter: ExpertRows(
-            ids=tuple(local.homes.on(local.comm.rank).tolist()),
-            num_own=local.homes.num_own(local.comm.rank),
-        )
-        for _, module, local in local_experts(model)
-        for parameter in module.parameters(recurse=False)
-    }
+def held_rows(model: nn.Module) -> dict[nn.Parameter, HeldRows]:
+    """Which rows this rank holds of the parameters that it does not hold whole."""
+    held = {}
+    for _, module, local in local_experts(model):
+        ids, num_own = local.homes.on(local.comm.rank), local.homes.num_own(local.comm.rank)
+        for parameter in module.parameters(recurse=False):
+            held[parameter] = HeldRows(ids.tolist(), num_own)
+    for parameter in model.parameters():
+        rows = own_rows(parameter)
+        if rows is not None:
+            held[parameter] = HeldRows(rows, len(rows))
+    return held
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ class PlanKeeper:
     def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Saves as the model's class does, and the plan in force beside it.
 
-        config.json names the plan, which is stamped with the fingerprint of the weights.
+        config.json names the plan, which is stamped with the fingerprint of the weights; with that
+        given as `model_fingerprint`, where this process alone cannot tell.
 
         Raises:
             InputError: the model's experts are spread over ranks, and no weights are given.
@@ -49,11 +50,13 @@ class PlanKeeper:
         if plan is None or not kwargs.get("is_main_process", True):
             save(self.model, save_directory, *args, **kwargs)
             return
+        known = kwargs.pop("model_fingerprint", None)
         to_hub = kwargs.pop("push_to_hub", False)
         hub_names = ("repo_id", "commit_message", "create_pr", "private") if to_hub else ()
         hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
         if isinstance(self.model, PreTrainedModel):
-            stamp = {"model_fingerprint": fingerprint(self.model, self.constraint.sites)}
+            found = known or fingerprint(self.model, self.constraint.sites)
+            stamp = {"model_fingerprint": found}
             plan = replace(plan, provenance={**plan.provenance, **stamp})
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         save_plan(plan, Path(save_directory))
