@@ -28,7 +28,7 @@ SETTINGS = FinetuneSettings(
 CASES = {
     "ddp": SETTINGS,
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
-    "replicas": replace(SETTINGS, expert_parallel=True),
+    "replicas": replace(SETTINGS, expert_parallel=True, async_save=True),
     "groups": replace(SETTINGS, expert_parallel=True, fsdp=True),
     "fewer": replace(SETTINGS, expert_parallel=True),
 }

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,8 +111,10 @@ def test_scores_that_are_not_finite_name_step_and_router():
         run(None, replace(SETTINGS, save_every=None), model=model)
 
 
-def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("async_save", [False, True])
+def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, async_save):
     out, write = tmp_path / "out", Part.write
+    settings = replace(SETTINGS, async_save=async_save)
 
     def limited(part, path):
         if path.parent.name == ".checkpoint-3":
@@ -121,12 +124,48 @@ def test_no_space_left_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Part, "write", limited)
     with pytest.raises(InputError, match=r"after step 3 .*No space left.*checkpoint-2; make room"):
-        run(out)
+        run(out, settings)
     names = sorted(path.name for path in work_folder(out).iterdir())
     assert names == ["checkpoint-1", "checkpoint-2", "finetune.json"]
     monkeypatch.undo()
     run(out)
     run(tmp_path / "whole")
+    assert_same_model(out, tmp_path / "whole")
+
+
+class Releaser(TrainerCallback):
+    """Lets go of a held writing at the end of a step; notes what is there then."""
+
+    def __init__(self, step, out):
+        self.step, self.out = step, out
+        self.event = threading.Event()
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            self.left = sorted(path.name for path in work_folder(self.out).iterdir())
+            self.event.set()
+
+
+def test_written_beside_the_training_it_is_whole_or_not_there(tmp_path, monkeypatch):
+    """The writing after step 2 is held until step 4 is through, where Ctrl-C ends the training."""
+    out, write = tmp_path / "out", Part.write
+    releaser = Releaser(4, out)
+
+    def held(part, path):
+        assert releaser.event.wait(60)
+        write(part, path)
+
+    settings = replace(SETTINGS, num_steps=6, save_every=2, async_save=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Part, "write", held)
+        run(out, settings, [Interrupter(3), releaser])
+    assert releaser.left == [".checkpoint-2", "finetune.json"]
+    kept = checkpoints(work_folder(out))
+    assert [path.name for path in kept] == ["checkpoint-2", "checkpoint-4"]
+    two, four = (Part.read(path / "shared.safetensors").tensors for path in kept)
+    assert not torch.equal(*(part["weights/model.norm.weight"] for part in (two, four)))
+    run(out, settings)
+    run(tmp_path / "whole", replace(settings, async_save=False))
     assert_same_model(out, tmp_path / "whole")
 
 

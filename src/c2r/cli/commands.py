@@ -33,7 +33,8 @@ _GROUPS = {
     "Training": (
         "mode", "preset", "control", "num_steps", "num_epochs", "batch_per_pass", "learning_rate",
         "warmup", "weight_decay", "kl_weight", "aux_weight", "anneal_steps", "lora_rank", "bf16",
-        "gradient_checkpointing", "expert_parallel", "fsdp", "save_every", "log_every", "wandb",
+        "gradient_checkpointing", "expert_parallel", "fsdp", "save_every", "async_save",
+        "log_every", "wandb",
     ),
     "Tasks": ("tasks", "tasks_dir", "task_file", "trust_task_code", "limit", "shots"),
     "Comparison": ("against", "against_plan", "no_compare", "compare"),

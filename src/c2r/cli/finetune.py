@@ -130,6 +130,10 @@ def finetune(
         ),
     ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    async_save: Annotated[
+        bool,
+        typer.Option("--async-save", help="Write them beside the training, from a copy in memory."),
+    ] = False,
     log_every: Annotated[int, typer.Option(help="Steps between entries of the log.")] = 10,
     wandb: Annotated[
         bool, typer.Option(help="Report to W&B too; TensorBoard files are written if installed.")

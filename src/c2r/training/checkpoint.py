@@ -55,11 +55,20 @@ class Part:
         with path.open("rb") as written:
             os.fsync(written.fileno())
 
+    def copied(self) -> "Part":
+        """The same, in memory that no training changes."""
+        copies = {k: t.detach().to("cpu", copy=True) for k, t in self.tensors.items()}
+        return Part(tensors=copies, facts=self.facts)
+
     @classmethod
-    def read(cls, path: Path) -> "Part":
-        """Reads what `write` wrote. Raises `OSError` or `SafetensorError`."""
+    def read(cls, path: Path, beginning: str = "") -> "Part":
+        """Reads what `write` wrote, of tensors those whose names begin so.
+
+        Raises `OSError` or `SafetensorError`.
+        """
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(beginning)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
             return cls(tensors=tensors, facts=json.loads(file.metadata()["c2r"]))
 
 

@@ -26,7 +26,7 @@ from c2r.training.settings import FinetuneSettings
 
 REQUEST_FILE = "finetune.json"
 _NEW = "new"
-_FREE = ("save_every", "log_every", "report_to", "accumulation")
+_FREE = ("save_every", "async_save", "log_every", "report_to", "accumulation")
 """Settings that may differ when a run is resumed; on other processes the windows of a step are
 split into other passes."""
 

@@ -2,7 +2,8 @@
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,12 +49,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     `base` is the transformers model, inside the `model` that trains. Where its experts are spread
     over processes, each keeps its own in its file of a checkpoint, and gradients are completed by
-    `reduce_gradients` instead of DDP.
+    `reduce_gradients` instead of DDP. With `writes_beside` a thread writes a copy of a checkpoint
+    while the training goes on.
     """
 
-    def __init__(self, base: Any, **options: Any) -> None:
+    def __init__(self, base: Any, writes_beside: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.base = base
+        self._writes_beside = writes_beside
+        self._writing: Writing | None = None
         # Keeps the Trainer from wrapping the model in DDP, which would sum experts of unlike ids.
         self.is_distributed_loading_by_transformers = is_parallel(base)
         self.parts: dict[str, Tensor] = {}
@@ -73,8 +77,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         try:
             with self._stopping.watching(out is not None):
                 self.train(resume_from_checkpoint=None if newest is None else str(newest))
+                self._finish_writing()
         except RuntimeError as error:
             raise named_failure(f"step {self.state.global_step + 1}", error) or error from None
+        finally:
+            self._forget_writing()  # nothing but after an error
         if self.state.global_step < self.state.max_steps:
             self._stopping.pass_on()
             raise KeyboardInterrupt
@@ -100,24 +107,42 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return None if self.accelerator.num_processes == 1 else join_world()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._finish_writing()
         refresh_replicas(self.base)  # the last step made them stale
-        out, step = Path(self.args.output_dir), self.state.global_step
-        partial, final = out / f".checkpoint-{step}", out / f"checkpoint-{step}"
+        writing = self._writing = Writing(Path(self.args.output_dir), self.state.global_step)
         try:
-            self.on_all(lambda: _make_anew(partial), only_first=True)
-            self.on_all(lambda: self._write(partial))
-            self.on_all(lambda: _publish(partial, final), only_first=True)
-        finally:
-            if self.is_world_process_zero():
-                shutil.rmtree(partial, ignore_errors=True)
+            self.on_all(lambda: writing.begin(self.state), only_first=True)
+            writing.start(self._parts(), beside=self._writes_beside)
+        except BaseException:
+            self._forget_writing()
+            raise
+        if not self._writes_beside:
+            self._finish_writing()
 
-    def on_all(self, write: Callable[[], None], only_first: bool = False) -> None:
+    def _finish_writing(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one, and makes it appear."""
+        if self._writing is not None:
+            writing = self._writing
+            try:
+                self.on_all(writing.finish, step=writing.step)
+                self.on_all(writing.publish, only_first=True, step=writing.step)
+            finally:
+                self._forget_writing()
+
+    def _forget_writing(self) -> None:
+        if self._writing is not None and self.is_world_process_zero():
+            shutil.rmtree(self._writing.partial, ignore_errors=True)
+        self._writing = None
+
+    def on_all(
+        self, write: Callable[[], None], only_first: bool = False, step: int | None = None
+    ) -> None:
         """Runs `write` on every process, or on the first; an error anywhere is one everywhere.
 
         Raises:
-            InputError: it could not write.
+            InputError: it could not write, after `step` steps, or those that were taken.
         """
-        step = self.state.global_step
+        step = self.state.global_step if step is None else step
 
         def checked() -> None:
             try:
@@ -139,26 +164,28 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         made = checkpoints(Path(self.args.output_dir))
         return f"the last checkpoint is {made[-1]}" if made else "there is no checkpoint"
 
-    def _write(self, folder: Path) -> None:
+    def _parts(self) -> dict[str, Part]:
+        """What this process writes of a checkpoint, by the names of its files."""
         held = held_rows(self.base)
         shared, own, sharded = pack_weights(self.model, self._inner_optimizer(), held)
         random_state = pack_random_state()
-        Part(
+        process = Part(
             tensors={**random_state.tensors, **sharded.tensors},
             facts={**random_state.facts, **self._pack_log(), **sharded.facts},
-        ).write(folder / process_file(self.args.process_index))
+        )
+        parts = {process_file(self.args.process_index): process}
         mesh = mesh_of(self.base) if is_parallel(self.base) else None
         # Every group holds the same experts; the groups take turns, rank by rank.
         if mesh is not None and mesh.group == mesh.ranks.rank % mesh.num_groups:
-            own.write(folder / rank_file(mesh.ranks.rank))
+            parts[rank_file(mesh.ranks.rank)] = own
         if self.is_world_process_zero():
             facts = {
                 "scheduler": self.lr_scheduler.state_dict(),
                 "num_processes": self.args.world_size,
                 "num_ranks": 0 if mesh is None else mesh.ranks.size,
             }
-            replace(shared, facts=facts).write(folder / SHARED)
-            self.state.save_to_json(str(folder / STATE_FILE))
+            parts[SHARED] = replace(shared, facts=facts)
+        return parts
 
     def _inner_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -172,11 +199,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         }
 
     def wants_to_stop(self) -> bool:
-        """Whether any process was interrupted; the same on all."""
-        if self.args.world_size == 1:
-            return self._stopping.is_asked
-        asked = torch.tensor(float(self._stopping.is_asked), device=self.args.device)
-        return bool(self.accelerator.reduce(asked, "sum"))
+        """Whether any process was interrupted; the same on all. Ends a writing that is through."""
+        is_writing = self._writing is not None and not self._writing.is_through
+        told = torch.tensor([self._stopping.is_asked, is_writing], dtype=torch.float32)
+        if self.args.world_size > 1:
+            told = self.accelerator.reduce(told.to(self.args.device), "sum")
+        is_asked, is_writing = (bool(number) for number in told.tolist())
+        if not is_writing:
+            self._finish_writing()
+        return is_asked
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Nothing: `_clip_grad_norm` does, once a step."""
@@ -240,7 +271,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         folder = Path(checkpoint)
         # Of other processes none could go on as if nothing had happened.
         if read_facts(folder / SHARED)["num_processes"] == self.args.world_size:
-            unpack_random_state(Part.read(folder / process_file(self.args.process_index)))
+            process = folder / process_file(self.args.process_index)
+            unpack_random_state(Part.read(process, "random/"))
 
     def unpack_log(self) -> None:
         """After a resumption, continues the sums of the unfinished log entry."""
@@ -253,6 +285,52 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 for name, total in self._log_state["parts"].items()
             }
             self._log_state = None
+
+
+class Writing:
+    """A checkpoint of a step that is being written: whole, it gets its name."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.step = step
+        self.partial, self._final = out / f".checkpoint-{step}", out / f"checkpoint-{step}"
+        self._parts: Mapping[str, Part] = {}
+        self._beside: Future[None] | None = None
+
+    def begin(self, state: Any) -> None:
+        """Makes its folder with the Trainer's state, once for all processes."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        state.save_to_json(str(self.partial / STATE_FILE))
+
+    def start(self, parts: Mapping[str, Part], beside: bool) -> None:
+        """Takes the parts of this process; `beside` writes copies of them at once, in a thread."""
+        self._parts = {name: part.copied() for name, part in parts.items()} if beside else parts
+        if beside:
+            thread = ThreadPoolExecutor(1)
+            self._beside = thread.submit(self._write)
+            thread.shutdown(wait=False)
+
+    def _write(self) -> None:
+        for name, part in self._parts.items():
+            part.write(self.partial / name)
+
+    @property
+    def is_through(self) -> bool:
+        """Whether this process has written all of its parts, or failed to."""
+        return self._beside is None or self._beside.done()
+
+    def finish(self) -> None:
+        """Waits until all parts of this process are written. Raises the error of the writing."""
+        if self._beside is None:
+            self._write()
+        else:
+            self._beside.result()
+
+    def publish(self) -> None:
+        """Gives the folder its name, when all processes have written, and removes older ones."""
+        shutil.rmtree(self._final, ignore_errors=True)
+        self.partial.rename(self._final)
+        forget_older(self._final.parent)
 
 
 class Stopping:
@@ -291,14 +369,3 @@ class _StopAfterStep(TrainerCallback):  # type: ignore[misc]
         if self._trainer.wants_to_stop():
             control.should_save = control.should_training_stop = True
         return control
-
-
-def _make_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _publish(partial: Path, final: Path) -> None:
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    forget_older(final.parent)

@@ -66,6 +66,7 @@ class FinetuneSettings:
         fsdp: with spread experts, shard all else over all processes too, by FSDP2; in mode `full`.
         lora_rank: of the adapters.
         save_every: steps between checkpoints; None for none.
+        async_save: write them beside the training, from a copy in memory.
         log_every: steps between entries of the log.
         report_to: `tensorboard` and `wandb`, where they are to be written.
     """
@@ -91,6 +92,7 @@ class FinetuneSettings:
     fsdp: bool = False
     lora_rank: int = 16
     save_every: int | None = None
+    async_save: bool = False
     log_every: int = 10
     report_to: tuple[str, ...] = ()
 

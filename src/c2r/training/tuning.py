@@ -126,6 +126,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
                     _constraint(model, trained, plan, settings),
                     settings,
                     base=model,
+                    writes_beside=settings.async_save,
                     model=trained,
                     args=arguments,
                     train_dataset=ShuffledWindows(windows, settings),
