@@ -65,8 +65,6 @@ def test_a_room_that_needs_no_model_imports_no_torch(room, tmp_path):
 @pytest.mark.parametrize("command", COMMANDS_WITHOUT_TORCH)
 def test_a_command_that_needs_no_model_imports_no_torch(command, files):
     arguments = COMMANDS_WITHOUT_TORCH[command].split()
-    if arguments[0] == "report":
-        pytest.importorskip("plotly", reason="plotly draws the page")
     (files / "made").unlink(missing_ok=True)
     code = f"from c2r.cli import run_command\nassert run_command({arguments}) == 0"
     assert heavy_modules_after(code, files) == []

@@ -18,7 +18,6 @@ from tests.reporting.profiles import benchmark_document, clustered_profile, swee
 TOPOLOGY = ClusterTopology(num_ranks=4)
 RANK_ROWS = {
     "computes": lambda layer: 4 * layer.rows,
-    "sends": lambda layer: [sum(layer.visits) - own for own in layer.visits],
     "receives": lambda layer: 3 * layer.visits,
 }
 """Of each of its tokens, where the other three ranks have as many."""
@@ -65,10 +64,10 @@ def test_a_profile_and_a_plan(report_of):
     _, traffic, saving, quality, load = report.answers
     assert traffic.number == f"{mean.copies_contiguous:.2f}"
     assert f"{mean.remote_copies_contiguous:.2f} of" in traffic.text
-    change = 100 * (mean.copies_placed / mean.copies_contiguous - 1)
-    assert saving.number.replace("\N{MINUS SIGN}", "-") == f"{change:+.0f} %"
+    change = round(100 * (mean.copies_placed / mean.copies_contiguous - 1))
+    assert change and saving.number.replace("\N{MINUS SIGN}", "-") == f"{change:+d} %"
     assert "the output stays the same" in saving.unit
-    assert saving.state == ("good" if change < 0 else "bad" if change > 0 else "plain")
+    assert saving.state == ("good" if change < 0 else "bad")
     assert quality.number == "0 %" and "leaves routing as it is" in quality.text
     loads = [
         np.mean(
@@ -180,8 +179,6 @@ def test_the_frontier_has_no_point_that_another_beats(report_of):
     series = {line.name: line for line in chart.series}
     assert series["frontier"].labels == ("c2r 4", "budgeted 0.1", "plain top-k")
     assert series["frontier"].x == (1.4, 1.5, 1.8)
-    load = charts_of(report_of(sweep))["load-against-copies"]
-    assert {line.name: line.y for line in load.series}["budgeted"] == (1.6,)
 
 
 def test_losses_stand_against_time_where_ranks_were_measured(report_of):

@@ -64,17 +64,19 @@ def test_it_saves(verdict_of):
     )
     assert [bar.total for bar in verdict.bars] == pytest.approx([before.total, after.total])
     saved = 100 * (1 - after.total / before.total)
-    assert saved > 5 and verdict.headline.startswith(f"Saves {saved:.0f} % of a step")
+    assert saved > 5 and verdict.headline.startswith(
+        f"Saves {saved:.0f} % of a step on hosts-4-10g"
+    )
     assert sum(verdict.bars[0].parts.values()) == pytest.approx(before.total)
     assert verdict.facts[0].number == "0 %" and "stays the same" in verdict.facts[0].unit
-    assert verdict.command == "c2r apply MODEL --plan 'file 1' --out constrained"
+    assert verdict.command == "c2r permute MODEL --plan 'file 1' --out permuted"
     assert "4,096 tokens a rank, prefill, on hosts-4-10g" in verdict.reason
 
 
 def test_not_worth_it_because(verdict_of):
     verdict = verdict_of(profile_of(APART), IN_ORDER, cluster=SLOW)
     assert (verdict.state, verdict.word) == ("bad", "not worth it")
-    assert verdict.headline.startswith("Not worth it here: 0.0 % of a step")
+    assert verdict.headline == "Saves 0.0 % of a step on hosts-4-10g"
     assert verdict.reason.startswith("Because in a layer exchanges go from")
     assert "no plan" not in verdict.reason
     assert verdict.command.startswith("c2r estimate 'file 0' --plan 'file 1' --cluster hosts-4-10g")
@@ -90,7 +92,7 @@ def test_slower(verdict_of):
     pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
     verdict = verdict_of(profile_of(pairs), TOGETHER, cluster=SLOW)
     assert (verdict.state, verdict.word) == ("bad", "slower")
-    assert "more time a step" in verdict.headline and "c2r plan" in verdict.command
+    assert "to the time of a step" in verdict.headline and "c2r plan" in verdict.command
     assert verdict.bars[1].total > verdict.bars[0].total
 
 

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,12 +43,12 @@ def demo(
     page = _write_report(sweep, out)
     seconds = time.monotonic() - started
     if json:
-        report = None if page is None else str(page)
-        print_json({"out": str(out), "report": report, "rows": rows, "seconds": round(seconds, 1)})
+        print_json(
+            {"out": str(out), "report": str(page), "rows": rows, "seconds": round(seconds, 1)}
+        )
         return
     _show(rows, out)
-    if page is not None:
-        print(f"Open {page} in a browser: figures and tables of all this.")
+    print(f"Open {page} in a browser: figures and tables of all this.")
     note(f"{seconds:.0f} s")
 
 
@@ -207,15 +206,12 @@ def _plan_file(out: Path, name: str) -> Path:
     return out / f"plan-{name}.safetensors"
 
 
-def _write_report(sweep: "SweepResult", out: Path) -> Path | None:
-    """The page of what the demo found; None where plotly is not installed."""
+def _write_report(sweep: "SweepResult", out: Path) -> Path:
+    """The page of what the demo found."""
     from c2r.reporting import build_report, read_inputs, write_page
 
     curve = out / "curve.json"
     sweep.save(curve)
-    if find_spec("plotly") is None:
-        note("no report: it needs plotly, `pip install 'c2r-moe[report]'`")
-        return None
     page = out / "report.html"
     plan = _plan_file(out, _CHOSEN)
     write_page(build_report(read_inputs([out / "profile.safetensors", plan, curve])), page)

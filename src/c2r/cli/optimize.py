@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import PhaseOption, TokensOption, describe
-from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
@@ -103,15 +103,10 @@ def optimize(
     print(_verdict(found, model, plan, report))
 
 
-def _write_report(found: "Optimized", out: Path) -> Path | None:
-    """The page of profile, plan and sweep; None where plotly is not installed."""
-    from importlib.util import find_spec
-
+def _write_report(found: "Optimized", out: Path) -> Path:
+    """The page of profile, plan and sweep."""
     from c2r.reporting import build_report, read_inputs, write_page
 
-    if find_spec("plotly") is None:
-        note("no report: it needs plotly, `pip install 'c2r-moe[report]'`")
-        return None
     inputs = [out / name for name in ("sweep.profile.safetensors", "plan.safetensors")]
     page = out / "report.html"
     made = build_report(
@@ -124,10 +119,10 @@ def _write_report(found: "Optimized", out: Path) -> Path | None:
     return page
 
 
-def _document(found: "Optimized", out: Path, report: Path | None) -> dict[str, object]:
+def _document(found: "Optimized", out: Path, report: Path) -> dict[str, object]:
     return {
         "out": str(out),
-        "report": None if report is None else str(report),
+        "report": str(report),
         "is_worth_it": found.is_worth_it,
         "plan_fingerprint": found.plan.fingerprint,
         **describe(found.cluster, found.workload),
@@ -163,7 +158,7 @@ def _show(found: "Optimized") -> None:
     print_table(f"Milliseconds, predicted: {where}", columns, rows)
 
 
-def _verdict(found: "Optimized", model: str, plan: Path, report: Path | None) -> str:
+def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
     """One paragraph: what it saves and costs, or why it is not worth it, and what to run next."""
     chosen, before, after = found.chosen, found.before, found.after
     saved = 100 * (1 - after.total / before.total)
@@ -191,8 +186,7 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path | None) ->
         f"{chosen.busiest_visits:.2f}, rank load {chosen.rank_load_max_over_mean:.2f}."
     )
     lines = [said, f"Next: c2r apply {model} --plan {plan} --out constrained/"]
-    if report is not None:
-        lines.append(f"Figures: {report}")
+    lines.append(f"Figures: {report}")
     return "\n".join(lines)
 
 

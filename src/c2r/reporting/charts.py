@@ -42,10 +42,11 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """Series on common axes; `style` says how they are drawn: bars lie, columns stand.
+    """Series on common axes; `style` says how they are drawn: bars lie, columns stand,
+    or are only their upper edges.
 
     `table` is given where it tells more than the series do. Where `linear_to` is
-    given, matplotlib draws y linear up to it and logarithmic beyond; plotly has no such axis.
+    given, y is linear up to it and logarithmic beyond.
     """
 
     slug: str
@@ -58,10 +59,23 @@ class Chart:
     table: Table | None = None
     linear_to: float | None = None
 
+    @property
+    def num_values(self) -> int:
+        """How many numbers are drawn; places that are counted or named are none."""
+        return sum(
+            len(series.y)
+            + len(series.lower)
+            + len(series.upper)
+            + sum(isinstance(value, float) for value in series.x)
+            for series in self.series
+        )
+
     def to_table(self) -> Table:
-        """The numbers that are drawn."""
-        if self.table is not None:
-            return self.table
+        """All numbers that are known of what is drawn."""
+        return self.drawn_table() if self.table is None else self.table
+
+    def drawn_table(self) -> Table:
+        """The series side by side."""
         x = list(dict.fromkeys(value for series in self.series for value in series.x))
         columns = [dict(zip(series.x, series.y, strict=True)) for series in self.series]
         return Table(
@@ -75,7 +89,7 @@ class Matrix:
     """One picture of a heat map.
 
     Attributes:
-        name: what the slider calls it.
+        name: what stands below it.
         values: `[rows, columns]`.
         row_names: of the rows, top to bottom.
         column_names: of the columns, left to right.
@@ -91,10 +105,7 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeatMap:
-    """Matrices on one scale. The first is shown; a slider selects another.
-
-    Colours end at `ceiling`, or without one at the 97th percentile of the matrix shown.
-    """
+    """Matrices side by side, each on a scale that ends at its 97th percentile."""
 
     slug: str
     title: str
@@ -102,13 +113,11 @@ class HeatMap:
     y_label: str
     unit: str
     matrices: tuple[Matrix, ...]
-    ceiling: float | None = None
     note: str = ""
 
     def ceiling_of(self, matrix: Matrix) -> float:
         """Value of the last colour, positive."""
-        top = np.nanpercentile(matrix.values, 97) if self.ceiling is None else self.ceiling
-        return float(top) or 1.0
+        return float(np.nanpercentile(matrix.values, 97)) or 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +177,8 @@ class Verdict:
         reason: why, and what the times are of.
         bars: a step before and after; empty where no time is known.
         facts: quality, load and copies.
-        command: what to run next.
+        todo: what to do next.
+        command: the same as a command.
     """
 
     state: State
@@ -177,6 +187,7 @@ class Verdict:
     reason: str
     bars: tuple[Bar, ...]
     facts: tuple[Answer, ...]
+    todo: str
     command: str
 
     def to_json(self) -> dict[str, Any]:

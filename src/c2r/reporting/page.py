@@ -1,11 +1,9 @@
 """One HTML file that shows a report: nothing is fetched, everything is inside.
 
-plotly.js draws the figures. Names come from models and files of others: they are escaped wherever
-they are put, in HTML, in the embedded JSON and in the labels of plotly, which knows some HTML too.
+Names come from models and files of others: they are escaped wherever they are put.
 """
 
 import html
-import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -13,43 +11,36 @@ from pathlib import Path
 from string import Template
 
 from c2r.artifacts import write_text
-from c2r.errors import InputError
 from c2r.reporting.charts import Answer, Bar, Chart, HeatMap, Report, Section, Table, Verdict
-from c2r.reporting.plotly_charts import plot, to_json
-from c2r.reporting.times import milliseconds
+from c2r.reporting.drawing import decimals, draw, number
 
-_ARROW = " \N{RIGHTWARDS ARROW} "
+_LARGE = 1e9
+_FEW_VALUES = 12  # are told in a table, not drawn
 _SIGNS = {"good": "\u2713", "bad": "\u2717", "warning": "!", "plain": ""}
+_PARTS = {
+    "dispatch": "Send rows to experts",
+    "combine": "Send sums back",
+    "compute": "Experts compute",
+    "copies": "Copy rows",
+    "rest": "All else",
+}
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Writes the page atomically.
-
-    Raises:
-        InputError: plotly is not installed, or the file cannot be written.
-    """
+    """Writes the page atomically. Raises `InputError` where the file cannot be written."""
     write_text(path, render_page(report))
 
 
 def render_page(report: Report) -> str:
-    """The page as text. Raises `InputError` where plotly is not installed."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError:
-        raise InputError(
-            "the report needs plotly; install it with `pip install 'c2r-moe[report]'`"
-        ) from None
-    charts = ",".join(f'"{chart.slug}":{_render_data(chart)}' for chart in report.charts)
+    """The page as text."""
     return Template(_asset("page.html")).substitute(
         title=html.escape(report.title),
         summary=html.escape(report.summary),
         style=_asset("page.css"),
-        plotly=get_plotlyjs(),
         script=_asset("page.js"),
         links="".join(_render_link(section) for section in report.sections),
         verdict=_render_verdict(report.verdict),
         sections="".join(_render_section(section) for section in report.sections),
-        charts=f"{{{charts}}}",
     )
 
 
@@ -57,147 +48,133 @@ def _asset(name: str) -> str:
     return (files("c2r.reporting") / "web" / name).read_text(encoding="utf-8")
 
 
-def _script_json(text: str) -> str:
-    """JSON that cannot end the script element that it stands in."""
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
 def _render_link(section: Section) -> str:
     return f'<a href="#{section.slug}">{html.escape(section.title)}</a>'
 
 
 def _render_verdict(verdict: Verdict) -> str:
-    facts = "".join(_render_answer(fact) for fact in verdict.facts)
+    facts = "".join(_render_fact(fact) for fact in verdict.facts)
+    word = verdict.word[0].upper() + verdict.word[1:]
     return (
-        f'<div class="verdict {verdict.state}"><p class="word">{_SIGNS[verdict.state]} '
-        f"{html.escape(verdict.word)}</p><h2>{html.escape(verdict.headline)}</h2>"
-        f"<p>{_render_prose(verdict.reason)}</p>{_render_bars(verdict.bars)}"
-        f'<p class="next">Next: <code>{html.escape(verdict.command)}</code></p></div>'
-        f'<div class="answers">{facts}</div>'
+        f'<div class="verdict {verdict.state}"><p class="word">{_render_sign(verdict.state)}'
+        f"{html.escape(word)}</p><h2>{_render_prose(verdict.headline)}</h2>"
+        f'<p class="text">{_render_prose(verdict.reason)}</p>{_render_steps(verdict.bars)}'
+        f'<p class="next"><b>Next:</b> {html.escape(verdict.todo)} '
+        f"<code>{html.escape(verdict.command)}</code></p></div>"
+        f'<div class="facts">{facts}</div>'
     )
 
 
-def _render_bars(bars: Sequence[Bar]) -> str:
-    """A step before and after, one bar each on a common scale, and the numbers of its parts."""
-    longest = max((bar.total for bar in bars), default=0.0)
-    if not longest:
+def _render_sign(state: str) -> str:
+    sign = _SIGNS[state]
+    return f'<span class="sign" aria-hidden="true">{sign}</span>' if sign else ""
+
+
+def _render_steps(bars: Sequence[Bar]) -> str:
+    """A step before and after, whole and by its parts, all on one scale."""
+    if not bars or not all(bar.total > 0 for bar in bars):
         return ""
-    drawn = "".join(_render_bar(bar, longest) for bar in bars)
-    values = {part: [bar.parts[part] for bar in bars] for part in bars[0].parts}
-    values["a layer"] = [bar.layer for bar in bars]
-    parts = "".join(
-        f'<li><i class="part {part}"></i>{part} '
-        f"<b>{_ARROW.join(map(milliseconds, each))}</b> ms</li>"
-        for part, each in values.items()
-    )
-    return f'<div class="bars">{drawn}</div><ul class="parts">{parts}</ul>'
-
-
-def _render_bar(bar: Bar, longest: float) -> str:
-    parts = "".join(
-        f'<span class="part {part} {_width_class(value / longest)}" style="flex-grow:{value:.6g}">'
-        f"{html.escape(part)}</span>"
-        for part, value in bar.parts.items()
-        if value > 0
-    )
+    before, after = bars
+    longest = max(before.total, after.total)
+    rows = {"Whole step": (before.total, after.total)}
+    rows |= {_PARTS[part]: (before.parts[part], after.parts[part]) for part in before.parts}
+    places = decimals([longest])
+    lines = "".join(_render_step(name, *pair, longest, places) for name, pair in rows.items())
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("before", "after", "change"))
     return (
-        f'<span>{html.escape(bar.name)}</span><div class="track"><div class="bar" '
-        f'style="width:{100 * bar.total / longest:.4g}%">{parts}</div></div>'
-        f"<b>{milliseconds(bar.total)} ms</b>"
+        '<table class="steps"><thead><tr><th scope="col">milliseconds</th><td></td>'
+        f"{head}</tr></thead><tbody>{lines}</tbody></table>"
     )
 
 
-def _width_class(share: float) -> str:
-    """Whether the name of a part has room in it: on wide screens, on all, or on none."""
-    return "wide" if share > 0.3 else "medium" if share > 0.12 else "narrow"
+def _render_step(name: str, before: float, after: float, longest: float, places: int) -> str:
+    drawn = "".join(
+        f'<i class="{side}" style="width:{100 * value / longest:.4g}%"></i>'
+        for side, value in (("before", before), ("after", after))
+    )
+    change = f"{number(100 * (after / before - 1), 2)} %" if before else ""
+    numbers = (f"{before:,.{places}f}", f"{after:,.{places}f}", change)
+    cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
+    return f'<tr><th scope="row">{name}</th><td class="drawn">{drawn}</td>{cells}</tr>'
 
 
-def _render_answer(answer: Answer) -> str:
-    question, number, unit = map(html.escape, (answer.question, answer.number, answer.unit))
-    sign = _SIGNS[answer.state]
-    word = f'<p class="word">{sign} {answer.state}</p>' if sign else '<p class="word"></p>'
+def _render_fact(answer: Answer) -> str:
+    question, figure, unit = map(_render_prose, (answer.question, answer.number, answer.unit))
+    sign = _render_sign(answer.state)
+    state = f'<span class="word">{sign}{answer.state}</span>' if sign else ""
     return (
-        f'<article class="answer {answer.state}">{word}<h3>{question}</h3>'
-        f'<p class="number">{number}</p>'
+        f'<article class="fact {answer.state}"><h3>{question}</h3>'
+        f'<p class="figure">{figure} {state}</p>'
         f'<p class="unit">{unit}</p><p>{_render_prose(answer.text)}</p></article>'
     )
 
 
 def _render_prose(text: str) -> str:
     """Escaped text; what stands between backticks is a command."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    kept = html.escape(text).replace(" %", "&nbsp;%")
+    return re.sub("`([^`]+)`", r"<code>\1</code>", kept)
 
 
 def _render_section(section: Section) -> str:
-    table = "" if section.table is None else _render_table(section.slug, section.table, "open")
+    table = "" if section.table is None else _render_details(section.slug, section.table)
     charts = "".join(_render_chart(chart) for chart in section.charts)
     answer = "" if section.answer is None else _render_lead(section.answer)
+    text = f'<p class="text">{_render_prose(section.text)}</p>' if section.text else ""
     return (
-        f'<section id="{section.slug}"><h2>{html.escape(section.title)}</h2>{answer}'
-        f'<p class="text">{_render_prose(section.text)}</p>'
+        f'<section id="{section.slug}"><h2>{html.escape(section.title)}</h2>{answer}{text}'
         f'<div class="charts">{charts}</div>{table}</section>'
     )
 
 
 def _render_lead(answer: Answer) -> str:
-    number, unit = html.escape(answer.number), html.escape(answer.unit)
-    return f'<p class="text"><b>{number}</b> {unit}. {_render_prose(answer.text)}</p>'
+    figure, unit = _render_prose(answer.number), _render_prose(answer.unit)
+    return f'<p class="text"><b>{figure} {unit}.</b> {_render_prose(answer.text)}</p>'
 
 
 def _render_chart(chart: Chart | HeatMap) -> str:
-    title = html.escape(chart.title)
-    if isinstance(chart, Chart):
-        slider, table = "", _render_table(chart.slug, chart.to_table())
-    else:
-        slider, table = _render_slider(chart), _render_empty_table(chart)
+    """A figure and its table; few values are only told in the table."""
     note = f'<p class="note">{_render_prose(chart.note)}</p>' if chart.note else ""
+    unit = chart.unit if isinstance(chart, HeatMap) else chart.y_label
+    small = "" if unit.lower() in chart.title.lower() else f" <small>{html.escape(unit)}</small>"
+    head = f"<h3>{html.escape(chart.title)}{small}</h3>"
+    if isinstance(chart, HeatMap):
+        look, body = "whole", f"{note}{draw(chart)}"
+    elif chart.num_values <= _FEW_VALUES:
+        more = (
+            "" if chart.table is None else _render_details(chart.slug, chart.table, "All columns")
+        )
+        shown = _render_table(f"{chart.slug}-drawn", chart.drawn_table())
+        look, body = "few", f"{shown}{note}{more}"
+    else:
+        look = "part"
+        body = f"{draw(chart)}{note}{_render_details(chart.slug, chart.to_table())}"
+    return f'<figure class="{look}" id="figure-{chart.slug}">{head}{body}</figure>'
+
+
+def _render_details(slug: str, table: Table, name: str = "Table") -> str:
     return (
-        f'<figure><h3>{title}</h3>{slider}<div class="plot" id="plot-{chart.slug}" role="img" '
-        f'aria-label="{title}; the numbers are in the table below"></div>{note}{table}</figure>'
+        f"<details><summary>{name}</summary>{_render_table(slug, table)}"
+        f'<button type="button" class="csv" data-table="table-{slug}">Download CSV</button>'
+        "</details>"
     )
 
 
-def _render_slider(chart: HeatMap) -> str:
-    if len(chart.matrices) == 1:
-        return ""
-    return (
-        f'<label class="slider">Show <input type="range" min="0" max="{len(chart.matrices) - 1}" '
-        f'value="0" data-chart="{chart.slug}"> '
-        f"<output>{html.escape(chart.matrices[0].name)}</output></label>"
-    )
-
-
-def _render_table(slug: str, table: Table, attribute: str = "") -> str:
+def _render_table(slug: str, table: Table) -> str:
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
-    rows = "".join(f"<tr>{''.join(map(_render_cell, row))}</tr>" for row in table.rows)
-    return _render_details(slug, f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>", attribute)
+    columns = zip(*table.rows, strict=True)
+    places = [decimals(cell for cell in column if isinstance(cell, float)) for column in columns]
+    rows = "".join(f"<tr>{''.join(map(_render_cell, row, places))}</tr>" for row in table.rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {slug}">'
+        f'<table id="table-{slug}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        "</div>"
+    )
 
 
-def _render_cell(value: object) -> str:
+def _render_cell(value: object, places: int) -> str:
     if isinstance(value, float):
-        return f'<td class="number" data-value="{value!r}">{value:.6g}</td>'
+        shown = f"{value:,.{places}f}" if abs(value) < _LARGE else f"{value:.4g}"
+        return f'<td class="number" data-value="{value!r}">{shown}</td>'
     if isinstance(value, int):
         return f'<td class="number">{value}</td>'
     return f"<td>{'' if value is None else html.escape(str(value))}</td>"
-
-
-def _render_empty_table(chart: HeatMap) -> str:
-    """A table that the page's script fills with the matrix shown, when it is opened."""
-    corner = html.escape(f"{chart.y_label} / {chart.x_label}")
-    return _render_details(chart.slug, "", f'data-corner="{corner}"')
-
-
-def _render_details(slug: str, table: str, attribute: str) -> str:
-    return (
-        f'<details {attribute} data-chart="{slug}"><summary>Table</summary>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {slug}">'
-        f'<table id="table-{slug}">{table}</table></div>'
-        f'<button type="button" class="csv" data-chart="{slug}">Download CSV</button></details>'
-    )
-
-
-def _render_data(chart: Chart | HeatMap) -> str:
-    """JSON of a chart: one plotly figure for each position of its slider, and their names."""
-    names = [matrix.name for matrix in chart.matrices] if isinstance(chart, HeatMap) else [""]
-    drawn = ",".join(to_json(figure) for figure in plot(chart))
-    return _script_json(f'{{"names":{json.dumps(names)},"figures":[{drawn}]}}')

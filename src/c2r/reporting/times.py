@@ -31,6 +31,12 @@ class Setting:
     note: str = ""
 
     @property
+    def place(self) -> str:
+        """The cluster and its size."""
+        ranks, nodes = self.cluster.num_ranks, self.cluster.num_nodes
+        return f"{self.cluster.name} ({ranks} ranks on {nodes} node{'s' if nodes > 1 else ''})"
+
+    @property
     def name(self) -> str:
         """Tokens, phase and cluster, in a few words."""
         work = self.workload

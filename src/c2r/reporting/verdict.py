@@ -39,6 +39,7 @@ def judge(inputs: Inputs, times: Times | None, facts: Sequence[Answer]) -> Verdi
             headline=f"The routing has collapsed: {collapse}",
             reason="Few copies are no gain then, and no placement helps: look at the model, or "
             f"profile it on other text. {verdict.reason}",
+            todo="look at the load of its experts",
             command=f"c2r inspect {_file(inputs, 'profile')}",
         )
     return replace(verdict, facts=tuple(facts))
@@ -54,9 +55,10 @@ def _unknown(inputs: Inputs) -> Verdict:
         state="plain",
         word=_UNKNOWN,
         headline="Not known yet whether a plan pays",
-        reason=f"Times are predicted from a profile and a plan: add {missing}.",
+        reason="Times are predicted from a profile and a plan.",
         bars=(),
         facts=(),
+        todo=f"add {missing}",
         command=command,
     )
 
@@ -66,6 +68,7 @@ def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     if not times.is_measured and times.saved < WORTH_IT and _is_constrained(inputs):
         state, word = "plain", _UNKNOWN
         headline = "Not known yet: the plan's placement alone does not pay, its policy may"
+    todo, command = _next_step(inputs, times, word, quality)
     return Verdict(
         state=state,
         word=word,
@@ -73,7 +76,8 @@ def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
         reason=f"{_because(times)} {_source(times)}",
         bars=(_bar("before", times.before.time), _bar("after", times.after.time)),
         facts=(),
-        command=_next_command(inputs, times, word, quality),
+        todo=todo,
+        command=command,
     )
 
 
@@ -82,13 +86,13 @@ def _is_constrained(inputs: Inputs) -> bool:
 
 
 def _sentence(times: Times, quality: Answer) -> tuple[State, str, str]:
-    saved, before, after = times.saved, times.before.time, times.after.time
-    change = f"{milliseconds(before.total)} to {milliseconds(after.total)} ms"
+    saved = times.saved
+    where = f"of a step on {times.setting.cluster.name}"
     if saved < 0:
-        return "bad", "slower", f"Slower here: {-100 * saved:.1f} % more time a step, {change}"
+        return "bad", "slower", f"Adds {-100 * saved:.1f} % to the time {where}"
     if saved < WORTH_IT:
-        return "bad", "not worth it", f"Not worth it here: {100 * saved:.1f} % of a step, {change}"
-    headline = f"Saves {100 * saved:.0f} % of a step, {change}"
+        return "bad", "not worth it", f"Saves {100 * saved:.1f} % {where}"
+    headline = f"Saves {100 * saved:.0f} % {where}"
     if quality.state == "bad":
         return "warning", "at a price", f"{headline}, but quality falls"
     return "good", "worth it", headline
@@ -102,10 +106,13 @@ def _because(times: Times) -> str:
         f"{milliseconds(before.part(part))} to {milliseconds(after.part(part))} ms"
         for part in ("exchange", "compute")
     )
-    layer = f"{milliseconds(before.layer)} to {milliseconds(after.layer)} ms"
+    layer, step = (
+        f"{milliseconds(one)} to {milliseconds(other)} ms"
+        for one, other in ((before.layer, after.layer), (before.total, after.total))
+    )
     said = f"exchanges go from {exchanges} and the experts of the busiest rank from {compute}"
     if times.saved >= WORTH_IT:
-        return f"A layer goes from {layer}: {said}."
+        return f"A step goes from {step}, an MoE layer from {layer}."
     if before.exchange_share < WORTH_IT:
         load = mean_load(times.before.shares)
         return (
@@ -122,7 +129,11 @@ def _source(times: Times) -> str:
         else "After: plain top-k's routing on the plan's placement."
     )
     notes = f" {times.setting.note}" if times.setting.note else ""
-    return f"Predicted for {times.setting.name}. {routing}{notes}"
+    work = times.setting.workload
+    return (
+        f"Predicted for {work.tokens_per_rank:,} tokens a rank, {work.phase}, on "
+        f"{times.setting.place}. {routing}{notes}"
+    )
 
 
 def _bar(name: str, step: StepTime) -> Bar:
@@ -133,20 +144,31 @@ def _bar(name: str, step: StepTime) -> Bar:
     return Bar(name=name, parts=dict(zip(_PARTS, values, strict=True)), layer=step.layer)
 
 
-def _next_command(inputs: Inputs, times: Times, word: str, quality: Answer) -> str:
+def _next_step(inputs: Inputs, times: Times, word: str, quality: Answer) -> tuple[str, str]:
+    """What to do, and the command."""
     profile, plan, where = _file(inputs, "profile"), _file(inputs, "plan"), _where(times.setting)
+    make = f"c2r plan {profile} {where}"
     if inputs.plan is None:
         sweep = f"--sweep {_file(inputs, 'sweep')} --max-loss-increase 0.003"
-        return f"c2r plan {profile} {where} {sweep} --out plan.safetensors"
+        return "make the plan of this point", f"{make} {sweep} --out plan.safetensors"
     if word == "slower":
-        return f"c2r plan {profile} {where} --out plan.safetensors"
+        return "place the experts for the least time", f"{make} --out plan.safetensors"
     if word == "not worth it":
-        return f"c2r estimate {profile} --plan {plan} {where}"
+        look = f"c2r estimate {profile} --plan {plan} {where}"
+        return "see from which batch on it would pay", look
     if word == "at a price":
-        return f"c2r finetune MODEL --plan {plan} --data TEXT --out tuned"
+        tune = f"c2r finetune MODEL --plan {plan} --data TEXT --out tuned"
+        return "recover the quality by fine-tuning", tune
     if word == _UNKNOWN or quality.number == NOT_MEASURED:
-        return f"c2r measure MODEL --plan {plan} --json > measured.json"
-    return f"c2r apply MODEL --plan {plan} --out constrained"
+        measure = f"c2r measure MODEL --plan {plan} --json > measured.json"
+        return "measure what the plan costs, and add the file", measure
+    if _is_constrained(inputs):
+        return "save the model with its plan", f"c2r apply MODEL --plan {plan} --out constrained"
+    if any(layer.replicas.size for layer in inputs.plan.layers):
+        export = f"c2r export --plan {plan} --model MODEL --format sglang --out placement.json"
+        return "give the placement to an engine that knows replicas", export
+    renumber = f"c2r permute MODEL --plan {plan} --out permuted"
+    return "renumber the checkpoint, so that any engine places its experts as planned", renumber
 
 
 def _where(setting: Setting) -> str:

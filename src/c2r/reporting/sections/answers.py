@@ -14,8 +14,8 @@ from c2r.reporting.times import Setting, Times, mean_load
 
 _COLLABORATION = "How collaborative is this model?"
 _TRAFFIC = "What does its traffic cost today?"
-_SAVING = "What would the plan save, at what quality?"
-_QUALITY = "What does the plan cost in quality?"
+_SAVING = "How much less is sent?"
+_QUALITY = "What does it cost in quality?"
 _LOAD = "How even is the work?"
 
 NOT_MEASURED = "not measured"
@@ -89,15 +89,15 @@ def answer_saving(
             unit="",
             text="Add a plan (`c2r plan`), and the curve of `c2r sweep` for its quality.",
         )
-    mean = traffic.mean
+    mean, policy = traffic.mean, ""
+    if inputs.plan is not None and is_constrained(inputs.plan):
+        policy = " What its policy saves beyond is not known: add the JSON of `c2r measure`."
     return Answer(
         question=_SAVING,
         number=_change(mean.copies_placed, mean.copies_contiguous),
         unit="copies, by placement alone: the output stays the same",
         text=f"{mean.copies_placed:.2f} copies of each token instead of "
-        f"{mean.copies_contiguous:.2f}. The busiest rank does {mean.rank_load_max_over_mean:.2f} "
-        f"times the mean work ({mean.rank_load_max_over_mean_contiguous:.2f} before). What the "
-        "routing policy costs and saves beyond is not known: add the JSON of `c2r sweep`.",
+        f"{mean.copies_contiguous:.2f}.{policy}",
         state=_better_if_fewer(mean.copies_placed, mean.copies_contiguous),
     )
 
@@ -216,9 +216,8 @@ def _answer_from_sweep(inputs: Inputs, setting: Setting | None) -> Answer:
         number=_change(point.copies, before),
         unit=f"copies, at {100 * point.loss_increase:+.2f} % loss on held-out text",
         text=f"Policy {name_of(point)} ({chosen.reason}): {point.copies:.2f} copies of each "
-        f"token instead of {before:.2f}, loss {point.loss:.4f} instead of "
-        f"{baseline.loss:.4f}. Placement alone gives {baseline.copies:.2f} at the same output. "
-        f"The busiest rank does {point.rank_load_max_over_mean:.2f} times the mean work.",
+        f"token instead of {before:.2f}. Placement alone gives {baseline.copies:.2f} at the same "
+        "output.",
         state=_better_if_fewer(point.copies, before),
     )
 
@@ -252,11 +251,13 @@ def _top_k(inputs: Inputs) -> int | None:
 
 
 def _change(after: float, before: float) -> str:
-    return f"{100 * (after / before - 1):+.0f} %".replace("-", MINUS)
+    change = round(100 * (after / before - 1))
+    return f"{change:+d} %".replace("-", MINUS) if change else "0 %"
 
 
 def _better_if_fewer(after: float, before: float) -> State:
-    return "good" if after < before else "bad" if after > before else "plain"
+    change = round(100 * (after / before - 1))
+    return "good" if change < 0 else "bad" if change > 0 else "plain"
 
 
 def _percent(share: float) -> str:

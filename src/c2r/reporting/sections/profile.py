@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
-from c2r.plans import Plan
+from c2r.plans import Plan, contiguous_placement
 from c2r.prediction import TrafficReport
 from c2r.profiling import CollaborationMetrics, CollaborationProfile, LayerProfile
 from c2r.reporting.charts import Answer, Chart, HeatMap, Matrix, Section, Series, Table, table_of
@@ -29,10 +29,7 @@ def show_collaboration(
         title="Effective collaborators by layer",
         x_label="layer",
         y_label="experts",
-        series=(
-            _by_layer("measured", [layer.effective_collaborators for layer in metrics]),
-            _by_layer("everyone alike", [layer.num_experts - 1 for layer in profile.layers]),
-        ),
+        series=(_by_layer("experts", [layer.effective_collaborators for layer in metrics]),),
         table=table,
     )
     matrices = tuple(
@@ -40,9 +37,9 @@ def show_collaboration(
         for index, layer in enumerate(profile.layers)
     )
     size = -(-profile.num_experts // MAX_CELLS)
-    notes = (
-        [] if plan is None else ["Lines part the ranks of the plan, whose experts are together."]
-    )
+    notes = ["The stronger the colour, the more tokens chose both."]
+    if plan is not None:
+        notes.append("Experts of a rank stand together, so a good plan shows strong blocks.")
     if size > 1:
         notes.append(
             f"{size} neighbouring experts are summed into one cell, to keep the page small."
@@ -61,9 +58,27 @@ def show_collaboration(
         title="Who collaborates",
         text="Two experts collaborate when a token chooses both. Effective collaborators are "
         "exp(entropy) of an expert's partners: 1 is one fixed partner. Fewer is better for "
-        "placement, since partners can share a rank.",
+        f"placement, since partners can share a rank.{_on_one_rank(profile, plan)}",
         charts=(by_layer, together),
         answer=answer,
+    )
+
+
+def _on_one_rank(profile: CollaborationProfile, plan: Plan | None) -> str:
+    """Which share of the pairs chosen together is on one rank, under the plan and in order."""
+    if plan is None:
+        return ""
+    num_ranks, pairs = plan.topology.num_ranks, np.zeros(3)
+    for layer, planned in zip(profile.layers, plan.layers, strict=True):
+        in_order = contiguous_placement(layer.num_experts, num_ranks)
+        for index, placement in enumerate((planned.placement, in_order)):
+            pairs[index] += layer.coactivation[placement[:, None] == placement].sum()
+        pairs[2] += layer.coactivation.sum()
+    if not pairs[2]:
+        return ""
+    placed, unplaced = 100 * pairs[:2] / pairs[2]
+    return (
+        f" Of all pairs, {placed:.0f} % are on one rank under the plan, {unplaced:.0f} % in order."
     )
 
 
@@ -113,9 +128,11 @@ def show_load(
         x_label="expert",
         y_label="layer",
         unit="tokens",
+        note="The stronger the colour, the more tokens.",
         matrices=(
             Matrix(
-                name="load",
+                name=f"layers 0 to {profile.num_layers - 1} from the top, experts 0 to "
+                f"{width - 1} from the left",
                 values=np.stack(loads),
                 row_names=tuple(map(str, range(profile.num_layers))),
                 column_names=tuple(map(str, range(width))),
@@ -158,6 +175,7 @@ def show_traffic(traffic: TrafficReport, answer: Answer) -> Section:
 def show_plan(plan: Plan) -> Section:
     """Policy and placement, layer by layer."""
     rows = []
+    policies = dict.fromkeys(layer.policy for layer in plan.layers)
     for index, layer in enumerate(plan.layers):
         ranks = range(plan.topology.num_ranks)
         experts = " | ".join(" ".join(map(str, layer.experts_of(rank))) for rank in ranks)
@@ -166,8 +184,9 @@ def show_plan(plan: Plan) -> Section:
     return Section(
         slug="plan",
         title="The plan",
-        text=f"{plan.num_layers} layers on {plan.topology.num_ranks} ranks of "
-        f"{plan.topology.num_nodes} node(s); fingerprint {plan.fingerprint}.",
+        text=f"Policy {', '.join(policies)}; {plan.num_layers} layers on "
+        f"{plan.topology.num_ranks} ranks of {plan.topology.num_nodes} node(s). Fingerprint "
+        f"{plan.fingerprint}.",
         table=Table(columns=columns, rows=tuple(rows)),
     )
 
@@ -175,13 +194,14 @@ def show_plan(plan: Plan) -> Section:
 def show_provenance(inputs: Inputs) -> Section:
     """Every file, and what it says about itself."""
     rows: list[tuple[str, str, str, str]] = []
+    files = [f"{source.path.name} ({source.kind})" for source in inputs.sources]
     for source in inputs.sources:
         known = dict(_flatten(source.provenance)) or {"provenance": "the file does not say"}
         rows += [(source.path.name, source.kind, name, value) for name, value in known.items()]
     return Section(
         slug="provenance",
         title="Where the numbers come from",
-        text="Every number on this page is one of these files', or predicted from them by c2r.",
+        text=f"Every number on this page is in {', '.join(files)}, or predicted from that by c2r.",
         table=Table(columns=("file", "kind", "field", "value"), rows=tuple(rows)),
     )
 

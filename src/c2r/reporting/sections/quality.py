@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from c2r.plans import Plan
 from c2r.prediction import StepTime
@@ -17,6 +17,7 @@ _LINEAR_TO = 0.25  # per cent of loss, about what the intervals of a sweep are w
 
 TIME = "milliseconds a step, predicted"
 _COPIES = "copies per token"
+_PLACED = "plain top-k, placed"
 
 Cost = Callable[[Measurement], float]
 
@@ -71,7 +72,7 @@ def choose_point(
 def show_quality(
     sweep: SweepResult, plan: Plan | None, setting: Setting | None, before: StepTime | None
 ) -> Section:
-    """Loss against time, and load against copies, of every policy; the chosen point marked."""
+    """Loss of every policy against time, the chosen point marked."""
     chosen = choose_point(sweep, plan, setting)
     loss = quality_chart(sweep, setting, chosen=chosen, before=before)
     where = f"Predicted for {setting.name}. " if setting and loss.x_label == TIME else ""
@@ -79,9 +80,10 @@ def show_quality(
         slug="quality",
         title="Quality against time" if where else "Quality against traffic",
         text=f"{where}Each point is a routing policy at one strength, measured on held-out text "
-        "without fine-tuning, with the 95 % interval of its loss. Left is cheaper, down is better. "
-        "No point is better than the frontier in both.",
-        charts=(loss, _load_chart(sweep, chosen)),
+        "without fine-tuning, with the 95 % interval of its loss. Left is "
+        f"{'faster' if where else 'cheaper'}, down is better. The line joins the points that no "
+        "other beats in both.",
+        charts=(loss,),
     )
 
 
@@ -105,7 +107,7 @@ def quality_chart(
     points = (baseline, *sweep.points)
     series = [
         *(_points(name, found, cost) for name, found in by_policy(sweep)),
-        _points("plain top-k, placed", [baseline], cost),
+        replace(_points(_PLACED, [baseline], cost), labels=(_PLACED,)),
     ]
     in_order = baseline.copies_contiguous
     if unit == TIME:
@@ -146,30 +148,6 @@ def _cost(sweep: SweepResult, setting: Setting | None) -> tuple[Cost, str]:
         if len(known) == len(times):
             return lambda point: known[id(point)], TIME
     return lambda point: point.copies, _COPIES
-
-
-def _load_chart(sweep: SweepResult, chosen: ChosenPoint) -> Chart:
-    """Load of the busiest rank against copies: what one gains, the other may lose."""
-    groups = [*by_policy(sweep), ("plain top-k, placed", [sweep.baseline])]
-    series = [
-        Series(
-            name=name,
-            x=tuple(point.copies for point in found),
-            y=tuple(point.rank_load_max_over_mean for point in found),
-            labels=tuple(map(name_of, found)),
-            look="points",
-        )
-        for name, found in groups
-    ]
-    point = chosen.point
-    series.append(_mark(chosen, (point.copies,), (point.rank_load_max_over_mean,)))
-    return Chart(
-        slug="load-against-copies",
-        title="Load and copies of each policy",
-        x_label=_COPIES,
-        y_label="load of the busiest rank over the mean",
-        series=tuple(series),
-    )
 
 
 def by_policy(sweep: SweepResult) -> Iterator[tuple[str, list[Measurement]]]:

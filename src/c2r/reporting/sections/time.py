@@ -9,22 +9,29 @@ from c2r.reporting.charts import Chart, Section, Series
 from c2r.reporting.times import Times
 from c2r.types import Float
 
+_DISPATCH = {
+    "k_fold": "once per expert",
+    "zero_redundancy": "once per rank",
+    "hierarchical": "once per node, then once per rank",
+    "all_gather": "to all ranks",
+}
+
 
 def show_time(times: Times) -> Section:
-    """A bar for each rank, of what it computes, sends and receives; and the time of each layer."""
+    """What each rank computes and receives, and the time of each layer."""
     sides = {"before": times.before, "after": times.after}
     by_rank = tuple(
         Chart(
             slug=f"ranks-{slug}",
             title=f"Rows that each rank {slug}",
             x_label="rank",
-            y_label="rows for each of a rank's tokens",
+            y_label="rows for each of its own tokens",
             series=tuple(
                 _by_place(name, _mean(of, side.shares).tolist()) for name, side in sides.items()
             ),
             style="columns",
         )
-        for slug, of in (("computes", _computed), ("sends", _sent), ("receives", _received))
+        for slug, of in (("computes", _computed), ("receives", _received))
     )
     by_layer = Chart(
         slug="time-by-layer",
@@ -36,17 +43,18 @@ def show_time(times: Times) -> Section:
             for name, side in sides.items()
         ),
     )
-    before, after = times.before.time, times.after.time
     return Section(
         slug="time",
         title="Where the time goes",
-        text=f"Predicted for {times.setting.name}. A layer is through when its last rank is: the "
-        "highest column decides. Rows are means over layers, of a token to another rank and of a "
-        f"token to an expert. The longest exchange is {before.layers[0].busiest_link} before, "
-        f"{after.layers[0].busiest_link} after, in the first layer; the fastest dispatch is "
-        f"{before.dispatcher} before, {after.dispatcher} after.",
+        text="A layer is through when its last rank is: the busiest rank decides. Rows are sent "
+        f"{_change(times.before.time.dispatcher, times.after.time.dispatcher)}.",
         charts=(*by_rank, by_layer),
     )
+
+
+def _change(before: str, after: str) -> str:
+    one, other = (_DISPATCH.get(name, name) for name in (before, after))
+    return one if one == other else f"{one} before, {other} after"
 
 
 def _by_place(name: str, values: Sequence[float]) -> Series:
@@ -60,12 +68,6 @@ def _mean(of: Callable[[RankShares], Float], shares: Sequence[RankShares]) -> Fl
 
 def _computed(layer: RankShares) -> Float:
     return layer.rows * len(layer.rows)
-
-
-def _sent(layer: RankShares) -> Float:
-    """A rank has its share of the tokens, which visit the others as all tokens do."""
-    sent: Float = layer.visits.sum() - layer.visits
-    return sent
 
 
 def _received(layer: RankShares) -> Float:
