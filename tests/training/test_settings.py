@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from c2r.errors import InputError
@@ -8,7 +10,8 @@ def test_what_is_given_goes_before_the_preset():
     chosen = FinetuneSettings.choose("paper-qwen", {"batch_size": 8, "mode": None})
     paper = FinetuneSettings.choose("paper-llama", {})
     assert (chosen.batch_size, chosen.num_epochs, chosen.bf16, chosen.mode) == (8, 2, True, "full")
-    assert (paper.batch_size, paper.learning_rate) == (128, 2e-5)
+    assert (paper.batch_size, paper.learning_rate, paper.warmup) == (128, 2e-5, 0.03)
+    assert math.ceil(32 * chosen.warmup) == 10  # steps, as in the authors' script
     with pytest.raises(InputError, match="choose paper-qwen, paper-llama"):
         FinetuneSettings.choose("paper", {})
 
