@@ -4,20 +4,23 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
 
 import c2r
 from c2r.cli import app
+from tests.browsing import open_browser, read_axe, serious_violations
 from tests.docs.blocks import PAGES, ROOT
 
 pytest.importorskip("mkdocs", reason="pip install -e '.[docs]' to build the site")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Text of each page, by its name without the suffix."""
+def folder(tmp_path_factory):
+    """The site as it is built."""
     folder = tmp_path_factory.mktemp("site")
     result = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
@@ -28,6 +31,12 @@ def site(tmp_path_factory):
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder):
+    """Text of each page, by its name without the suffix."""
     return {
         str(page.relative_to(folder).with_suffix("")): page.read_text(encoding="utf-8")
         for page in folder.rglob("*.html")
@@ -65,3 +74,28 @@ def test_formulas_are_mathml(site):
     assert site["how-it-works"].count("<math") > 20
     assert "arithmatex" not in site["how-it-works"]
     assert re.findall(r"<m[ion]>\\[^<]*", site["how-it-works"]) == []  # a command it does not know
+
+
+def pages_of_navigation(browser, folder):
+    """The pages that the first page's navigation leads to, in its order."""
+    browser.get((folder / "index.html").as_uri())
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('nav a[href]')].map((link) => link.href)"
+    )
+    pages = dict.fromkeys(Path(unquote(urlsplit(link).path)) for link in links)
+    return [page for page in pages if page.is_file() and folder in page.parents]
+
+
+def test_five_pages_have_no_serious_violation_of_accessibility(folder):
+    axe = read_axe()
+    with open_browser() as browser:
+        pages = pages_of_navigation(browser, folder)
+        quick = [page for page in pages if page.stat().st_size < 100_000]
+        chosen = [quick[index * (len(quick) - 1) // 4] for index in range(5)]
+        assert len(set(chosen)) == 5
+        for page in chosen:
+            browser.get(page.as_uri())
+            for scheme in ("default", "slate"):
+                switch = "document.body.dataset.mdColorScheme = arguments[0]"
+                browser.execute_script(switch, scheme)
+                assert serious_violations(browser, axe) == [], f"{page.name}, {scheme}"

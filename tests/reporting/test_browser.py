@@ -1,25 +1,17 @@
 """The page as Chromium shows it; one browser for the module, skipped where there is none."""
 
 import json
-import shutil
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from c2r.planning import make_plan
 from c2r.prediction import predict_traffic
 from c2r.reporting import build_report, read_inputs, write_page
+from tests.browsing import open_browser, read_axe, serious_violations
 from tests.reporting.profiles import benchmark_document, clustered_profile, sweep_document
 from tests.reporting.test_page import hostile_files
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
-
-PROGRAMS = [shutil.which("chromium"), shutil.which("chromedriver")]
-pytestmark = pytest.mark.skipif(
-    None in PROGRAMS, reason="apt-get install chromium chromium-driver to test the page"
-)
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +21,13 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(downloads):
-    options = webdriver.ChromeOptions()
-    options.binary_location = PROGRAMS[0]
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1280,900"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    service = webdriver.ChromeService(PROGRAMS[1])
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.execute_cdp_cmd("Network.enable", {})
-    yield driver
-    driver.quit()
+    with open_browser(downloads) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
 def axe():
-    """axe-core as JavaScript."""
-    reason = "axe-playwright-python holds axe-core"
-    package = pytest.importorskip("axe_playwright_python", reason=reason)
-    return (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    return read_axe()
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +110,10 @@ def test_the_theme_switch(browser, shown):
         return browser.execute_script(code, browser.find_element("id", "theme"))
 
     before = look()
-    browser.find_element("id", "theme").send_keys(webdriver.Keys.ENTER)
+    browser.find_element("id", "theme").send_keys("\n")
     after = look()
     assert all(a != b for a, b in zip(before, after, strict=True))
-    browser.find_element("id", "theme").send_keys(webdriver.Keys.ENTER)
+    browser.find_element("id", "theme").send_keys("\n")
     assert look() == before
 
 
@@ -216,21 +196,6 @@ def test_nothing_is_wider_than_the_screen(browser, shown, width):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     assert browser.execute_script(_SCROLL_WIDTH) <= width
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def serious_violations(browser, axe):
-    """What axe-core finds serious or critical on the page shown: rules, and where."""
-    browser.execute_script(axe)
-    found = browser.execute_async_script(
-        "const done = arguments[arguments.length - 1];"
-        "axe.run({resultTypes: ['violations']}).then(done)"
-    )
-    assert found["passes"]
-    return [
-        (rule["id"], [node["html"] for node in rule["nodes"]])
-        for rule in found["violations"]
-        if rule["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
