@@ -20,7 +20,6 @@ _COMMANDS = "<!-- commands -->"
 _FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL
 )  # as pymdownx.arithmatex leaves it for a script
-_SCROLLED = re.compile(r"(<pre>(?:<span></span>)?<code|<table)>")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -29,8 +28,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Renders formulas, and lets the keyboard scroll listings and tables."""
-    return _SCROLLED.sub(r'\1 tabindex="0">', _FORMULA.sub(_render, content))
+    """Renders formulas, and lets the keyboard scroll tables."""
+    return _FORMULA.sub(_render, content).replace("<table>", '<table tabindex="0">')
 
 
 def _describe_commands(group: Any, *path: str) -> Iterator[str]:

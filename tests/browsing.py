@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+_MOUSE = "primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
+"""Pages that look for a mouse find one, as on a desktop."""
 _PROGRAMS = [shutil.which("chromium"), shutil.which("chromedriver")]
 
 
@@ -19,6 +21,7 @@ def open_browser(downloads=None):
     options.binary_location = _PROGRAMS[0]
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1280,900"):
         options.add_argument(f"--{argument}")
+    options.add_argument(f"--blink-settings={_MOUSE}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     if downloads is not None:
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})

@@ -11,13 +11,14 @@ def test_values_stand_between_0_and_100():
     assert axis.place(2.5) == pytest.approx(50)
 
 
-def test_an_axis_begins_at_0_where_that_leaves_little_empty():
-    assert Axis.over((1.0, 3.0)).low == 0 < Axis.over((2.0, 3.0)).low
-    assert Axis.over((-1.0, 3.0)).low < -1
+def test_an_axis_of_amounts_begins_at_0_where_that_leaves_little_empty():
+    lows = [Axis.over((low, 3.0), is_amount=True).low for low in (-1.0, 1.0, 2.0)]
+    assert lows[0] < -1 and lows[1] == 0 < lows[2]
+    assert Axis.over((1.0, 3.0)).low > 0
 
 
 def test_ticks_are_round_and_within():
-    assert Axis.over((0.0, 4.2)).ticks() == pytest.approx([0, 1, 2, 3, 4])
+    assert Axis.over((0.0, 4.2), is_amount=True).ticks() == pytest.approx([0, 1, 2, 3, 4])
     assert Axis.over((0.11, 0.19)).ticks() == pytest.approx(
         [0.02 * n for n in range(6, 10)], abs=0.02
     )

@@ -31,16 +31,17 @@ class Axis:
         *,
         linear_to: float | None = None,
         is_whole: bool = False,
+        is_amount: bool = False,
     ) -> "Axis":
         """An axis of all values; one of whole numbers ends at them, another has some room.
 
-        It begins at 0 where that leaves little empty.
+        One of amounts begins at 0 where that leaves little empty.
         """
         finite = [_scaled(value, linear_to) for value in values if math.isfinite(value)] or [0.0]
         low, high = min(finite), max(finite)
         room = 0.0 if is_whole and low < high else _ROOM * (high - low) or 0.1 * abs(high) or 1.0
         return cls(
-            low=0.0 if not is_whole and 0 <= low < high / 2 else low - room,
+            low=0.0 if is_amount and 0 <= low < high / 2 else low - room,
             high=high + room,
             linear_to=linear_to,
             is_whole=is_whole,

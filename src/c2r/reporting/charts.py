@@ -3,7 +3,7 @@
 The table of a figure is made from the figure's own numbers, so the two cannot differ.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -75,13 +75,20 @@ class Chart:
         return self.drawn_table() if self.table is None else self.table
 
     def drawn_table(self) -> Table:
-        """The series side by side."""
+        """The series side by side, each with its bounds."""
         x = list(dict.fromkeys(value for series in self.series for value in series.x))
-        columns = [dict(zip(series.x, series.y, strict=True)) for series in self.series]
+        columns = [column for series in self.series for column in _columns_of(series)]
         return Table(
-            columns=(self.x_label, *(series.name for series in self.series)),
-            rows=tuple((value, *(column.get(value) for column in columns)) for value in x),
+            columns=(self.x_label, *(name for name, _ in columns)),
+            rows=tuple((value, *(known.get(value) for _, known in columns)) for value in x),
         )
+
+
+def _columns_of(series: Series) -> Iterator[tuple[str, dict[Cell, float]]]:
+    yield series.name, dict(zip(series.x, series.y, strict=True))
+    if series.lower:
+        yield "from", dict(zip(series.x, series.lower, strict=True))
+        yield "to", dict(zip(series.x, series.upper, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

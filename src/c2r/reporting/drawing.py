@@ -83,7 +83,7 @@ def _axes(chart: Chart) -> tuple[Axis, Axis]:
     ys = [y for each in chart.series for y in (*each.y, *each.lower, *each.upper)]
     return (
         Axis.over(xs, is_whole=is_whole),
-        Axis.over(ys, linear_to=chart.linear_to),
+        Axis.over(ys, linear_to=chart.linear_to, is_amount=True),
     )
 
 

@@ -69,7 +69,7 @@ def _box(point: Named, side: Side | None) -> _Box:
 
 def _is_free(box: _Box, taken: Sequence[_Box]) -> bool:
     left, top, right, bottom = box
-    if left < 0 or right > _WIDTH or top < -_LINE or bottom > _HEIGHT:
+    if left < 0 or right > _WIDTH or top < -_LINE or bottom > _HEIGHT + _LINE / 2:
         return False
     return all(
         right <= other[0] or left >= other[2] or bottom <= other[1] or top >= other[3]

@@ -11,8 +11,8 @@ from pathlib import Path
 from string import Template
 
 from c2r.artifacts import write_text
-from c2r.reporting.charts import Answer, Bar, Chart, HeatMap, Report, Section, Table, Verdict
-from c2r.reporting.drawing import decimals, draw, number
+from c2r.reporting.charts import MINUS, Answer, Bar, Chart, HeatMap, Report, Section, Table, Verdict
+from c2r.reporting.drawing import decimals, draw
 
 _LARGE = 1e9
 _FEW_VALUES = 12  # are told in a table, not drawn
@@ -82,7 +82,7 @@ def _render_steps(bars: Sequence[Bar]) -> str:
     lines = "".join(_render_step(name, *pair, longest, places) for name, pair in rows.items())
     head = "".join(f'<th scope="col">{name}</th>' for name in ("before", "after", "change"))
     return (
-        '<table class="steps"><thead><tr><th scope="col">milliseconds</th><td></td>'
+        '<table class="steps"><thead><tr><th scope="col">ms of a step</th><td></td>'
         f"{head}</tr></thead><tbody>{lines}</tbody></table>"
     )
 
@@ -92,7 +92,8 @@ def _render_step(name: str, before: float, after: float, longest: float, places:
         f'<i class="{side}" style="width:{100 * value / longest:.4g}%"></i>'
         for side, value in (("before", before), ("after", after))
     )
-    change = f"{number(100 * (after / before - 1), 2)} %" if before else ""
+    percent = round(100 * (after / before - 1)) if before else 0
+    change = f"{percent:+d} %".replace("-", MINUS) if percent else "0 %"
     numbers = (f"{before:,.{places}f}", f"{after:,.{places}f}", change)
     cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
     return f'<tr><th scope="row">{name}</th><td class="drawn">{drawn}</td>{cells}</tr>'

@@ -11,7 +11,7 @@ def show_benchmark(index: int, document: Document) -> Section:
     """Seconds of each case with their quartiles."""
     cases = [(_case_name(case), case["seconds"]) for case in document["cases"]]
     bars = Series(
-        name="median, bars to the quartiles",
+        name="median, with quartiles",
         x=tuple(name for name, _ in cases),
         y=tuple(1000 * seconds["median"] for _, seconds in cases),
         lower=tuple(1000 * seconds["lower"] for _, seconds in cases),

@@ -13,8 +13,8 @@ def show_tasks(index: int, report: TaskReport) -> Section:
     text = f"Accuracy{under}."
     if report.is_compared:
         text += (
-            " Differences to the reference, item by item; bars to the 95 % interval. A difference "
-            "is shown where the interval is clear of 0 and McNemar's p is at most 0.05."
+            " Differences to the reference, item by item, with 95 % intervals. A difference is "
+            "shown where the interval is clear of 0 and McNemar's p is at most 0.05."
         )
     return Section(slug=slug, title="Tasks", text=text, charts=(chart,))
 
@@ -42,7 +42,7 @@ def _differences(slug: str, report: TaskReport) -> Chart:
         y_label="percentage points more than the reference",
         series=(
             Series(
-                name="difference, bars to the 95 % interval",
+                name="difference, with the 95 % interval",
                 x=tuple(name_of(line.name) for line in lines),
                 y=tuple(100 * line.difference for line in lines),
                 lower=tuple(100 * line.interval[0] for line in lines),
