@@ -88,6 +88,6 @@ def _show(made: "Report") -> None:
     lines = [f"{verdict.word.upper()}: {verdict.headline}", f"  {verdict.reason}"]
     for answer in made.answers:
         lines += [answer.question, f"  {answer.number} {answer.unit}", f"  {answer.text}"]
-    lines.append(f"Next: {verdict.command}")
+    lines += [f"Next: {verdict.todo}", f"  {verdict.command}"]
     for line in lines:
         print(without_controls(line))

@@ -171,7 +171,7 @@ def _names_of_lines(lines: Sequence[Series], y: Axis) -> list[str]:
 
 
 def _bars(chart: Chart) -> str:
-    """A row for each value: its name, a bar from 0 with its interval, and the number."""
+    """A row for each value: its name, the number, and a bar from 0 with its interval."""
     (series,) = chart.series
     values = [value for value in (*series.y, *series.lower, *series.upper) if math.isfinite(value)]
     low, high = min(0.0, *values), max(0.0, *values)
@@ -182,8 +182,8 @@ def _bars(chart: Chart) -> str:
         ends = next(bounds) if bounds is not None else None
         said = "" if ends is None else f" <small>({number(ends[0])} to {number(ends[1])})</small>"
         rows.append(
-            f"<span>{html.escape(str(name))}</span>{_track(axis, value, ends)}"
-            f"<b>{number(value)}{said}</b>"
+            f"<span>{html.escape(str(name))}</span><b>{number(value)}{said}</b>"
+            f"{_track(axis, value, ends)}"
         )
     return f'<div class="rows">{"".join(rows)}</div>'
 

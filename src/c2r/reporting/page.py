@@ -53,7 +53,8 @@ def _render_link(section: Section) -> str:
 
 
 def _render_verdict(verdict: Verdict) -> str:
-    facts = "".join(_render_fact(fact) for fact in verdict.facts)
+    known = [fact for fact in verdict.facts if verdict.bars or fact.unit]
+    facts = "".join(map(_render_fact, known))
     word = verdict.word[0].upper() + verdict.word[1:]
     return (
         f'<div class="verdict {verdict.state}"><p class="word">{_render_sign(verdict.state)}'

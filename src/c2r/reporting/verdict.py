@@ -47,18 +47,19 @@ def judge(inputs: Inputs, times: Times | None, facts: Sequence[Answer]) -> Verdi
 
 def _unknown(inputs: Inputs) -> Verdict:
     if inputs.profile is None:
-        missing, command = "the profile of the model", "c2r profile MODEL --out profile.safetensors"
+        missing, todo = "the profile of the model", "profile the model"
+        command = "c2r profile MODEL --out profile.safetensors"
     else:
-        missing = "a plan"
+        missing, todo = "a plan", "make a plan"
         command = f"c2r plan {_file(inputs, 'profile')} --cluster h100-8 --out plan.safetensors"
     return Verdict(
         state="plain",
         word=_UNKNOWN,
-        headline="Not known yet whether a plan pays",
+        headline=f"Add {missing} to see what it saves",
         reason="Times are predicted from a profile and a plan.",
         bars=(),
         facts=(),
-        todo=f"add {missing}",
+        todo=todo,
         command=command,
     )
 
@@ -67,7 +68,7 @@ def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     state, word, headline = _sentence(times, quality)
     if not times.is_measured and times.saved < WORTH_IT and _is_constrained(inputs):
         state, word = "plain", _UNKNOWN
-        headline = "Not known yet: the plan's placement alone does not pay, its policy may"
+        headline = "The placement alone does not pay, the policy may"
     todo, command = _next_step(inputs, times, word, quality)
     return Verdict(
         state=state,
