@@ -22,6 +22,7 @@ from c2r.ops.backend import OPS_WITH_KERNELS
 from c2r.parallel import Share
 from c2r.profiling import CollaborationProfile
 from c2r.text import token_batches
+from tests.reporting.profiles import clustered_profile
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +265,21 @@ def test_import_of_engine_traces(capsys, tmp_path):
     )
     other = tmp_path / "r.safetensors"
     assert_refused(capsys, ["--top-k"], "import", path, "--format", "c2r-pickle", "--out", other)
+
+
+def test_times_are_of_the_cluster_that_a_plan_was_made_for(capsys, tmp_path):
+    profile, out = tmp_path / "profile", tmp_path / "plan"
+    clustered_profile(num_layers=1, num_experts=8, top_k=2).save(profile)
+    for options, expected in (
+        (["--ranks", 4], "h100-8"),  # of another size than that preset
+        (["--cluster", "hosts-4-10g"], "hosts-4-10g"),
+    ):
+        assert call(capsys, "plan", profile, *options, "--out", out, "--force")[0] == 0
+        found = call_json(capsys, "traffic", profile, "--plan", out)
+        assert found["time"]["cluster"]["name"] == expected
+        assert found["time"]["cluster"]["num_ranks"] == 4
+    found = call_json(capsys, "traffic", profile, "--plan", out, "--cluster", "hosts-4-100g")
+    assert found["time"]["cluster"]["name"] == "hosts-4-100g"
 
 
 def test_permute_and_undo(capsys, folder, tmp_path):

@@ -9,7 +9,10 @@ from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.assets import tiny_folder
 from c2r.errors import InputError
 from c2r.measuring import NO_LOSS
+from c2r.measuring.forward import next_token_targets
+from c2r.text import read_texts, token_batches
 from c2r.training.data import DataSettings, Piece, collate, pack, read_windows
+from tests.cli.test_road import make_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
@@ -131,6 +134,20 @@ def test_plain_text_is_cut_into_windows(tokenizer, tmp_path):
     assert (data.num_pieces, data.num_overlong, data.num_skipped) == (3, 0, 0)
     alone = read(path, tokenizer, seq_len=3, packing=False)
     assert (alone.num_pieces, alone.num_skipped) == (3, 1)  # nothing to predict in "j"
+
+
+def test_windows_of_text_begin_and_count_as_in_measuring(tmp_path):
+    """The same tokens are shown, and the same are predicted, whichever command cuts the text."""
+    tokenizer = make_tokenizer()
+    path = write(tmp_path, "abcdefghij", name="a.txt")
+    windows = read(path, tokenizer, seq_len=4, packing=False, seed=0).windows
+    (measured,) = token_batches(read_texts([path]), tokenizer, seq_len=4, batch_size=4)
+    targets = next_token_targets(measured)
+    for row, mask, target in zip(*measured.values(), targets, strict=True):
+        number = int(mask.sum())
+        (same,) = (w for w in windows if w["input_ids"].tolist() == row[:number].tolist())
+        assert same["labels"].tolist() == [NO_LOSS, *target[: number - 1].tolist()]
+    assert len(windows) == 4 and all(window["input_ids"][0] == 1 for window in windows)
 
 
 def test_the_seed_draws_the_order(tokenizer, tmp_path):

@@ -7,7 +7,7 @@ import typer
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
-    from c2r.plans import ClusterTopology
+    from c2r.plans import Plan
     from c2r.prediction import Cluster, ModelSizes, Workload
     from c2r.profiling import CollaborationProfile
 
@@ -23,7 +23,7 @@ PlannedClusterOption = Annotated[
     str | None,
     typer.Option(
         help="Where times are predicted: a preset such as h100-8, or a YAML file.",
-        show_default="H100s, as many as the plan has ranks",
+        show_default="the plan's preset, else H100s, as many as the plan has ranks",
     ),
 ]
 TokensOption = Annotated[
@@ -52,14 +52,19 @@ def cluster_of(name: str | None, ranks: int | None, nodes: int) -> "Cluster":
     return found
 
 
-def cluster_for(name: str | None, topology: "ClusterTopology") -> "Cluster":
-    """The cluster named, which has the ranks of the plan; else as many of the default kind.
+def cluster_for(name: str | None, plan: "Plan") -> "Cluster":
+    """The cluster named, which has the ranks of the plan; else the preset that it was made for.
 
-    Raises `InputError` where it has other ranks or nodes.
+    Without either, as many ranks of the default kind. Raises `InputError` where the one named has
+    other ranks or nodes.
     """
-    from c2r.prediction.cluster import default_cluster, find_cluster
+    from c2r.prediction.cluster import PRESETS, default_cluster, find_cluster
 
+    topology = plan.topology
     if name is None:
+        made_for = PRESETS.get(str(plan.provenance.get("cluster")))
+        if made_for is not None and made_for.topology == topology:
+            return made_for
         return default_cluster(topology.num_ranks, topology.num_nodes)
     found = find_cluster(name)
     if found.topology != topology:

@@ -61,7 +61,12 @@ _ConfigOption = Annotated[
     ),
 ]
 _QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print tables, JSON, warnings and errors only, and nothing of files that are written.",
+    ),
 ]
 _ForceOption = Annotated[
     bool,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
-from c2r.cli.models import load_model_and_tokenizer, resolve_texts
+from c2r.cli.models import load_model_and_tokenizer
 from c2r.cli.runs import check_output, record_now
 
 if TYPE_CHECKING:
@@ -64,11 +64,12 @@ class _Demo:
 
     @classmethod
     def prepare(cls, out: Path, tokens: int) -> "_Demo":
-        from c2r.text import split_texts
+        from c2r.assets import heldout_files
+        from c2r.text import read_texts, split_texts
 
         note("The embedded model: byte-level Qwen2-MoE, 4 layers, 32 experts, k = 4.")
         model, tokenizer = load_model_and_tokenizer("tiny")
-        texts = resolve_texts(None)
+        texts = read_texts(heldout_files())
         calibration, evaluation = split_texts(texts)
         return cls(
             out=out,

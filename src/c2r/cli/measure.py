@@ -74,7 +74,7 @@ def measure(
 
         texts = resolve_texts(text)
         if plan is not None:  # before a model is loaded for it
-            cluster_for(cluster, Plan.load(plan).topology)
+            cluster_for(cluster, Plan.load(plan))
         check_phase(phase)
         facts = {"the text": [item.digest for item in texts], "half": half, "tokens": tokens}
         cutting = {"seq_len": seq_len, "batch_size": batch_size, "seed": seed}
@@ -152,7 +152,7 @@ def _times(
 
     if plan.topology.num_ranks == 1:
         return None
-    where = cluster_for(cluster, plan.topology)
+    where = cluster_for(cluster, plan)
     sizes = sizes_of(model, find_sites(model)[0].num_experts)
     workload = workload_with(sizes, tokens_per_rank, phase)
     plain = found.reference or found

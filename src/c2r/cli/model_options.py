@@ -18,6 +18,8 @@ from c2r.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from c2r.adapters.huggingface import Source
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _OPTIONS: dict[str, Any] = {
@@ -100,7 +102,7 @@ class ModelOptions:
         torch.cuda.set_device(device)
         return "cpu:gloo,cuda:nccl"
 
-    def placement(self, location: str, dtype: "torch.dtype | None") -> dict[str, Any]:
+    def placement(self, location: "str | Source", dtype: "torch.dtype | None") -> dict[str, Any]:
         """What `from_pretrained` is told of devices; nothing for processors with memory enough.
 
         Raises `InputError` where a device is not there, or a map cannot be read.

@@ -146,7 +146,7 @@ def load_model_and_tokenizer(
 ) -> tuple[Any, Any]:
     """The model where it is to run, constrained if its folder holds a plan, and its tokenizer.
 
-    `load`, given the location, the type and what else `from_pretrained` takes, stands in for
+    `load`, given the source, the type and what else `from_pretrained` takes, stands in for
     `c2r.load_model`; it places the model itself.
 
     `auto` keeps the checkpoint's type, but runs the embedded model in float32: on most CPUs
@@ -155,7 +155,7 @@ def load_model_and_tokenizer(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from c2r.adapters.huggingface import is_hub_name, load_model, load_tokenizer
+    from c2r.adapters.huggingface import find_source, is_hub_name, load_model, load_tokenizer
     from c2r.adapters.huggingface.placement import describe_placement
 
     dtype = loading.dtype
@@ -167,13 +167,14 @@ def load_model_and_tokenizer(
         note(f"{name} is no folder here; asking the Hugging Face hub")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
-    options = dict(loading.origin)
+    found = find_source(location, **loading.origin)
+    options: dict[str, Any] = {}
     if loading.attn_implementation is not None:
         options["attn_implementation"] = loading.attn_implementation
     if load is None:
-        load, options = load_model, {**options, **loading.placement(location, chosen)}
-    model = load(location, dtype=chosen, **options)
-    tokenizer = load_tokenizer(location, **loading.origin)
+        load, options = load_model, {**options, **loading.placement(found, chosen)}
+    model = load(found, dtype=chosen, **options)
+    tokenizer = load_tokenizer(found)
     if is_first_process():
         size = sum(entry.numel() * entry.element_size() for entry in model.parameters()) / 1e9
         note(f"{name} runs on {describe_placement(model)}, {size:,.2f} GB of weights")

@@ -138,10 +138,10 @@ class _Conversations:
 
 def _is_unfinished(out: Path) -> bool:
     """Whether a profile is there that was interrupted."""
-    from c2r.artifacts import read_artifact
+    from c2r.artifacts import read_header
 
     with suppress(InputError):
-        found = read_artifact(out, "profile").header.get("provenance")
+        found = read_header(out, "profile").get("provenance")
         return isinstance(found, dict) and found.get("complete") is False
     return False
 

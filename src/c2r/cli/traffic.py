@@ -90,7 +90,7 @@ def _add_times(
     """Adds the milliseconds of every layer to its row; gives both steps as JSON data."""
     from c2r.prediction import best_time
 
-    where = cluster_for(cluster, plan.topology)
+    where = cluster_for(cluster, plan)
     workload = workload_of(profile, tokens_per_rank, phase)
     steps = [best_time(profile, tried, where, workload, chunks=(1,)) for tried in (None, plan)]
     for name, step in zip(("contiguous", "placed"), steps, strict=True):

@@ -18,7 +18,6 @@ from c2r.adapters.huggingface import (
     find_sites,
     in_step,
     prepare,
-    read_batch,
     remove,
 )
 from c2r.errors import InputError, ModelError
@@ -131,8 +130,8 @@ def measure_plans(
         RoutingError: a router gives NaN scores.
     """
     with keeping_plan(model), observing(model) as observe:
-        for given, is_own in in_step(model, batches):
-            batch, reference = read_batch(model, given), None
+        for batch, is_own in in_step(model, batches):
+            reference = None
             for index, (prepared, tally) in enumerate(zip(plans, tallies, strict=True)):
                 enforce(model, prepared)
                 found, trace = observe(batch)
@@ -145,7 +144,7 @@ def measure_plans(
                 if on_trace is not None:
                     on_trace(index, trace)
             if is_own:
-                yield batch["input_ids"].numel()
+                yield found.targets.numel()
 
 
 def gather_tallies(tallies: Sequence[Tally], comm: Comm | None) -> list[Tally]:

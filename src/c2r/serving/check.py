@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c2r.adapters.huggingface import find_sites, replay
+from c2r.adapters.huggingface import check_ids, find_sites, replay
 from c2r.errors import InputError, ModelError
 from c2r.serving.binding import layer_number
 
@@ -90,7 +90,8 @@ def compare(model: Any, sequences: Sequence[Tensor], found: Answer) -> Agreement
         ModelError: the model's layers have no numbers, or its routers cannot be replayed.
         InputError: the engine has other layers, experts, or routed another number of tokens.
     """
-    _check_ids(model, sequences)
+    for sequence in sequences:
+        check_ids(model, sequence)
     numbers = [_number(site.name) for site in find_sites(model)]
     num_tokens = sum(len(sequence) for sequence in sequences)
     for number in numbers:
@@ -123,16 +124,6 @@ def compare(model: Any, sequences: Sequence[Tensor], found: Answer) -> Agreement
         for number, layer in zip(numbers, replayed.layers, strict=True)
     )
     return Agreement(layers=layers, log_prob_difference=difference)
-
-
-def _check_ids(model: Any, sequences: Sequence[Tensor]) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
-    for sequence in sequences:
-        if not 0 <= int(sequence.min()) <= int(sequence.max()) < size:
-            raise InputError(
-                f"token ids are {int(sequence.min())} to {int(sequence.max())}, the model knows 0 "
-                f"to {size - 1}; compare with the model that was served"
-            )
 
 
 def _number(path: str) -> int:

@@ -54,12 +54,7 @@ def token_batches(
         InputError: a length is below 1, or leaves no room for text.
     """
     check_lengths(seq_len, batch_size, num_tokens)
-    beginning = beginning_of(tokenizer)
-    if seq_len <= len(beginning):
-        raise InputError(
-            f"seq_len {seq_len} leaves no room for text: the tokenizer begins each window with "
-            f"{len(beginning)} tokens of its own"
-        )
+    beginning = beginning_within(tokenizer, seq_len)
     stream = _token_stream(texts, tokenizer, seed)
     windows = _windows(stream, beginning, seq_len, num_tokens)
     rows: list[list[int]] = []
@@ -90,6 +85,17 @@ def beginning_of(tokenizer: Any) -> list[int]:
         if plain and whole[start : start + len(plain)] == plain:
             return whole[:start]
     return []
+
+
+def beginning_within(tokenizer: Any, seq_len: int) -> list[int]:
+    """As `beginning_of`. Raises `InputError` where windows of `seq_len` have no room for text."""
+    beginning = beginning_of(tokenizer)
+    if seq_len <= len(beginning):
+        raise InputError(
+            f"seq_len {seq_len} leaves no room for text: the tokenizer begins each window with "
+            f"{len(beginning)} tokens of its own"
+        )
+    return beginning
 
 
 def named_beginning(tokenizer: Any) -> dict[str, list[str]]:

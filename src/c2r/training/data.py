@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from c2r.errors import InputError
 from c2r.measuring import NO_LOSS
-from c2r.text import Passage, PassageReader, check_answers
+from c2r.text import Passage, PassageReader, beginning_within, check_answers
 
 _NUM_OPEN = 1024
 """Latest windows that a piece may still join. All of them would make packing quadratic; older ones
@@ -194,13 +194,18 @@ def collate(windows: Sequence[Window]) -> Window:
 
 
 def _pieces(passage: Passage, tokenizer: Any, settings: DataSettings) -> Iterator[Piece]:
-    """The pieces of a passage: a conversation of any length, plain text cut at `seq_len`."""
+    """The pieces of a passage: a conversation of any length, or plain text cut at `seq_len`.
+
+    Of plain text each begins as the tokenizer begins a text, as in profiling and measuring.
+    """
     if passage.answers is not None:
         yield _piece(passage.text, passage.answers, tokenizer)
         return
+    beginning = beginning_within(tokenizer, settings.seq_len)
     ids = tokenizer(passage.text, add_special_tokens=False, verbose=False)["input_ids"]
-    for start in range(0, len(ids), settings.seq_len):
-        block = ids[start : start + settings.seq_len]
+    room = settings.seq_len - len(beginning)
+    for start in range(0, len(ids), room):
+        block = beginning + ids[start : start + room]
         yield Piece(block, [NO_LOSS, *block[1:]])
 
 

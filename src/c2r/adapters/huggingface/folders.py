@@ -41,14 +41,15 @@ _NEXT = {
 
 
 def load_model(
-    source: str | Path, dtype: torch.dtype | str | None = None, **kwargs: Any
+    source: str | Path | Source, dtype: torch.dtype | str | None = None, **kwargs: Any
 ) -> PreTrainedModel:
     """A causal language model with routers that c2r can constrain, in evaluation mode.
 
     A source with a plan gives the constrained model, as `from_pretrained` does.
 
     Args:
-        source: a model folder, a plan-only folder, or the name of either on the Hugging Face hub.
+        source: a model folder, a plan-only folder, or the name of either on the Hugging Face hub;
+            or what `find_source` found there.
         dtype: of the weights; None keeps that of the checkpoint.
         kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
 
@@ -241,7 +242,7 @@ def from_pretrained(
     return _load(found, dtype)
 
 
-def load_tokenizer(source: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path | Source, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of what `load_model` loads. Raises `InputError` if it has none."""
     found = find_source(source, **kwargs)
     options = {"trust_remote_code": False, **found.options}

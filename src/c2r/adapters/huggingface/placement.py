@@ -10,7 +10,7 @@ from accelerate.utils import get_max_memory
 from torch import nn
 
 from c2r.adapters.huggingface.folders import skeleton_of
-from c2r.adapters.huggingface.sources import find_source
+from c2r.adapters.huggingface.sources import Source, find_source
 from c2r.errors import InputError
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -60,11 +60,11 @@ def fits(num_bytes: int, device: torch.device) -> bool:
     return key not in free or num_bytes <= _SHARE * int(free[key])
 
 
-def weight_bytes(source: str, dtype: torch.dtype | None, **origin: Any) -> int:
+def weight_bytes(source: str | Source, dtype: torch.dtype | None, **origin: Any) -> int:
     """What the weights of a model folder or hub name will take in memory.
 
     Args:
-        source: the folder or name.
+        source: the folder or name, or what `find_source` found there.
         dtype: that they are loaded in; None for that of the checkpoint.
         origin: `revision` and `trust_remote_code`, as for `load_model`.
 

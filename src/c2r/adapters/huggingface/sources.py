@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in _HUB_OPTIONS}
 
 
-def find_source(source: str | Path, **options: Any) -> Source:
+def find_source(source: "str | Path | Source", **options: Any) -> Source:
     """The model behind a name, and its plan; of a hub name only the small files are fetched.
 
     Args:
-        source: a model folder, a plan-only folder, or the name of such a repository on the hub.
+        source: a model folder, a plan-only folder, or the name of such a repository on the hub; one
+            that was found already is given back, with these options beside its own.
         options: of transformers' `from_pretrained`; `revision` and others tell which files of the
             hub are meant.
 
@@ -67,6 +68,8 @@ def find_source(source: str | Path, **options: Any) -> Source:
         InputError: the hub does not have it, or a plan that is named is not there.
         ArtifactError, PlanMismatchError: the plan cannot be read, or is not the one that is named.
     """
+    if isinstance(source, Source):
+        return replace(source, options={**options, **source.options})
     folder = Path(source)
     if is_hub_name(source):
         folder = _fetch(str(source), hub_options(options))

@@ -39,7 +39,7 @@ from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.parallel_models import Spread, is_parallel, set_spread, spread_of
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
-from c2r.adapters.huggingface.sources import find_source
+from c2r.adapters.huggingface.sources import Source, find_source
 from c2r.errors import InputError, ModelError, PlanError
 from c2r.parallel import (
     Handle,
@@ -204,7 +204,7 @@ def parallelize(
 
 @freeing_at_once()
 def load_parallel(
-    source: str | Path,
+    source: str | Path | Source,
     plan: Plan | None = None,
     dtype: torch.dtype | str | None = None,
     options: ParallelOptions = ParallelOptions(),
@@ -216,7 +216,7 @@ def load_parallel(
     plan in the folder constrains the model, as in `c2r.load_model`.
 
     Args:
-        source: a model folder, or a name on the Hugging Face hub.
+        source: a model folder, a name on the Hugging Face hub, or what `find_source` found.
         plan: for this model; torchrun started a multiple of its ranks. None spreads the experts in
             the order of their ids over all processes.
         dtype: of the weights; None keeps that of the checkpoint.
