@@ -70,7 +70,7 @@ def check(comm, settings, folder):
 
 
 def check_one_group(comm, folder):
-    """One group goes on from what two have left, once all of it is there."""
+    """One group goes on from what two have left, once all of it is there; once only."""
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")
     part = work_folder(folder / "out") / "checkpoint-2" / "rank-1.safetensors"
     hidden = part.with_name("hidden")
@@ -83,6 +83,13 @@ def check_one_group(comm, folder):
         hidden.rename(part)
     comm.barrier()
     result = tune(folder / "out", CASES["groups"], name="groups")
+    model = tiny()
+    again = finetune(
+        model, examples(), plan_of(model, num_ranks=2), CASES["groups"], folder / "out"
+    )
+    assert (result.was_finished, again.was_finished) == (False, True)
+    tuned = load_file(folder / "out" / "model.safetensors")
+    assert torch.equal(model.model.norm.weight, tuned["model.norm.weight"])
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))
 

@@ -118,7 +118,7 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         set_seed(settings.seed)  # adapters begin at random
         given = settings.mode, settings.lora_rank, not settings.freeze_routers
         with training_only(model, *given) as trained:
-            if settings.fsdp:
+            if settings.fsdp and not was_finished:
                 shard(model)
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
             if not was_finished:
