@@ -21,3 +21,10 @@ def test_writing_goes_on_where_the_system_wrote_less_than_asked(tmp_path, monkey
     files.close()
     found = load_file(tmp_path / "model.safetensors")
     assert list(found) == ["b", "a"] and all(torch.equal(found[k], tensors[k]) for k in found)
+
+
+def test_views_of_a_stack_fill_files_by_their_own_size(tmp_path):
+    stack = torch.empty(8, 100, device="meta")  # 400 bytes each
+    experts = {f"experts.{index}.weight": expert for index, expert in enumerate(stack)}
+    SideBySide(tmp_path, experts, 1000).create()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4

@@ -47,8 +47,10 @@ class SideBySide:
         self, folder: Path, tensors: Mapping[str, Tensor], max_shard_size: int | str
     ) -> None:
         pattern = SINGLE_FILE.replace(".", "{suffix}.")
+        # A view, as one expert is of a stack, would count with all that it is a view of.
+        own = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
         split = split_torch_state_dict_into_shards(
-            dict(tensors), filename_pattern=pattern, max_shard_size=max_shard_size
+            own, filename_pattern=pattern, max_shard_size=max_shard_size
         )
         self._folder = folder
         self._shards = {
