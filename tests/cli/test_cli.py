@@ -20,6 +20,7 @@ from c2r.cli import app, run_command
 from c2r.cli.models import load_model_and_tokenizer, resolve_texts
 from c2r.ops.backend import OPS_WITH_KERNELS
 from c2r.parallel import Share
+from c2r.plans import Plan
 from c2r.profiling import CollaborationProfile
 from c2r.text import token_batches
 from tests.reporting.profiles import clustered_profile
@@ -103,6 +104,34 @@ def test_replicas_that_pay_or_a_number(capsys, folder):
     assert_refused(capsys, ["--replicas some", "or auto"], *command, "--replicas", "some")
 
 
+def test_the_plan_says_whether_it_pays_and_what_is_next(capsys, folder, tmp_path):
+    profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
+    command = ["plan", profile, "--out", out, "--force"]
+    _, _, err = call(capsys, *command, "--cluster", "hosts-4-10g", "--replicas", 1)
+    assert "1 replica a rank in each layer: " in err and "GB of weights on a rank" in err
+    assert (
+        f"next: give the placement to an engine that knows replicas: c2r export --plan {out}" in err
+    )
+    assert "of the text that was profiled" in err
+    _, _, err = call(capsys, *command, "--ranks", 32)
+    assert "Each rank holds one expert" in err and f"--replicas auto --out {out}" in err
+    _, _, err = call(capsys, *command, "--ranks", 4, "--policy", "priced=0.1")
+    assert f"c2r measure tiny --plan {out} --json > measured.json" in err
+
+
+def test_decoding_has_fewer_tokens_and_the_files_say_so(capsys, folder, tmp_path):
+    profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
+    command = ["plan", profile, "--cluster", "hosts-4-10g", "--phase", "decode", "--json"]
+    planned = call_json(capsys, *command, "--out", out)
+    assert planned["time"]["workload"]["tokens_per_rank"] == 128
+    assert Plan.load(out).provenance["workload"] == {"tokens_per_rank": 128, "phase": "decode"}
+    page = call_json(capsys, "report", profile, out, "--out", tmp_path / "report.html")
+    assert "128 tokens a rank, decode" in page["verdict"]["reason"]
+    found = call_json(capsys, "traffic", profile, out)
+    assert found["time"]["cluster"]["name"] == "hosts-4-10g"  # the plan's
+    assert "nodes" not in (tmp_path / "plan.safetensors.run.yaml").read_text()
+
+
 def test_replicas_are_planned_shown_and_sent(capsys, folder, tmp_path):
     profile, out = folder / "profile.safetensors", tmp_path / "plan.safetensors"
     planned = call_json(capsys, "plan", profile, "--ranks", 4, "--replicas", 2, "--out", out)
@@ -116,6 +145,8 @@ def test_replicas_are_planned_shown_and_sent(capsys, folder, tmp_path):
     assert sent["mean"]["copies_placed"] == planned["mean"]["copies"]
     assert sent["mean"]["copies_placed"] < plain["mean"]["copies_placed"]
     assert " + " in call(capsys, "inspect", out)[1]
+    _, _, err = call(capsys, "permute", "tiny", "--plan", out, "--out", tmp_path / "renumbered")
+    assert "the plan has 2 replicas a rank" in err and "--format sglang" in err
 
 
 def test_traffic_between_nodes_is_shown(capsys, folder, tmp_path):
@@ -124,7 +155,7 @@ def test_traffic_between_nodes_is_shown(capsys, folder, tmp_path):
     planned = call_json(capsys, "plan", profile, *arguments, "--out", out)
     flat = call_json(capsys, "plan", profile, *arguments[:-1], 0)
     assert planned["mean"]["node_copies_placed"] < flat["mean"]["node_copies_placed"]
-    assert "nodes, placed" in call(capsys, "traffic", profile, "--plan", out)[1]
+    assert "visited," in call(capsys, "traffic", profile, "--plan", out)[1]
 
 
 def test_traffic(capsys, folder):
@@ -138,7 +169,9 @@ def test_traffic(capsys, folder):
     sized = call_json(capsys, *arguments, "--hidden-size", 128)
     expected = sized["mean"]["remote_copies_placed"] * 256
     assert sized["mean"]["bytes_per_token"] == pytest.approx(expected)
-    assert "contiguous" in call(capsys, *arguments)[1]
+    assert "in order" in call(capsys, *arguments)[1]
+    assert call_json(capsys, "traffic", *arguments[1:2], folder / "plan.safetensors")["num_ranks"]
+    assert_refused(capsys, ["which plan?"], *arguments[:2])
 
 
 def test_plan_json_without_a_file(capsys, folder):

@@ -64,8 +64,9 @@ def test_progress_in_a_pipe_is_a_line_a_minute_with_rate_and_time_left():
         progress(500)
     assert lines == [
         "profiling, tokens: 25,000 of 100,000 (25 %), 500 a second, 2 min left",
-        "profiling, tokens: 55,000 of 100,000 (55 %), 500 a second, 2 min left",
-        "profiling, tokens: 85,000 of 100,000 (85 %), 500 a second, 30 s left",
+        "profiling, tokens: 30,000 of 100,000 (30 %), 500 a second, 2 min left",
+        "profiling, tokens: 40,000 of 100,000 (40 %), 500 a second, 2 min left",
+        "profiling, tokens: 60,000 of 100,000 (60 %), 500 a second, 80 s left",
     ]
     assert progress.reached == 85_000
 

@@ -37,7 +37,14 @@ def test_the_table_and_the_document(capsys, folder):
     arguments += ["--cluster", "hosts-4-10g"]
     status, out, _ = call(capsys, *arguments)
     assert status == 0
-    for word in ("k_fold", "in order", "as planned", "four hosts", "of a step"):
+    for word in (
+        "once per expert",
+        "in order",
+        "placed",
+        "four hosts",
+        "off by 4 %",
+        "65,536 tokens",
+    ):
         assert word in out
     found = call_json(capsys, *arguments)
     assert found["cluster"]["num_ranks"] == 4
@@ -188,7 +195,7 @@ def test_time_beside_the_copies_of_traffic(capsys, folder):
     mean = found["mean"]["milliseconds_contiguous"]
     assert mean == pytest.approx(np.mean(found["time"]["contiguous"]["layers"]))
     out = call(capsys, "traffic", profile, "--plan", plan)[1]
-    assert "on h100-8" in out and "not of the plan's policy (priced)" in out
+    assert "on hosts-4-10g" in out and "not of the plan's policy (priced)" in out
 
 
 def test_time_beside_the_copies_of_measure(capsys, folder):

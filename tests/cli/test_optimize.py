@@ -36,10 +36,16 @@ def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     assert "replace it with --force" in capsys.readouterr().err
     assert run_command([*command, "--max-loss-increase", "-1", "--force"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "saves" in shown and "no loss, for it places experts only" in shown
+    assert "Saves " in shown and "no loss, for it places experts only" in shown
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_the_model_runs(capsys, tmp_path):
     command = ["optimize", "tiny", "--cluster", "h1000", "--out", str(tmp_path / "x")]
     assert run_command(command) == 2
     assert "there is no cluster h1000" in capsys.readouterr().err
+
+
+def test_a_model_of_ones_own_needs_text_of_ones_own(capsys, tmp_path):
+    command = ["optimize", "my-model", "--cluster", "h100-8", "--out", str(tmp_path / "x")]
+    assert run_command(command) == 2
+    assert "Give some of that kind (--text)" in capsys.readouterr().err

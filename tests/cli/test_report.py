@@ -128,6 +128,6 @@ def test_heat_maps_show_which_ranks_receive(capsys, files):
     assert sum(ranks["placed"]) == pytest.approx(mean["copies_placed"])
     _, out, _ = call(capsys, *arguments)
     lines = out.split("Rows of a token to each rank\n")[1].splitlines()
-    for line, name in zip(lines, ("contiguous", "placed"), strict=False):
-        assert line.startswith(f"{name:>10} ") and len(line) == 11 + 8
+    for line, name in zip(lines, ("in order", "placed"), strict=False):
+        assert line.startswith(f"{name:>8} ") and len(line) == 9 + 8
     assert "rows" in lines[2]

@@ -18,7 +18,7 @@ from c2r.prediction import (
     predict_time,
 )
 from c2r.prediction.shares import RankShares
-from c2r.prediction.time import bottleneck_weights, break_even_tokens, layer_time, rest_time
+from c2r.prediction.time import bottleneck_weights, layer_time, rest_time
 from c2r.profiling import IdProfileBuilder
 from tests.planning.instances import random_sets
 
@@ -182,16 +182,6 @@ def test_no_plan_saves_more_than_the_share_of_exchange():
     assert step.total == pytest.approx(step.rest + step.layer)
     fastest = best_time(seen, make_plan(seen, 4, cluster=cluster), cluster, MILLION)
     assert fastest.total < step.total
-
-
-def test_the_break_even_is_where_a_plan_begins_to_save():
-    seen, cluster = profile(), replace(ONE, num_ranks=4, inner_microseconds=10.0)
-    plan = make_plan(seen, 4, cluster=cluster, workload=MILLION, replicas=2)
-    tokens = break_even_tokens(seen, plan, cluster, MILLION)
-    assert tokens is not None and tokens > 1
-    worse = make_plan(seen, 4, objective="sets")
-    slow = replace(cluster, teraflops=1e-9)
-    assert break_even_tokens(seen, worse, slow, MILLION) is None
 
 
 def test_dense_weights_are_read_or_multiplied():

@@ -65,21 +65,49 @@ def test_it_saves(verdict_of):
     assert [bar.total for bar in verdict.bars] == pytest.approx([before.total, after.total])
     saved = 100 * (1 - after.total / before.total)
     assert saved > 5 and verdict.headline.startswith(
-        f"Saves {saved:.0f} % of a step on hosts-4-10g"
+        f"Saves {saved:.1f} % of a step on hosts-4-10g"
     )
     assert sum(verdict.bars[0].parts.values()) == pytest.approx(before.total)
     assert verdict.facts[0].number == "0 %" and "stays the same" in verdict.facts[0].unit
-    assert verdict.command == "c2r permute MODEL --plan 'file 1' --out permuted"
+    assert verdict.command == "c2r permute MODEL --plan 'file 1' --out renumbered"
     assert "4,096 tokens a rank, prefill, on hosts-4-10g" in verdict.reason
 
 
-def test_not_worth_it_because(verdict_of):
+def test_a_difference_that_no_prediction_can_tell(verdict_of):
     verdict = verdict_of(profile_of(APART), IN_ORDER, cluster=SLOW)
-    assert (verdict.state, verdict.word) == ("bad", "not worth it")
-    assert verdict.headline == "Saves 0.0 % of a step on hosts-4-10g"
+    assert (verdict.state, verdict.word) == ("plain", "no difference")
+    assert verdict.headline.startswith("No difference that a prediction can tell: the same time")
     assert verdict.reason.startswith("Because in a layer exchanges go from")
-    assert "no plan" not in verdict.reason
+    assert "off by 4 % in the median" in verdict.reason and "replicas" not in verdict.reason
     assert verdict.command.startswith("c2r estimate 'file 0' --plan 'file 1' --cluster hosts-4-10g")
+
+
+def test_where_ranks_hold_one_expert_replicas_are_next(verdict_of):
+    verdict = verdict_of(profile_of([[0, 1], [0, 2], [0, 3]], 4), plan_of(range(4)), cluster=SLOW)
+    assert verdict.word == "no difference" and "Each rank holds one expert" in verdict.reason
+    assert "only save hops between nodes (the busiest rank has 2.00 times" in verdict.reason
+    assert verdict.command.startswith("c2r plan 'file 0' --cluster hosts-4-10g --replicas auto")
+
+
+def test_where_a_rank_stays_busy_replicas_are_named(verdict_of):
+    profile = profile_of([[0, 2], [0, 4], [0, 6], [0, 1]])
+    verdict = verdict_of(profile, IN_ORDER, cluster=SLOW)
+    assert "Still the busiest rank has 2.50 times the mean work" in verdict.reason
+    assert "--replicas auto" in verdict.command
+    replicas = np.array([[2], [0], [0], [0]])
+    layer = replace(IN_ORDER.layers[0], replicas=replicas)
+    replicated = verdict_of(profile, replace(IN_ORDER, layers=(layer,)), cluster=SLOW)
+    assert "Still" not in replicated.reason and "--replicas" not in replicated.command
+
+
+def test_the_text_of_the_plan_is_named_and_the_model(verdict_of):
+    origin = {"request": {"model": "my model"}}
+    profile = replace(profile_of(APART), provenance=origin)
+    own = verdict_of(profile, replace(TOGETHER, provenance={"profile": origin}), cluster=SLOW)
+    assert "Both on the text that the plan was made from" in own.reason
+    assert own.command == "c2r permute 'my model' --plan 'file 1' --out renumbered"
+    other = verdict_of(profile, TOGETHER, cluster=SLOW)
+    assert "the text that the plan was made from" not in other.reason
 
 
 def test_where_exchanges_take_little_the_busiest_rank_is_named(verdict_of):
@@ -92,7 +120,7 @@ def test_slower(verdict_of):
     pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
     verdict = verdict_of(profile_of(pairs), TOGETHER, cluster=SLOW)
     assert (verdict.state, verdict.word) == ("bad", "slower")
-    assert "to the time of a step" in verdict.headline and "c2r plan" in verdict.command
+    assert verdict.headline.startswith("Adds ") and "c2r plan" in verdict.command
     assert verdict.bars[1].total > verdict.bars[0].total
 
 
@@ -139,6 +167,7 @@ def test_a_measurement_tells_the_quality_with_its_interval(verdict_of):
     assert unknown.facts[0].number == "not measured" and "c2r measure" in unknown.command
     assert "plain top-k's routing on the plan's placement" in unknown.reason
     assert (unknown.state, unknown.word) == ("plain", "not known")
+    assert "The policy was not measured; its placement alone takes" in unknown.headline
     found = verdict_of(profile, plan, measured(plan, profile, 0.001, 0.002), cluster=SLOW)
     assert found.facts[0].number == "+0.15 %" and found.facts[0].state == "good"
     assert "+0.10 % to +0.20 %" in found.facts[0].unit

@@ -26,13 +26,30 @@ PlannedClusterOption = Annotated[
         show_default="the plan's preset, else H100s, as many as the plan has ranks",
     ),
 ]
+RanksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks",
+        help="Devices that the experts are spread over, in place of --cluster, which has its own.",
+    ),
+]
+NodesOption = Annotated[
+    int | None,
+    typer.Option("--nodes", help="Machines that --ranks are on.", show_default="1"),
+]
 TokensOption = Annotated[
-    int, typer.Option("--tokens-per-rank", min=1, help="Tokens of each rank in a step.")
+    int | None,
+    typer.Option(
+        "--tokens-per-rank",
+        min=1,
+        help="Tokens of each rank in a step.",
+        show_default="4096; with --phase decode 128",
+    ),
 ]
 PhaseOption = Annotated[str, typer.Option(help="training, prefill or decode.")]
 
 
-def cluster_of(name: str | None, ranks: int | None, nodes: int) -> "Cluster":
+def cluster_of(name: str | None, ranks: int | None, nodes: int | None) -> "Cluster":
     """The cluster named; else as many ranks and nodes of the default kind.
 
     Raises `InputError` where neither is given, or both and they differ.
@@ -42,12 +59,13 @@ def cluster_of(name: str | None, ranks: int | None, nodes: int) -> "Cluster":
     if name is None:
         if ranks is None:
             raise InputError("how many devices? Give --ranks, or --cluster (such as h100-8)")
-        return default_cluster(ranks, nodes)
+        return default_cluster(ranks, nodes or 1)
     found = find_cluster(name)
-    if ranks is not None and (ranks, nodes) != (found.num_ranks, found.num_nodes):
+    asked = ranks or found.num_ranks, nodes or found.num_nodes
+    if asked != (found.num_ranks, found.num_nodes):
         raise InputError(
             f"--cluster {name} has {found.num_ranks} ranks on {found.num_nodes} nodes, not "
-            f"{ranks} on {nodes}; leave out --ranks and --nodes"
+            f"{asked[0]} on {asked[1]}; leave out --ranks and --nodes"
         )
     return found
 
@@ -75,27 +93,30 @@ def cluster_for(name: str | None, plan: "Plan") -> "Cluster":
     return found
 
 
-def workload_of(profile: "CollaborationProfile", tokens_per_rank: int, phase: str) -> "Workload":
+def workload_of(
+    profile: "CollaborationProfile", tokens_per_rank: int | None, phase: str
+) -> "Workload":
     """The tokens of a step of the model that was profiled. Errors as `workload_with`."""
     from c2r.prediction import Workload
 
     return workload_with(Workload.of(profile).sizes, tokens_per_rank, phase)
 
 
-def workload_with(sizes: "ModelSizes", tokens_per_rank: int, phase: str) -> "Workload":
+def workload_with(sizes: "ModelSizes", tokens_per_rank: int | None, phase: str) -> "Workload":
     """The tokens of a step. Raises `InputError` for an unknown phase."""
     from c2r.prediction import Phase, Workload
 
-    check_phase(phase)
-    return Workload(sizes=sizes, tokens_per_rank=tokens_per_rank, phase=Phase(phase))
+    tokens = tokens_for(tokens_per_rank, phase)
+    return Workload(sizes=sizes, tokens_per_rank=tokens, phase=Phase(phase))
 
 
-def check_phase(phase: str) -> None:
-    """Raises `InputError` for an unknown phase."""
+def tokens_for(tokens_per_rank: int | None, phase: str) -> int:
+    """The tokens asked for, else those that are usual. Raises `InputError` for an unknown phase."""
     from c2r.prediction import Phase
 
     if phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
+    return tokens_per_rank or Phase(phase).usual_tokens
 
 
 def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:

@@ -22,22 +22,22 @@ _GROUPS = {
         "text", "data", "half", "tokens", "seq_len", "batch_size", "answers", "overlong", "packing",
         "eval_data", "eval_share",
     ),
-    "Cluster and ranks": (
-        "ranks", "nodes", "cluster", "tokens_per_rank", "phase", "dispatcher", "chunks", "timeout",
+    "Cluster": (
+        "cluster", "ranks", "nodes", "tokens_per_rank", "phase", "dispatcher", "chunks",
     ),
     "Target": ("sweep", "max_loss_increase", "copies", "max_time"),
     "Placement": (
-        "objective", "max_load", "inter_node_cost", "keep_groups", "replicas", "worst", "jobs",
+        "objective", "max_load", "inter_node_cost", "keep_groups", "replicas", "worst",
     ),
     "Policy": ("policy", "strength", "top_t", "spread", "transfer"),
     "Training": (
         "mode", "preset", "control", "num_steps", "num_epochs", "batch_per_pass", "learning_rate",
         "warmup", "weight_decay", "kl_weight", "aux_weight", "anneal_steps", "lora_rank", "bf16",
-        "gradient_checkpointing", "expert_parallel", "fsdp", "save_every", "async_save",
-        "log_every", "wandb",
+        "gradient_checkpointing", "fsdp", "save_every", "async_save", "log_every", "wandb",
     ),
     "Tasks": ("tasks", "tasks_dir", "task_file", "trust_task_code", "limit", "shots"),
     "Comparison": ("against", "against_plan", "no_compare", "compare"),
+    "Run": ("expert_parallel", "timeout", "jobs", "seed"),
     "Output": (
         "out", "plot", "figure", "figures", "save_recording", "force", "json", "quiet", "config",
         "help",

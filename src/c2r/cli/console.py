@@ -31,7 +31,7 @@ _ENDLESS = 10_000
 _WHOLE = 24  # characters of a cell that is never broken
 _FEW = 2  # columns that are shown however long their words are
 _MOST_ROWS = 32  # of a heat map
-_SECONDS_TO_FIRST, _SECONDS_A_LINE = 10.0, 60.0
+_SECONDS_TO_FIRST, _MOST_SECONDS_A_LINE = 10.0, 60.0
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")
@@ -245,7 +245,7 @@ class _ProgressBar(Progress):
 
 
 class ProgressLines(Progress):
-    """In a file or a pipe: the first line after a few seconds, then one a minute.
+    """In a file or a pipe: the first line after 10 seconds, then rarer, to one a minute.
 
     Args:
         description: what is done, and in what it is counted.
@@ -274,7 +274,7 @@ class ProgressLines(Progress):
         self._description = self._description if description is None else description
         now = self._clock()
         if now >= self._next:
-            self._next = now + _SECONDS_A_LINE
+            self._next = now + min(now - self._start, _MOST_SECONDS_A_LINE)
             self._tell(self._line(now - self._start))
 
     def resume(self, amount: int) -> None:

@@ -8,13 +8,25 @@ import typer
 
 from c2r.cli.clusters import (
     ClusterOption,
+    NodesOption,
     PhaseOption,
+    RanksOption,
     TokensOption,
+    cluster_for,
     cluster_of,
     describe,
+    tokens_for,
     workload_with,
 )
-from c2r.cli.console import JsonOption, complain, note, print_json, print_table, progress_bar
+from c2r.cli.console import (
+    JsonOption,
+    complain,
+    note,
+    print_json,
+    print_table,
+    print_text,
+    progress_bar,
+)
 from c2r.cli.needs import show_needs
 from c2r.cli.runs import check_output
 from c2r.cli.scaling import draw_scale, show_scale
@@ -36,9 +48,9 @@ def estimate(
         Path | None, typer.Option(help="Plan to compare with experts in order.")
     ] = None,
     cluster: ClusterOption = None,
-    ranks: Annotated[int | None, typer.Option(help="Devices, where no cluster is named.")] = None,
-    nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
-    tokens_per_rank: TokensOption = 4096,
+    ranks: RanksOption = None,
+    nodes: NodesOption = None,
+    tokens_per_rank: TokensOption = None,
     phase: PhaseOption = "prefill",
     model: Annotated[
         str | None,
@@ -84,7 +96,8 @@ def estimate(
     from c2r.profiling import CollaborationProfile
 
     if commands:
-        show_needs(model, cluster_of(cluster, ranks, nodes), tokens_per_rank, json)
+        tokens = tokens_for(tokens_per_rank, phase)
+        show_needs(model, cluster_of(cluster, ranks, nodes), tokens, json)
         return
     check_output(figure, profile, plan, constrained, cluster)
     planned = None if plan is None else Plan.load(plan)
@@ -104,13 +117,13 @@ def estimate(
 
 
 def _cluster(
-    name: str | None, ranks: int | None, nodes: int, plan: "Plan | None", scale: bool
+    name: str | None, ranks: int | None, nodes: int | None, plan: "Plan | None", scale: bool
 ) -> "Cluster":
-    """The cluster named; else one of as many ranks as asked, as the plan has, or as a node."""
+    """The cluster named; else one of as many ranks as asked, the plan's, or one node."""
     if scale:
         return cluster_of(name, None if name else (ranks or 8), nodes)
     if name is None and ranks is None and plan is not None:
-        ranks, nodes = plan.topology.num_ranks, plan.topology.num_nodes
+        return cluster_for(None, plan)
     return cluster_of(name, ranks, nodes)
 
 
@@ -232,11 +245,7 @@ def _check_memory(
     """Notes weights that do not fit; raises `InputError` where it is the plan's replicas."""
     from c2r.prediction.memory import room, weight_gigabytes, weights_fit
 
-    replicas = 0
-    if plan is not None:
-        replicas = max(
-            (layer.replicas.shape[1] for layer in plan.layers if layer.replicas.size), default=0
-        )
+    replicas = 0 if plan is None else plan.num_replicas
     own = -(-profile.num_experts // cluster.num_ranks)
     plain, held = (
         weight_gigabytes(workload, [count] * workload.sizes.num_moe_layers)
@@ -272,42 +281,55 @@ def _times(
 
 
 def _show(before: "dict[str, StepTime]", after: "dict[str, StepTime]", title: str) -> None:
-    base = before["k_fold"].layer
+    from c2r.prediction.rows import DISPATCH_WORDS
+
+    base = before["k_fold"].total
     rows = [
         [
-            name,
+            DISPATCH_WORDS[name],
             placed,
             step.part("index"),
             step.part("exchange"),
             step.part("compute"),
             step.layer,
-            f"{step.layer / base:.2f}",
             step.total,
+            f"{step.total / base:.2f}",
             f"{100 * step.exchange_share:.0f} %",
         ]
-        for placed, steps in (("in order", before), ("as planned", after))
+        for placed, steps in (("in order", before), ("placed", after))
         for name, step in steps.items()
     ]
-    columns = ["dispatch", "experts", "index", "exchange", "compute", "layer", "of k-fold"]
-    print_table(f"Milliseconds, predicted: {title}", [*columns, "step", "exchange of step"], rows)
+    columns = ["a token is sent", "experts", "local copies", "exchange", "compute", "layer", "step"]
+    print_table(f"Milliseconds, predicted: {title}", [*columns, "ratio", "exchange of step"], rows)
+    print_text(
+        "in order: of their ids. local copies: rows copied on the busiest rank, before and after "
+        "they are sent. layer: an MoE layer. ratio: of the step to the first row."
+    )
 
 
 def _conclude(
     before: "dict[str, StepTime]", after: "dict[str, StepTime]", even: int | None
 ) -> None:
-    fastest = min(after.values(), key=lambda step: step.total)
-    plain = min(before.values(), key=lambda step: step.total)
-    change = 100 * (fastest.total / plain.total - 1)
-    if change >= 0:
-        complain(
-            f"the plan is {change:.1f} % SLOWER than experts in order ({fastest.total:.3f} against "
-            f"{plain.total:.3f} ms a step); do not use it here, or plan for this cluster"
-        )
-        return
-    where = "at no batch size tried" if even is None else f"from {even:,} tokens a rank"
-    print(
-        f"The plan saves {-change:.1f} % of a step ({plain.total:.3f} to {fastest.total:.3f} ms, "
-        f"{fastest.dispatcher}), 1 % or more {where}. Exchange took "
-        f"{100 * plain.exchange_share:.0f} % of it; what a plan saves beyond that is the busiest "
-        "rank's products, which it evens out."
+    from c2r.prediction import Saving, Worth
+    from c2r.prediction.rows import DISPATCH_WORDS
+    from c2r.prediction.time import milliseconds
+    from c2r.prediction.worth import BATCHES, WORTH_RULE
+
+    plain, fastest = (min(steps.values(), key=_total) for steps in (before, after))
+    saving = Saving(plain, fastest)
+    pays = "at none" if even is None else f"from {even:,} on"
+    said = (
+        f"{saving.headline}, {milliseconds(plain.total)} to {milliseconds(fastest.total)} ms, with "
+        f"a token sent {DISPATCH_WORDS[fastest.dispatcher]}. {WORTH_RULE} Of {BATCHES[0]}, "
+        f"{BATCHES[1]}, {BATCHES[2]}, ... {BATCHES[-1]:,} tokens a rank, the plan pays {pays}. "
+        f"Exchange took {100 * plain.exchange_share:.0f} % of the step; what a plan saves beyond "
+        "that is the busiest rank's products, which it evens out."
     )
+    if saving.worth is Worth.SLOWER:
+        complain(f"WARNING: {said} Do not use the plan here, or plan for this cluster.")
+    else:
+        print_text(said)
+
+
+def _total(step: "StepTime") -> float:
+    return step.total

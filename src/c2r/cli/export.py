@@ -18,8 +18,8 @@ def export(
         typer.Option(
             "--format",
             metavar="<format>",
-            help="sglang and vllm-ascend: JSON. vllm: JSON of an open proposal. trtllm: YAML. "
-            "megatron: flags, for a checkpoint from `c2r permute`.",
+            help="sglang and vllm-ascend: JSON. vllm: JSON that no released vLLM loads yet; use "
+            "`c2r permute`. trtllm: YAML. megatron: flags, for a checkpoint from `c2r permute`.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="File to write.")],
@@ -48,4 +48,4 @@ def export(
     written = export_plan(Plan.load(plan), format_, out, num_layers)
     if json:
         print_json({"out": str(out), "launch": written.launch_line, "note": written.note})
-    note(f"wrote {out}; {written.note}\n{written.launch_line}")
+    note(f"wrote {out}\n{written.note}\n{written.launch_line}")

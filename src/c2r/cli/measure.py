@@ -8,9 +8,9 @@ from c2r.cli.clusters import (
     PhaseOption,
     PlannedClusterOption,
     TokensOption,
-    check_phase,
     cluster_for,
     describe,
+    tokens_for,
     workload_with,
 )
 from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
@@ -54,7 +54,7 @@ def measure(
         typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
     ] = False,
     cluster: PlannedClusterOption = None,
-    tokens_per_rank: TokensOption = 4096,
+    tokens_per_rank: TokensOption = None,
     phase: PhaseOption = "prefill",
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     json: JsonOption = False,
@@ -75,7 +75,7 @@ def measure(
         texts = resolve_texts(text)
         if plan is not None:  # before a model is loaded for it
             cluster_for(cluster, Plan.load(plan))
-        check_phase(phase)
+        tokens_for(tokens_per_rank, phase)
         facts = {"the text": [item.digest for item in texts], "half": half, "tokens": tokens}
         cutting = {"seq_len": seq_len, "batch_size": batch_size, "seed": seed}
         ranks.agree({**facts, **cutting, "dtype": loading.dtype})
@@ -141,7 +141,7 @@ def _times(
     found: "Measurement",
     plan: "Plan",
     cluster: str | None,
-    tokens_per_rank: int,
+    tokens_per_rank: int | None,
     phase: str,
 ) -> dict[str, Any] | None:
     """The step from the measured shares, under the policy and plain; None on a single rank."""

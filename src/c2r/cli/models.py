@@ -29,6 +29,14 @@ TextOption = Annotated[
         "--text", help="UTF-8 text file; repeat for several.", show_default="embedded text"
     ),
 ]
+RequiredTextOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text",
+        help="UTF-8 text file of the kind that the model will serve; repeat for several.",
+        show_default="needed; of `tiny` the embedded text",
+    ),
+]
 DataOption = Annotated[
     list[Path] | None,
     typer.Option(

@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2r.cli.clusters import PhaseOption, TokensOption, describe
-from c2r.cli.console import JsonOption, print_json, print_table, progress_bar
+from c2r.cli.clusters import PhaseOption, TokensOption, describe, tokens_for
+from c2r.cli.console import JsonOption, print_json, print_table, print_text, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
-    TextOption,
+    RequiredTextOption,
     load_model_and_tokenizer,
     resolve_texts,
 )
 from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
 from c2r.cli.runs import check_inputs, check_output, record_now
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.sweeps import Optimized
@@ -31,7 +32,7 @@ def optimize(
     cluster: Annotated[
         str, typer.Option(help="Where it will run: a preset such as h100-8x2, or a YAML file.")
     ],
-    text: TextOption = None,
+    text: RequiredTextOption = None,
     max_loss_increase: Annotated[
         float, typer.Option(help="What may be lost: 0.003 is 0.3 % of the loss.")
     ] = 0.003,
@@ -41,7 +42,7 @@ def optimize(
             help="Policy to try, as priced or priced=0.03,0.1; repeat.", show_default="priced"
         ),
     ] = None,
-    tokens_per_rank: TokensOption = 4096,
+    tokens_per_rank: TokensOption = None,
     phase: PhaseOption = "prefill",
     tokens: Annotated[int, typer.Option(help="Tokens to calibrate on, and to measure.")] = 65536,
     loading: ModelOptions = DEFAULT_LOADING,
@@ -63,6 +64,11 @@ def optimize(
     from c2r.prediction import find_cluster
     from c2r.sweeps import optimize as search
 
+    if not text and model != "tiny":
+        raise InputError(
+            "which text will the model serve? Give some of that kind (--text), for experts are "
+            "placed by the text that is profiled"
+        )
     for name in _SWEPT:  # resumed from, where it is of this search
         check_inputs(out / name, model, cluster, *(text or ()))
     for name in _FOUND:
@@ -82,7 +88,7 @@ def optimize(
             cluster,
             max_loss_increase=max_loss_increase,
             policies=tuple(policy or ("priced",)),
-            tokens_per_rank=tokens_per_rank,
+            tokens_per_rank=tokens_for(tokens_per_rank, phase),
             phase=phase,
             num_tokens=tokens,
             seed=seed,
@@ -123,6 +129,7 @@ def _document(found: "Optimized", out: Path, report: Path) -> dict[str, object]:
     return {
         "out": str(out),
         "report": str(report),
+        "worth": found.saving.worth,
         "is_worth_it": found.is_worth_it,
         "plan_fingerprint": found.plan.fingerprint,
         **describe(found.cluster, found.workload),
@@ -153,23 +160,58 @@ def _show(found: "Optimized") -> None:
         ]
         for name, step in steps.items()
     ]
-    columns = ["dispatch and experts", "index", "exchange", "compute", "layer", "step", "of first"]
+    columns = ["a token is sent", "local copies", "exchange", "compute", "layer", "step", "ratio"]
     where = f"{found.workload.tokens_per_rank:,} tokens a rank on {found.cluster.name}"
     print_table(f"Milliseconds, predicted: {where}", columns, rows)
+    print_text(
+        "local copies: rows copied on the busiest rank, before and after they are sent. layer: an "
+        "MoE layer. ratio: of the step to the first row."
+    )
 
 
 def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
-    """One paragraph: what it saves and costs, or why it is not worth it, and what to run next."""
-    chosen, before, after = found.chosen, found.before, found.after
-    saved = 100 * (1 - after.total / before.total)
-    share = 100 * before.exchange_share
-    if not found.is_worth_it:
-        return (
-            f"Not worth it here: the best plan within the loss saves {saved:.1f} % of a step "
-            f"({before.total:.2f} to {after.total:.2f} ms). Exchange takes {share:.0f} % of a "
-            "step. What would change that: more tokens a rank, a slower network, or more loss "
-            "(--max-loss-increase)."
-        )
+    """One paragraph: what it saves and costs, or why it does not; and what to run next."""
+    from c2r.prediction import Worth
+    from c2r.prediction.worth import WORTH_RULE, hindrance
+    from c2r.reporting.next_steps import PlanFiles, cluster_options, workload_options
+
+    saving, topology = found.saving, found.cluster.topology
+    experts = found.plan.layers[0].num_experts / topology.num_ranks
+    hindered = hindrance(experts, topology, found.chosen.rank_load_max_over_mean)
+    said = _gain(found) if saving.worth is Worth.PAYS else _no_gain(found)
+    files = PlanFiles(
+        plan=found.plan,
+        file=str(plan),
+        profile=str(plan.with_name(_SWEPT[1])),
+        where=cluster_options(found.cluster) + workload_options(found.workload),
+        model=model,
+    )
+    step = files.next_step(saving.worth, is_measured=True, lacks_replicas=bool(hindered))
+    return "\n".join(
+        [
+            " ".join(filter(None, (said, hindered, WORTH_RULE))),
+            f"Next: {step.todo}: {step.command}",
+            f"Figures: {report}",
+        ]
+    )
+
+
+def _no_gain(found: "Optimized") -> str:
+    """Why the plan does not pay, and what would change that."""
+    saving = found.saving
+    return (
+        f"{saving.headline}, by the best plan within the loss ({_steps(found)}). Exchange takes "
+        f"{100 * found.before.exchange_share:.0f} % of a step. What would change that: more tokens "
+        "a rank, a slower network, replicas (`c2r plan --replicas auto`), or more loss "
+        "(--max-loss-increase)."
+    )
+
+
+def _gain(found: "Optimized") -> str:
+    """What the plan saves, and what it costs."""
+    from c2r.prediction.time import milliseconds
+
+    chosen = found.chosen
     low, high = (100 * end for end in chosen.loss_increase_interval)
     cost = "no loss, for it places experts only"
     if chosen.policy != "top_k":
@@ -178,16 +220,20 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
             "without fine-tuning"
         )
     strength = "" if chosen.policy == "top_k" else f" {_strength(chosen.strength)}"
-    said = (
-        f"{chosen.policy}{strength} on the placement found saves {saved:.1f} % of a step "
-        f"({before.total:.2f} to {after.total:.2f} ms; a layer {before.layer:.3f} to "
-        f"{after.layer:.3f}). Exchange took {share:.0f} % of it. It costs {cost}. "
-        f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, rows of the busiest rank "
-        f"{chosen.busiest_visits:.2f}, rank load {chosen.rank_load_max_over_mean:.2f}."
+    return (
+        f"{found.saving.headline}, by {chosen.policy}{strength} on the placement found "
+        f"({_steps(found)}; a layer {milliseconds(found.before.layer)} to "
+        f"{milliseconds(found.after.layer)}). Exchange took "
+        f"{100 * found.before.exchange_share:.0f} % of it. It costs {cost}. "
+        f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, load of the busiest rank "
+        f"{chosen.rank_load_max_over_mean:.2f}."
     )
-    lines = [said, f"Next: c2r apply {model} --plan {plan} --out constrained/"]
-    lines.append(f"Figures: {report}")
-    return "\n".join(lines)
+
+
+def _steps(found: "Optimized") -> str:
+    from c2r.prediction.time import milliseconds
+
+    return f"{milliseconds(found.before.total)} to {milliseconds(found.after.total)} ms"
 
 
 def _strength(strength: float | tuple[float, ...]) -> str:

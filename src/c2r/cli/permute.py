@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from c2r.cli.console import JsonOption, note, print_json, progress_bar
+from c2r.cli.console import JsonOption, complain, note, print_json, progress_bar
 from c2r.cli.models import resolve_model
 from c2r.cli.runs import check_output
 from c2r.errors import InputError
@@ -50,8 +50,21 @@ def permute(
             report = permute_checkpoint(source, chosen, out, written)
     if json:
         print_json({"out": str(out), "is_undone": undo, **asdict(report)})
+    if report.num_replicas:
+        complain(
+            f"WARNING: the plan has {report.num_replicas} replicas a rank, and a checkpoint holds "
+            "each expert once: an engine that places experts in order goes without them, and "
+            "without what they save. `c2r export --format sglang` keeps them"
+        )
     note(
         f"wrote {out}: {report.num_layers} layers renumbered, {report.num_tensors:,} tensors"
         + "".join(f"; {stem} keeps its order" for stem in report.untouched_layers)
         + "".join(f"; {name} holds the old order and was left out" for name in report.omitted)
     )
+    if not undo:
+        note(
+            "this saves traffic where the engine sends a token once per rank: vLLM with "
+            "--all2all-backend deepep_high_throughput or deepep_low_latency, SGLang with "
+            "--moe-a2a-backend deepep; by default both send all tokens to all ranks, and no "
+            "placement changes that"
+        )

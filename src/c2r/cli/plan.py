@@ -1,13 +1,16 @@
 """`c2r plan`: from a profile and a cluster to a routing policy and a placement."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2r.cli.clusters import (
     ClusterOption,
+    NodesOption,
     PhaseOption,
+    RanksOption,
     TokensOption,
     cluster_of,
     describe,
@@ -19,6 +22,11 @@ from c2r.cli.runs import check_output
 from c2r.errors import InputError
 from c2r.policy_names import STRENGTH_NAMES
 
+if TYPE_CHECKING:
+    from c2r.plans import Plan
+    from c2r.prediction import Cluster, Saving, Workload
+    from c2r.reporting.next_steps import PlanFiles
+
 _POLICIES = tuple(STRENGTH_NAMES)
 
 
@@ -27,18 +35,17 @@ def plan(
         list[Path],
         typer.Argument(help="Profile from `c2r profile` or `c2r import`; several are pooled."),
     ],
-    ranks: Annotated[
-        int | None, typer.Option(help="Devices that the experts are spread over.")
-    ] = None,
-    nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
+    ranks: RanksOption = None,
+    nodes: NodesOption = None,
     cluster: ClusterOption = None,
-    tokens_per_rank: TokensOption = 4096,
+    tokens_per_rank: TokensOption = None,
     phase: PhaseOption = "prefill",
     top_t: Annotated[
         str | None,
         typer.Option(
-            help="Partners per expert: one number, or one per layer: 8,8,6,4.",
-            show_default="half of the experts",
+            help="Strength of the policy c2r, which it chooses: partners per expert, one number or "
+            "one per layer, 8,8,6,4.",
+            show_default="no list; of --policy c2r half of the experts",
         ),
     ] = None,
     policy: Annotated[
@@ -52,8 +59,8 @@ def plan(
     strength: Annotated[
         str | None,
         typer.Option(
-            help="The policy's T, m, eps or price, apart from its name: one number, or one per "
-            "layer."
+            help="The policy's strength, apart from its name: c2r's partners T, priced's price and "
+            "so on; one number, or one per layer."
         ),
     ] = None,
     sweep: Annotated[
@@ -77,7 +84,7 @@ def plan(
         typer.Option(
             help="Place for the least predicted `time`, for the fewest copies (`sets`), or by "
             "`pairs` where routing sets are unknown.",
-            show_default="time; with --inter-node-cost sets",
+            show_default="time; sets where --inter-node-cost is given",
         ),
     ] = None,
     max_load: Annotated[
@@ -90,24 +97,24 @@ def plan(
     inter_node_cost: Annotated[
         float | None,
         typer.Option(
-            help="Place for copies, one to another node counting as so many: how many times slower "
-            "the network between nodes is than within.",
-            show_default="with --objective sets: 8",
+            help="Only with --objective sets: copies to another node count as so many, for the "
+            "network between nodes is slower than within.",
+            show_default="8",
         ),
     ] = None,
     keep_groups: Annotated[
         bool,
         typer.Option(
             "--keep-groups",
-            help="Keep the groups of experts of a group-limited router (DeepSeek-V3) whole, as "
-            "`c2r permute` must; the profile tells them.",
+            help="Keep neighbouring experts together in the groups by which routers of DeepSeek-V3 "
+            "and its like choose. Such a model's checkpoint can be permuted only then.",
         ),
     ] = False,
     replicas: Annotated[
         str,
         typer.Option(
-            help="Further experts that each rank holds a replica of; auto for as many as save time "
-            "and fit the memory."
+            help="Further experts that each rank holds a replica of, in every layer; auto for as "
+            "many as save time and fit the memory."
         ),
     ] = "0",
     worst: Annotated[
@@ -131,7 +138,7 @@ def plan(
     is the one named, or with --sweep the measured one that meets a target.
     """
     from c2r.planning import make_plan
-    from c2r.prediction import TrafficReport, best_time, predict_traffic
+    from c2r.prediction import Saving, TrafficReport, best_time, predict_traffic
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
@@ -151,7 +158,7 @@ def plan(
         name, chosen = _choose(policy, strength)
         with (
             naming_flags(objective="--objective", num_threads="--jobs"),
-            progress_bar("planning, layers", loaded.num_layers) as advance,
+            _progress(further, loaded.num_layers) as advance,
         ):
             made = make_plan(
                 loaded,
@@ -173,57 +180,129 @@ def plan(
                 on_layer=lambda _: advance(),
                 on_traffic=reports.append,
             )
-    if out is not None:
-        made.save(out)
     report = reports[0] if reports else predict_traffic(loaded, made)
-    before, after = (
-        best_time(loaded, tried, where, workload, chunks=(1,)) for tried in (None, made)
+    saving = Saving(
+        *(best_time(loaded, tried, where, workload, chunks=(1,)) for tried in (None, made))
     )
     if json:
-        times = {"contiguous": before.to_json(), "planned": after.to_json()}
         document = _document(made, report.to_json(), out)
-        print_json({**document, "time": {**describe(where, workload), **times}})
-    _tell(made, report.mean, (before, after), where.name)
+        print_json({**document, "time": {**describe(where, workload), **_times(saving)}})
+    _tell(made, report.mean, workload)
+    files = _files(made, out, profile[0], _where(cluster, where, workload))
+    _judge(files, saving, report.mean, where.name)
     if out is not None:
+        made.save(out)
         note(f"wrote {out}")
 
 
-def _tell(made: Any, mean: Any, steps: Any, cluster: str) -> None:
-    """What the plan is and does, on a few lines; a warning where it does harm."""
-    before, after = steps
+def _files(made: "Plan", out: Path | None, profile: Path, where: str) -> "PlanFiles":
+    """The plan as the next command may name it."""
+    from c2r.reporting.next_steps import PlanFiles, model_in
+
+    return PlanFiles(
+        plan=made,
+        file=str(out or "plan.safetensors"),
+        profile=str(profile),
+        where=where,
+        model=model_in(made.provenance),
+    )
+
+
+def _where(name: str | None, cluster: "Cluster", workload: "Workload") -> str:
+    """Cluster and workload as options."""
+    from c2r.reporting.next_steps import cluster_options, workload_options
+
+    named = f"--cluster {shlex.quote(name)}" if name else cluster_options(cluster)
+    return named + workload_options(workload)
+
+
+def _progress(replicas: Any, num_layers: int) -> Any:
+    """Of the layers; where replicas are tried, nobody knows how many times over."""
+    if replicas != "auto":
+        return progress_bar("planning, layers", num_layers)
+    note("replicas are tried in all layers, 1, 2, 4, ... a rank: minutes for a large model")
+    return progress_bar("planning, layers, once more for each number of replicas", None)
+
+
+def _tell(made: "Plan", mean: Any, workload: "Workload") -> None:
+    """What the plan is and does."""
     first = made.layers[0]
     same = len({layer.strength for layer in made.layers}) == 1
     strength = f" {first.strength:g}" if same and first.policy != "top_k" else ""
     loads = mean.rank_load_max_over_mean_contiguous, mean.rank_load_max_over_mean
     note(
         f"{made.num_layers} layers on {made.topology.num_ranks} ranks, {first.policy}{strength}: "
-        f"{mean.copies_placed:.3f} copies per token (contiguous {mean.copies_contiguous:.3f}, "
-        f"k-fold {mean.copies_k_fold:.3f}), rank load max/mean {loads[1]:.2f} (contiguous "
-        f"{loads[0]:.2f})"
+        f"{mean.copies_placed:.3f} copies per token (in order {mean.copies_contiguous:.3f}, sent "
+        f"once per expert {mean.copies_k_fold:.3f}); the busiest rank has {loads[1]:.2f} times the "
+        f"mean work (in order {loads[0]:.2f})"
     )
     if made.provenance.get("load_margin"):
         note(
             f"the bound on load was kept with a margin of {made.provenance['load_margin']:.3f} "
             "where it could be, for the sampling error of the profile"
         )
-    widths = [layer.replicas.size // made.topology.num_ranks for layer in made.layers]
-    if any(widths):
-        note(f"replicas a rank, layer by layer: {', '.join(map(str, widths))}")
-    note(
-        f"predicted on {cluster}: {after.layer:.3f} ms a layer (contiguous {before.layer:.3f}), "
-        f"{after.total:.1f} ms a step (contiguous {before.total:.1f})"
-    )
-    if first.policy != "top_k":
-        note(
-            "copies, load and time are those of plain top-k routing on this placement; "
-            "`c2r measure` shows them under the policy"
-        )
-    if first.policy == "top_k" and made.topology.num_ranks > 1:
-        note("next: c2r sweep MODEL tells what policies cost, --policy priced=0.03 tries one")
+    if made.num_replicas:
+        _tell_memory(made, workload)
     if loads[1] > loads[0] + 0.05:
         complain(f"WARNING: the busiest rank's load rises from {loads[0]:.2f} to {loads[1]:.2f}")
-    if after.total > before.total:
-        complain("WARNING: predicted to be slower than experts in order; do not use it here")
+
+
+def _tell_memory(made: "Plan", workload: "Workload") -> None:
+    """What the replicas take."""
+    from c2r.prediction.memory import weight_gigabytes
+    from c2r.prediction.workload import UNKNOWN_SIZES
+
+    own = [-(-layer.num_experts // made.topology.num_ranks) for layer in made.layers]
+    held = [size + made.num_replicas for size in own]
+    plain, more = (weight_gigabytes(workload, counts) for counts in (own, held))
+    number = made.num_replicas
+    said = f"{number} replica{'s' if number > 1 else ''} a rank in each layer"
+    if workload.sizes != UNKNOWN_SIZES:
+        said += f": {more:.3g} GB of weights on a rank, {plain:.3g} without them"
+    note(said)
+
+
+def _judge(files: "PlanFiles", saving: "Saving", mean: Any, cluster: str) -> None:
+    """Whether the plan pays where it was made for, why not, and what to do next."""
+    from c2r.prediction import Worth
+    from c2r.prediction.time import milliseconds
+    from c2r.prediction.worth import WORTH_RULE, hindrance
+
+    made, before, after = files.plan, saving.before, saving.after
+    topology = made.topology
+    note(
+        f"predicted on {cluster}: {milliseconds(after.layer)} ms a layer (in order "
+        f"{milliseconds(before.layer)}), {milliseconds(after.total)} ms a step (in order "
+        f"{milliseconds(before.total)})"
+    )
+    headline = saving.headline
+    if made.is_constrained:
+        headline = f"By its placement alone, under plain top-k: {headline}"
+    said = f"{headline}. {WORTH_RULE}"
+    if saving.worth is Worth.SLOWER:
+        complain(f"WARNING: {said} Do not use the plan here")
+    else:
+        note(said)
+    hindered = ""
+    if not made.num_replicas:
+        hindered = hindrance(
+            made.layers[0].num_experts / topology.num_ranks, topology, mean.rank_load_max_over_mean
+        )
+    if hindered:
+        complain(f"NOTE: {hindered}")
+    if topology.num_ranks == 1:
+        return
+    note(
+        "all told of the text that was profiled; `c2r report` with the plan and a profile of other "
+        "text tells whether it holds there"
+    )
+    is_measured = made.provenance.get("expected") is not None
+    step = files.next_step(
+        Worth.PAYS if is_measured else saving.worth,
+        is_measured=is_measured,
+        lacks_replicas=bool(hindered),
+    )
+    note(f"next: {step.todo}: {step.command}")
 
 
 def _check_options(
@@ -326,6 +405,10 @@ def _parse_numbers(option: str, text: str | None) -> Any:
             f"{option} {text} is not a number, or numbers with commas between; try {option} 8"
         ) from None
     return values[0] if len(values) == 1 else values
+
+
+def _times(saving: "Saving") -> dict[str, Any]:
+    return {"contiguous": saving.before.to_json(), "planned": saving.after.to_json()}
 
 
 def _document(made: Any, traffic: dict[str, Any], out: Path | None) -> dict[str, Any]:

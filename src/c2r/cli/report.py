@@ -35,11 +35,18 @@ def report(
     ] = None,
     tokens_per_rank: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of each rank in a step.", show_default="4096"),
+        typer.Option(
+            min=1,
+            help="Tokens of each rank in a step.",
+            show_default="those of the plan or the sweep, else 4096; of decode 128",
+        ),
     ] = None,
     phase: Annotated[
         str | None,
-        typer.Option(help="training, prefill or decode.", show_default="prefill"),
+        typer.Option(
+            help="training, prefill or decode.",
+            show_default="that of the plan or the sweep, else prefill",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

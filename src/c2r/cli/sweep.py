@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2r.cli.clusters import ClusterOption, PhaseOption, TokensOption, check_phase, cluster_of
+from c2r.cli.clusters import (
+    ClusterOption,
+    NodesOption,
+    PhaseOption,
+    RanksOption,
+    TokensOption,
+    cluster_of,
+    tokens_for,
+)
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
@@ -27,12 +35,10 @@ if TYPE_CHECKING:
 @runs_model()
 def sweep(
     model: ModelArgument,
-    ranks: Annotated[
-        int | None, typer.Option(help="Devices that the experts are spread over.")
-    ] = None,
-    nodes: Annotated[int, typer.Option(help="Machines that the ranks are on.")] = 1,
+    ranks: RanksOption = None,
+    nodes: NodesOption = None,
     cluster: ClusterOption = None,
-    tokens_per_rank: TokensOption = 4096,
+    tokens_per_rank: TokensOption = None,
     phase: PhaseOption = "prefill",
     text: TextOption = None,
     out: Annotated[
@@ -87,12 +93,11 @@ def sweep(
     if plot is not None:
         check_matplotlib()
     where = cluster_of(cluster, ranks, nodes)
-    check_phase(phase)
     request = sweeps.SweepRequest(
         num_ranks=where.num_ranks,
         num_nodes=where.num_nodes,
         cluster=cluster,
-        tokens_per_rank=tokens_per_rank,
+        tokens_per_rank=tokens_for(tokens_per_rank, phase),
         phase=phase,
         policies=tuple(policy or ()),
         spread=tuple(spread or ()),

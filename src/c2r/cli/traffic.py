@@ -14,6 +14,7 @@ from c2r.cli.clusters import (
     workload_of,
 )
 from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table, print_text
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import ClusterTopology, Plan
@@ -22,28 +23,34 @@ if TYPE_CHECKING:
 
 def traffic(
     profile: Annotated[Path, typer.Argument(help="Profile of the routing that will run.")],
-    plan: Annotated[Path, typer.Option(help="Plan whose placement is predicted.")],
+    plan_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="PLAN", help="Plan whose placement is predicted; or --plan."),
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="The same, by its name.")] = None,
     hidden_size: Annotated[
         int | None, typer.Option(help="Hidden size of the model, to add bytes per token.")
     ] = None,
     dtype_bytes: Annotated[int, typer.Option(help="Bytes per activation value.")] = 2,
     cluster: PlannedClusterOption = None,
-    tokens_per_rank: TokensOption = 4096,
+    tokens_per_rank: TokensOption = None,
     phase: PhaseOption = "prefill",
     json: JsonOption = False,
 ) -> None:
     """Predict copies per token and time, layer by layer.
 
-    Experts are in order, and as planned. A token is copied once for each of its k experts (k-fold
-    dispatch) or once for each distinct rank that holds any of them (de-duplicated dispatch); its
-    own rank counts. The routing is the profile's, without the plan's policy: to see a constrained
-    model's traffic and time, profile the folder that `c2r apply` wrote.
+    Experts are in the order of their ids, and placed as planned. A token is copied once for each of
+    its k experts, or once for each rank that holds any of them; its own rank counts. The routing is
+    the profile's, without the plan's policy: to see a constrained model's traffic and time, profile
+    the folder that `c2r apply` wrote.
     """
     from c2r.plans import Plan
     from c2r.prediction import bytes_per_token, predict_traffic
     from c2r.profiling import CollaborationProfile
 
-    counted, placed = CollaborationProfile.load(profile), Plan.load(plan)
+    if (plan_file is None) == (plan is None):
+        raise InputError("which plan? Give one, after the profile or as --plan PLAN")
+    counted, placed = CollaborationProfile.load(profile), Plan.load(plan_file or plan or "")
     document = predict_traffic(counted, placed).to_json()
     document["rows_to_ranks"] = {
         "contiguous": _rows_to_ranks(counted, None, placed.topology),
@@ -51,15 +58,15 @@ def traffic(
     }
     document["time"] = _add_times(document, counted, placed, cluster, tokens_per_rank, phase)
     columns = {
-        "copies_k_fold": "k-fold",
-        "copies_contiguous": "contiguous",
+        "copies_k_fold": "sent once per expert",
+        "copies_contiguous": "once per rank, in order",
         "copies_placed": "placed",
-        "remote_copies_placed": "remote",
-        "rank_load_max_over_mean": "load",
+        "remote_copies_placed": "of them to other ranks",
+        "rank_load_max_over_mean": "load, placed",
     }
     if document["num_nodes"] > 1:
-        columns["node_copies_contiguous"] = "nodes, contiguous"
-        columns["node_copies_placed"] = "nodes, placed"
+        columns["node_copies_contiguous"] = "nodes visited, in order"
+        columns["node_copies_placed"] = "nodes visited, placed"
     columns |= {"milliseconds_contiguous": "ms in order", "milliseconds_placed": "ms placed"}
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
@@ -75,7 +82,8 @@ def traffic(
     title = f"Copies per token on {document['num_ranks']} ranks"
     print_table(title, ["layer", *columns.values()], rows)
     print_text(_said(document["time"], placed))
-    names, values = zip(*document["rows_to_ranks"].items(), strict=True)
+    rows_to = document["rows_to_ranks"]
+    names, values = ("in order", "placed"), (rows_to["contiguous"], rows_to["placed"])
     print_heat_map("Rows of a token to each rank", names, values, "rows")
 
 
@@ -84,7 +92,7 @@ def _add_times(
     profile: "CollaborationProfile",
     plan: "Plan",
     cluster: str | None,
-    tokens_per_rank: int,
+    tokens_per_rank: int | None,
     phase: str,
 ) -> dict[str, Any]:
     """Adds the milliseconds of every layer to its row; gives both steps as JSON data."""
@@ -108,7 +116,8 @@ def _said(time: dict[str, Any], plan: "Plan") -> str:
     of_plan = f", not of the plan's policy ({', '.join(policies)})" if policies else ""
     workload = time["workload"]
     return (
-        f"ms: a layer, predicted with the fastest dispatch for {workload['tokens_per_rank']:,} "
+        "load: of the busiest rank over the mean. ms: a layer, predicted with the fastest dispatch "
+        f"for {workload['tokens_per_rank']:,} "
         f"tokens a rank ({workload['phase']}) on {time['cluster']['name']}, under the profile's "
         f"routing{of_plan}. A step: {before['step']:.3f} to {after['step']:.3f} ms."
     )

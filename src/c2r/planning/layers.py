@@ -14,13 +14,12 @@ from c2r.planning.placement import PlacementOptions, place_experts, replicate_ex
 from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.policies import PolicySetting
 from c2r.plans import contiguous_placement
-from c2r.plans.holders import NO_EXPERTS
 from c2r.plans.plan import LayerPlan
 from c2r.plans.topology import ClusterTopology
 from c2r.prediction import LayerTraffic, predict_layer
 from c2r.prediction.cluster import Cluster
 from c2r.prediction.shares import RankShares
-from c2r.prediction.time import WORTH_IT, bottleneck_weights, measured_time
+from c2r.prediction.time import bottleneck_weights, measured_time
 from c2r.prediction.workload import Workload
 from c2r.profiling import LayerProfile
 from c2r.types import Int
@@ -30,7 +29,11 @@ Sets = tuple[Int, Int]
 Text = tuple[Int, Int, Int]
 """The same, and the load `[E]` of the experts."""
 Replicas = int | Literal["auto"]
+Planned = tuple[LayerPlan, LayerTraffic | None]
+"""The plan of a layer, and what it sends where the sets are known."""
 
+_LEAST_SAVING = 0.01
+"""Share of the layers' time that replicas must save to be held."""
 _WORK_OF_THREADS = 20_000_000
 """Expert ids times k of all sets from which threads are used, chosen by hand: small arrays leave
 the interpreter locked. Layers of 256 experts and 100,000 sets were 1.4 times as fast in two."""
@@ -49,9 +52,8 @@ class LayerTask:
         topology: the devices.
         objective: as `make_plan` takes it.
         options: of the search.
-        replicas: of each rank, or `"auto"`: as many as pay.
-        most_replicas: that fit the memory.
-        where: cluster and workload; needed by `"auto"`.
+        replicas: of each rank.
+        placement: `[E]` to keep; None to search for one.
     """
 
     layer: LayerProfile
@@ -61,9 +63,8 @@ class LayerTask:
     topology: ClusterTopology
     objective: str
     options: PlacementOptions
-    replicas: Replicas
-    most_replicas: int
-    where: tuple[Cluster, Workload] | None
+    replicas: int
+    placement: Int | None = None
 
     @property
     def margin(self) -> float:
@@ -73,7 +74,7 @@ class LayerTask:
             return 0.0
         return load_margin(self.layer, *self.sets, self.topology, bound)
 
-    def plan(self) -> tuple[LayerPlan, LayerTraffic | None]:
+    def plan(self) -> Planned:
         """The layer's plan and, where the sets are known, what it sends."""
         layer, setting = self.layer, self.setting
         placement = self._place()
@@ -86,16 +87,16 @@ class LayerTask:
             partners=setting.partners(layer, placement),
             placement=placement,
         )
-        if self.replicas == "auto":
-            planned = self._with_replicas_that_pay(planned)
-        elif self.replicas:
-            planned = self._with_replicas(planned, self.replicas)
+        if self.replicas:
+            planned = self._with_replicas(planned)
         if self.sets is None:
             return planned, None
         return planned, predict_layer(layer, planned, self.topology, self.sets)
 
     def _place(self) -> Int:
         layer, topology = self.layer, self.topology
+        if self.placement is not None:
+            return self.placement
         if topology.num_ranks == 1:
             return contiguous_placement(layer.num_experts, 1)
         if self.objective == "pairs":
@@ -108,36 +109,20 @@ class LayerTask:
         options = replace(self.options, load_margin=self.margin, others=texts[1:])
         return place_experts(*texts[0], topology, options)
 
-    def _with_replicas(self, planned: LayerPlan, num_replicas: int) -> LayerPlan:
+    def _with_replicas(self, planned: LayerPlan) -> LayerPlan:
         sets, counts = known(self.sets, self.layer, "plan without replicas")
         replicas = replicate_experts(
-            sets, counts, planned.placement, self.topology, num_replicas, self.options
+            sets, counts, planned.placement, self.topology, self.replicas, self.options
         )
         return replace(planned, replicas=replicas)
 
-    def _with_replicas_that_pay(self, planned: LayerPlan) -> LayerPlan:
-        """1, 2, 4, ... replicas, until twice as many save less than 1 % more, or do not fit."""
-        own = int(np.bincount(planned.placement).max())
-        most = min(self.most_replicas, self.layer.num_experts - own)
-        best, time = replace(planned, replicas=NO_EXPERTS), self._time(planned)
-        number = 1
-        while number <= most:
-            tried = self._with_replicas(planned, number)
-            found = self._time(tried)
-            if found > (1 - WORTH_IT) * time:
-                break
-            best, time, number = tried, found, 2 * number
-        return best
-
-    def _time(self, planned: LayerPlan) -> float:
-        """Milliseconds of the layer, in the worst of the texts."""
-        assert self.where is not None, "make_plan gives a cluster"
+    def shares(self, planned: LayerPlan) -> list[RankShares]:
+        """What comes to each rank, in each of the texts."""
         pooled = known(self.sets, self.layer, "plan without replicas")
-        shares = [
+        return [
             RankShares.of(planned.ranks_of(sets, self.topology), sets, counts, self.topology)
             for sets, counts, *_ in self.texts or (pooled,)
         ]
-        return max(measured_time([each], *self.where).layer for each in shares)
 
 
 def known(sets: Sets | None, layer: LayerProfile, otherwise: str) -> Sets:
@@ -171,7 +156,7 @@ def bottleneck_cost(
 
 def plan_layers(
     tasks: Sequence[LayerTask], num_threads: int | None, on_layer: Callable[[int], None] | None
-) -> Iterator[tuple[LayerPlan, LayerTraffic | None]]:
+) -> Iterator[Planned]:
     """Plans the layers, `num_threads` at a time, and gives them in order.
 
     An error or Ctrl-C ends it when the layers that are under way are done; no other is begun.
@@ -196,6 +181,52 @@ def plan_layers(
                 on_layer(index)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def with_replicas_that_pay(
+    tasks: Sequence[LayerTask],
+    planned: Sequence[Planned],
+    most: int,
+    where: tuple[Cluster, Workload],
+    run: Callable[[Sequence[LayerTask]], Sequence[Planned]],
+) -> Sequence[Planned]:
+    """The plans with as many replicas on every rank and in every layer, as engines want them.
+
+    1, 2, 4, ... of them, until twice as many save less than 1 % more, or do not fit.
+
+    Args:
+        tasks: without replicas.
+        planned: what they gave.
+        most: replicas of a rank that fit its memory.
+        where: where times are predicted.
+        run: plans layers, as `plan_layers` does.
+    """
+    layers = [layer for layer, _ in planned]
+    for layer in layers:
+        most = min(most, layer.num_experts - int(np.bincount(layer.placement).max()))
+    time, number = _time(tasks, planned, where), 1
+    while number <= most:
+        tried = run(
+            [
+                replace(task, replicas=number, placement=layer.placement)
+                for task, layer in zip(tasks, layers, strict=True)
+            ]
+        )
+        found = _time(tasks, tried, where)
+        if found > (1 - _LEAST_SAVING) * time:
+            break
+        planned, time, number = tried, found, 2 * number
+    return planned
+
+
+def _time(
+    tasks: Sequence[LayerTask], planned: Sequence[Planned], where: tuple[Cluster, Workload]
+) -> float:
+    """Milliseconds of all layers, each in the worst of its texts."""
+    return sum(
+        max(measured_time([shares], *where).layer for shares in task.shares(layer))
+        for task, (layer, _) in zip(tasks, planned, strict=True)
+    )
 
 
 def _threads(tasks: Sequence[LayerTask]) -> int:

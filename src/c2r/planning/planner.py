@@ -1,6 +1,7 @@
 """From a collaboration profile to a plan: a policy and a placement for every layer."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import numpy as np
 from c2r.errors import PlanError
 from c2r.planning.layers import (
     LayerTask,
+    Planned,
     Replicas,
     Text,
     bottleneck_cost,
     known,
     plan_layers,
+    with_replicas_that_pay,
 )
 from c2r.planning.placement import PlacementOptions
 from c2r.planning.policies import settings_per_layer
@@ -76,8 +79,9 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
             ranks of one node: how many times slower the network between nodes is. 8 suits NVLink
             (450 GB/s) beside one 400 Gbit/s adapter per GPU; 0 plans as if all were one node.
         replicas: r, further experts that each rank holds a replica of; a token takes the one on
-            a rank that it visits anyway (see `assign_ranks`). `"auto"` holds, by layer, as many as
-            save predicted time and fit the memory of the cluster's ranks.
+            a rank that it visits anyway (see `assign_ranks`). `"auto"` holds as many as save
+            predicted time and fit the memory of the cluster's ranks: the same number in every
+            layer, as engines want it.
         num_groups: groups of neighbouring experts that the model's routers limit tokens to, kept
             whole so that its checkpoint can be permuted; 1 for none, or where it will not be.
         worst_of: profiles of several kinds of text: each layer is then placed for the worst of
@@ -85,7 +89,8 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
             holds them all, as `merge` gives it.
         num_threads: layers planned at a time; None for one a core, or one where they are small.
             The plan is the same.
-        on_layer: called with the number of each layer when it is planned.
+        on_layer: called with the number of each layer when it is planned; of `replicas="auto"`
+            again for each number that is tried.
         on_traffic: called with what `predict_traffic` says of the plan, which was predicted for its
             provenance anyway; not called where the profile does not hold the routing sets.
 
@@ -124,13 +129,14 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
                 bottleneck=bottleneck,
                 num_groups=num_groups,
             ),
-            replicas=replicas,
-            most_replicas=fitting,
-            where=where,
+            replicas=0 if replicas == "auto" else replicas,
         )
         for index, (layer, setting) in enumerate(zip(profile.layers, settings, strict=True))
     ]
-    planned = list(plan_layers(tasks, num_threads, on_layer))
+    run = partial(_run, num_threads=num_threads, on_layer=on_layer)
+    planned = run(tasks)
+    if replicas == "auto" and where is not None:
+        planned = with_replicas_that_pay(tasks, planned, fitting, where, run)
     layers = [layer for layer, _ in planned]
     traffic = [sent for _, sent in planned if sent is not None]
     report = TrafficReport(topology=topology, layers=tuple(traffic))
@@ -144,11 +150,18 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "max_load": max_load,
         "load_margin": float(np.mean([task.margin for task in tasks])),
         "worst_of": len(worst_of),
-        "inter_node_cost": inter_node_cost,
+        "inter_node_cost": inter_node_cost if objective == "sets" else None,
         "cluster": None if cluster is None else cluster.name,
+        **_workload(where),
         "predicted": _predicted(profile, layers, report),
     }
     return Plan(layers=tuple(layers), topology=topology, provenance=provenance)
+
+
+def _run(
+    tasks: Sequence[LayerTask], num_threads: int | None, on_layer: Callable[[int], None] | None
+) -> Sequence[Planned]:
+    return list(plan_layers(tasks, num_threads, on_layer))
 
 
 def _cluster(cluster: Cluster | None, topology: ClusterTopology) -> Cluster:
@@ -159,6 +172,13 @@ def _cluster(cluster: Cluster | None, topology: ClusterTopology) -> Cluster:
             f"nodes, not {topology.num_ranks} on {topology.num_nodes}; plan for its ranks and nodes"
         )
     return cluster
+
+
+def _workload(where: tuple[Cluster, Workload] | None) -> dict[str, Any]:
+    if where is None:
+        return {}
+    _, work = where
+    return {"workload": {"tokens_per_rank": work.tokens_per_rank, "phase": str(work.phase)}}
 
 
 def _most_replicas(

@@ -86,6 +86,16 @@ class Plan(Summarised):
         return len(self.layers)
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether the plan changes which experts tokens go to."""
+        return any(layer.policy != "top_k" for layer in self.layers)
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that a rank holds, of the layer with most."""
+        return max((layer.replicas.shape[-1] for layer in self.layers), default=0)
+
+    @property
     def fingerprint(self) -> str:
         """A digest of what the plan does: lists, placements and devices, not provenance."""
         digest = hashlib.sha256()
@@ -108,12 +118,11 @@ class Plan(Summarised):
         nodes = self.topology.num_nodes
         ranks = f"{self.topology.num_ranks} on {nodes} node{'s' * (nodes > 1)}"
         experts = " and ".join(f"{experts} experts, k = {k}" for experts, k in shapes)
-        replicas = max((layer.replicas.shape[-1] for layer in self.layers), default=0)
         figures = {
             "layers": f"{self.num_layers} of {experts}",
             "ranks": ranks,
             "policy": policies[0] if len(policies) == 1 else f"{len(policies)} settings",
-            "replicas": f"{replicas} a rank" if replicas else "",
+            "replicas": f"{self.num_replicas} a rank" if self.num_replicas else "",
             "cluster": one_line(self.provenance.get("cluster") or ""),
             "copies, placed": figure(found.get("copies"), ".2f"),
             "load, placed": figure(found.get("rank_load_max_over_mean"), ".2f"),

@@ -9,7 +9,6 @@ from c2r.prediction.time import (
     LayerTime,
     StepTime,
     best_time,
-    break_even_tokens,
     predict_time,
 )
 from c2r.prediction.traffic import (
@@ -22,6 +21,7 @@ from c2r.prediction.traffic import (
     sets_on,
 )
 from c2r.prediction.workload import ModelSizes, Phase, Workload
+from c2r.prediction.worth import Saving, Worth, break_even_tokens
 
 __all__ = [
     "DISPATCHERS",
@@ -31,9 +31,11 @@ __all__ = [
     "LayerTraffic",
     "ModelSizes",
     "Phase",
+    "Saving",
     "StepTime",
     "TrafficReport",
     "Workload",
+    "Worth",
     "best_time",
     "break_even_tokens",
     "bytes_per_token",

@@ -9,6 +9,13 @@ from c2r.types import Float
 
 DISPATCHERS = ("k_fold", "all_gather", "zero_redundancy", "hierarchical")
 """By the names of `c2r.parallel`."""
+DISPATCH_WORDS = {
+    "k_fold": "once per expert",
+    "all_gather": "to all ranks",
+    "zero_redundancy": "once per rank",
+    "hierarchical": "once per node, then per rank",
+}
+"""How each sends a token's row, as outputs call it."""
 
 
 def rows_by_rank(

@@ -32,7 +32,7 @@ share that visits node n, then T v_r (R - N).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,6 @@ from c2r.types import Float
 
 CHUNKS = (1, 2, 4, 8)
 """Numbers of chunks that are tried where overlap is asked for."""
-WORTH_IT = 0.01
-"""Share of a step that a plan must save: predictions are not better than that."""
 
 _BYTES_PER_SECOND = 1e9
 _SECONDS = 1e-6
@@ -287,13 +285,7 @@ def predict_time(
     """
     topology = cluster.topology
     if plan is not None:
-        check_fit(profile, plan)
-        if plan.topology != topology:
-            raise PlanMismatchError(
-                f"the plan is for {plan.topology.num_ranks} ranks on {plan.topology.num_nodes} "
-                f"nodes, the cluster {cluster.name} has {topology.num_ranks} on "
-                f"{topology.num_nodes}; plan for that cluster, or name another"
-            )
+        check_ranks(profile, plan, cluster)
     layers = [
         layer_time(
             layer_shares(profile, index, None if plan is None else plan.layers[index], topology),
@@ -305,6 +297,18 @@ def predict_time(
         for index in range(profile.num_layers)
     ]
     return StepTime(dispatcher=dispatcher, layers=tuple(layers), rest=rest_time(cluster, workload))
+
+
+def check_ranks(profile: CollaborationProfile, plan: Plan, cluster: Cluster) -> None:
+    """Raises `PlanMismatchError` as `predict_time`."""
+    check_fit(profile, plan)
+    topology = cluster.topology
+    if plan.topology != topology:
+        raise PlanMismatchError(
+            f"the plan is for {plan.topology.num_ranks} ranks on {plan.topology.num_nodes} "
+            f"nodes, the cluster {cluster.name} has {topology.num_ranks} on "
+            f"{topology.num_nodes}; plan for that cluster, or name another"
+        )
 
 
 def measured_time(shares: Sequence[RankShares], cluster: Cluster, workload: Workload) -> StepTime:
@@ -346,28 +350,6 @@ def best_time(
     return min(tried, key=lambda step: step.total)
 
 
-def break_even_tokens(
-    profile: CollaborationProfile,
-    plan: Plan,
-    cluster: Cluster,
-    workload: Workload,
-    dispatcher: str = "zero_redundancy",
-) -> int | None:
-    """The fewest tokens a rank, a power of two up to 65,536, from which the plan saves 1 % of time.
-
-    None where it never does. Arguments and errors as `predict_time`.
-    """
-    for tokens in (1 << exponent for exponent in range(17)):
-        size = replace(workload, tokens_per_rank=tokens)
-        before, after = (
-            predict_time(profile, tried, cluster, size, dispatcher=dispatcher).total
-            for tried in (None, plan)
-        )
-        if after < 0.99 * before:
-            return tokens
-    return None
-
-
 def bottleneck_weights(
     cluster: Cluster, workload: Workload, dispatcher: str = "zero_redundancy"
 ) -> tuple[float, float, float]:
@@ -398,3 +380,8 @@ def bottleneck_weights(
         )
     slower = max(inside * (per_node - 1), between * (num_ranks - per_node))
     return load, copies + slower, 0.0
+
+
+def milliseconds(value: float) -> str:
+    """A time in three digits."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from c2r.errors import InputError, PlanMismatchError
 from c2r.plans import Plan, load_max_over_mean
-from c2r.prediction import PRESETS, Cluster, ModelSizes, Phase, StepTime, Workload
+from c2r.prediction import PRESETS, Cluster, ModelSizes, Phase, Saving, StepTime, Workload
 from c2r.prediction.cluster import DEFAULT
 from c2r.prediction.shares import RankShares, all_shares, measured_shares
 from c2r.prediction.time import measured_time
@@ -73,7 +73,8 @@ def find_setting(
     topology = inputs.topology
     if topology is None:
         return None
-    request: Mapping[str, Any] = {} if inputs.sweep is None else inputs.sweep.request
+    asked = _asked(inputs)
+    phase = phase or _phase(asked)
     notes = []
     if cluster is None:
         named = _named_cluster(inputs)
@@ -92,8 +93,8 @@ def find_setting(
         notes.append("No file tells the model's sizes: those of Qwen3-30B-A3B are taken.")
     workload = Workload(
         sizes=sizes or UNKNOWN_SIZES,
-        tokens_per_rank=tokens_per_rank or _tokens(request),
-        phase=phase or _phase(request),
+        tokens_per_rank=tokens_per_rank or _tokens(asked, phase),
+        phase=phase,
     )
     return Setting(cluster=cluster, workload=workload, note=" ".join(notes))
 
@@ -113,17 +114,28 @@ def _known_sizes(inputs: Inputs) -> ModelSizes | None:
     return None
 
 
-def _tokens(request: Mapping[str, Any]) -> int:
-    tokens = request.get("tokens_per_rank", 4096)
+def _asked(inputs: Inputs) -> Mapping[str, Any]:
+    """What the sweep or the plan was made for."""
+    made_for = None if inputs.plan is None else inputs.plan.provenance.get("workload")
+    if inputs.sweep is not None:
+        return inputs.sweep.request
+    return made_for if isinstance(made_for, Mapping) else {}
+
+
+def _tokens(asked: Mapping[str, Any], phase: Phase) -> int:
+    is_same = asked.get("phase", phase) == phase
+    tokens = asked.get("tokens_per_rank") if is_same else None
+    if tokens is None:
+        return phase.usual_tokens
     if type(tokens) is not int:
-        raise InputError(f"the sweep's tokens_per_rank is {tokens!r}; give --tokens-per-rank")
+        raise InputError(f"a file's tokens_per_rank is {tokens!r}; give --tokens-per-rank")
     return tokens
 
 
-def _phase(request: Mapping[str, Any]) -> Phase:
-    phase = request.get("phase", "prefill")
+def _phase(asked: Mapping[str, Any]) -> Phase:
+    phase = asked.get("phase", "prefill")
     if phase not in list(Phase):
-        raise InputError(f"the sweep's phase is {phase!r}; give --phase")
+        raise InputError(f"a file's phase is {phase!r}; give --phase")
     return Phase(phase)
 
 
@@ -158,10 +170,9 @@ class Times:
     is_measured: bool
 
     @property
-    def saved(self) -> float:
-        """Share of a step that the plan saves; below 0 it costs time."""
-        before = self.before.time.total
-        return 1.0 - self.after.time.total / before if before else 0.0
+    def saving(self) -> Saving:
+        """What the plan saves of a step."""
+        return Saving(self.before.time, self.after.time)
 
 
 def find_times(
@@ -234,8 +245,3 @@ def _side(shares: tuple[RankShares, ...], setting: Setting) -> Side:
 def mean_load(shares: Sequence[RankShares]) -> float:
     """Expert rows of the busiest rank over the mean; mean over layers."""
     return sum(load_max_over_mean(layer.rows) for layer in shares) / len(shares)
-
-
-def milliseconds(value: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"

@@ -7,16 +7,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from c2r.prediction import PRESETS, StepTime
-from c2r.prediction.time import WORTH_IT
+from c2r.prediction import StepTime, Worth
+from c2r.prediction.time import milliseconds
+from c2r.prediction.worth import PREDICTION_ERROR, WORTH_RULE, hindrance
 from c2r.profiling import CollaborationProfile
 from c2r.reporting.charts import Answer, Bar, State, Verdict
 from c2r.reporting.inputs import Inputs
-from c2r.reporting.sections.answers import NOT_MEASURED, is_constrained
-from c2r.reporting.times import Setting, Times, mean_load, milliseconds
+from c2r.reporting.next_steps import (
+    NextStep,
+    PlanFiles,
+    cluster_options,
+    model_in,
+    workload_options,
+)
+from c2r.reporting.times import Times, mean_load
 from c2r.types import Int
 
 _UNKNOWN = "not known"
+_AT_A_PRICE = "at a price"
+_STATES: dict[Worth, State] = {
+    Worth.PAYS: "good",
+    Worth.NO_DIFFERENCE: "plain",
+    Worth.SLOWER: "bad",
+}
 _PARTS = ("dispatch", "combine", "compute", "copies", "rest")
 """Of a step, as `Bar` holds them."""
 
@@ -65,16 +78,14 @@ def _unknown(inputs: Inputs) -> Verdict:
 
 
 def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
-    state, word, headline = _sentence(times, quality)
-    if not times.is_measured and times.saved < WORTH_IT and _is_constrained(inputs):
-        state, word = "plain", _UNKNOWN
-        headline = "The placement alone does not pay, the policy may"
-    todo, command = _next_step(inputs, times, word, quality)
+    state, word, headline = _sentence(inputs, times, quality)
+    todo, command = _next_step(inputs, times, word)
+    reasons = (_because(times), _hindrance(inputs, times), _source(inputs, times), WORTH_RULE)
     return Verdict(
         state=state,
         word=word,
         headline=headline,
-        reason=f"{_because(times)} {_source(times)}",
+        reason=" ".join(filter(None, reasons)),
         bars=(_bar("before", times.before.time), _bar("after", times.after.time)),
         facts=(),
         todo=todo,
@@ -82,21 +93,15 @@ def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     )
 
 
-def _is_constrained(inputs: Inputs) -> bool:
-    return inputs.plan is not None and is_constrained(inputs.plan)
-
-
-def _sentence(times: Times, quality: Answer) -> tuple[State, str, str]:
-    saved = times.saved
-    where = f"of a step on {times.setting.cluster.name}"
-    if saved < 0:
-        return "bad", "slower", f"Adds {-100 * saved:.1f} % to the time {where}"
-    if saved < WORTH_IT:
-        return "bad", "not worth it", f"Saves {100 * saved:.1f} % {where}"
-    headline = f"Saves {100 * saved:.0f} % {where}"
-    if quality.state == "bad":
-        return "warning", "at a price", f"{headline}, but quality falls"
-    return "good", "worth it", headline
+def _sentence(inputs: Inputs, times: Times, quality: Answer) -> tuple[State, str, str]:
+    saving, where = times.saving, times.setting.cluster.name
+    headline = f"{saving.headline} on {where}"
+    if inputs.plan is not None and inputs.plan.is_constrained and not times.is_measured:
+        placed = f"its placement alone takes {saving.change} on {where}"
+        return "plain", _UNKNOWN, f"The policy was not measured; {placed}"
+    if saving.worth is Worth.PAYS and quality.state == "bad":
+        return "warning", _AT_A_PRICE, f"{headline}, but quality falls"
+    return _STATES[saving.worth], saving.worth, headline
 
 
 def _because(times: Times) -> str:
@@ -112,9 +117,9 @@ def _because(times: Times) -> str:
         for one, other in ((before.layer, after.layer), (before.total, after.total))
     )
     said = f"exchanges go from {exchanges} and the experts of the busiest rank from {compute}"
-    if times.saved >= WORTH_IT:
+    if times.saving.worth is Worth.PAYS:
         return f"A step goes from {step}, an MoE layer from {layer}."
-    if before.exchange_share < WORTH_IT:
+    if before.exchange_share < PREDICTION_ERROR:
         load = mean_load(times.before.shares)
         return (
             f"Because exchanges are {share} of a step. A plan can save these and the time that "
@@ -123,18 +128,39 @@ def _because(times: Times) -> str:
     return f"Because in a layer {said}. Exchanges are {share} of a step."
 
 
-def _source(times: Times) -> str:
-    routing = (
-        "After: the routing as measured under the plan on held-out text."
-        if times.is_measured
-        else "After: plain top-k's routing on the plan's placement."
-    )
+def _hindrance(inputs: Inputs, times: Times) -> str:
+    """What placement cannot save; nothing where there are replicas."""
+    if inputs.profile is None or inputs.plan is None or inputs.plan.num_replicas:
+        return ""
+    topology = times.setting.cluster.topology
+    experts = inputs.profile.num_experts / topology.num_ranks
+    return hindrance(experts, topology, mean_load(times.after.shares))
+
+
+def _source(inputs: Inputs, times: Times) -> str:
+    if times.is_measured:
+        routing = "After: the routing as measured under the plan on held-out text."
+    else:
+        routing = "After: plain top-k's routing on the plan's placement."
+        if _is_of_own_text(inputs):
+            routing += (
+                " Both on the text that the plan was made from; a profile of other text in its "
+                "place tells whether it holds there."
+            )
     notes = f" {times.setting.note}" if times.setting.note else ""
     work = times.setting.workload
     return (
         f"Predicted for {work.tokens_per_rank:,} tokens a rank, {work.phase}, on "
         f"{times.setting.place}. {routing}{notes}"
     )
+
+
+def _is_of_own_text(inputs: Inputs) -> bool:
+    """Whether the plan was made from the profile that it is judged on."""
+    plan, profile = inputs.plan, inputs.profile
+    if plan is None or profile is None:
+        return False
+    return plan.provenance.get("profile") == dict(profile.provenance)
 
 
 def _bar(name: str, step: StepTime) -> Bar:
@@ -145,42 +171,28 @@ def _bar(name: str, step: StepTime) -> Bar:
     return Bar(name=name, parts=dict(zip(_PARTS, values, strict=True)), layer=step.layer)
 
 
-def _next_step(inputs: Inputs, times: Times, word: str, quality: Answer) -> tuple[str, str]:
-    """What to do, and the command."""
-    profile, plan, where = _file(inputs, "profile"), _file(inputs, "plan"), _where(times.setting)
-    make = f"c2r plan {profile} {where}"
+def _next_step(inputs: Inputs, times: Times, word: str) -> NextStep:
+    profile = inputs.name_of("profile") or "profile.safetensors"
+    where = cluster_options(times.setting.cluster) + workload_options(times.setting.workload)
     if inputs.plan is None:
         sweep = f"--sweep {_file(inputs, 'sweep')} --max-loss-increase 0.003"
-        return "make the plan of this point", f"{make} {sweep} --out plan.safetensors"
-    if word == "slower":
-        return "place the experts for the least time", f"{make} --out plan.safetensors"
-    if word == "not worth it":
-        look = f"c2r estimate {profile} --plan {plan} {where}"
-        return "see from which batch on it would pay", look
-    if word == "at a price":
-        tune = f"c2r finetune MODEL --plan {plan} --data TEXT --out tuned"
-        return "recover the quality by fine-tuning", tune
-    if word == _UNKNOWN or quality.number == NOT_MEASURED:
-        measure = f"c2r measure MODEL --plan {plan} --json > measured.json"
-        return "measure what the plan costs, and add the file", measure
-    if _is_constrained(inputs):
-        return "save the model with its plan", f"c2r apply MODEL --plan {plan} --out constrained"
-    if any(layer.replicas.size for layer in inputs.plan.layers):
-        export = f"c2r export --plan {plan} --model MODEL --format sglang --out placement.json"
-        return "give the placement to an engine that knows replicas", export
-    renumber = f"c2r permute MODEL --plan {plan} --out permuted"
-    return "renumber the checkpoint, so that any engine places its experts as planned", renumber
-
-
-def _where(setting: Setting) -> str:
-    """The options that name the cluster."""
-    cluster = setting.cluster
-    preset = PRESETS.get(cluster.name)
-    if preset is None:
-        return "--cluster CLUSTER.yaml"
-    if preset.topology == cluster.topology:
-        return f"--cluster {cluster.name}"
-    return f"--ranks {cluster.num_ranks} --nodes {cluster.num_nodes}"
+        command = f"c2r plan {shlex.quote(profile)} {where} {sweep} --out plan.safetensors"
+        return NextStep("make the plan of this point", command)
+    named = None if inputs.profile is None else model_in(inputs.profile.provenance)
+    files = PlanFiles(
+        plan=inputs.plan,
+        file=inputs.name_of("plan") or "plan.safetensors",
+        profile=profile,
+        where=where,
+        model=named or model_in(inputs.plan.provenance),
+    )
+    if word == _AT_A_PRICE:
+        return files.tune()
+    return files.next_step(
+        times.saving.worth,
+        is_measured=times.is_measured,
+        lacks_replicas=bool(_hindrance(inputs, times)),
+    )
 
 
 def _file(inputs: Inputs, kind: str) -> str:

@@ -10,9 +10,18 @@ from c2r.errors import InputError
 from c2r.parallel import Comm
 from c2r.planning import make_plan, placing
 from c2r.plans import Plan
-from c2r.prediction import Cluster, Phase, StepTime, Workload, best_time, find_cluster
+from c2r.prediction import (
+    Cluster,
+    Phase,
+    Saving,
+    StepTime,
+    Workload,
+    Worth,
+    best_time,
+    find_cluster,
+)
 from c2r.prediction.shares import measured_shares
-from c2r.prediction.time import WORTH_IT, measured_time
+from c2r.prediction.time import measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
@@ -33,7 +42,7 @@ class Optimized:
         cluster: where.
         workload: what runs there.
         sweep: all that was measured.
-        is_worth_it: the plan saves at least 1 % of a step.
+        saving: what the plan saves of a step.
     """
 
     plan: Plan
@@ -47,9 +56,14 @@ class Optimized:
     sweep: SweepResult
 
     @property
-    def is_worth_it(self) -> bool:
+    def saving(self) -> Saving:
         """See the class."""
-        return self.after.total <= (1 - WORTH_IT) * self.before.total
+        return Saving(self.before, self.after)
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the saving is more than predictions are off by."""
+        return self.saving.worth is Worth.PAYS
 
 
 def optimize(  # noqa: PLR0913 - the public door: every choice that a user may leave out

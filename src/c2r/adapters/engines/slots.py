@@ -62,8 +62,8 @@ def plan_slots(plan: Plan) -> SlotMap:
     lengths = sorted({len(slots) for slots in layers.values()})
     if len(lengths) > 1:
         raise PlanError(
-            f"the layers fill {lengths} slots; engines want as many in every layer, so give every "
-            "layer as many replicas"
+            f"the layers fill {lengths} slots, and engines want as many in every layer: plan with "
+            "the same number of replicas in each (c2r plan --replicas 2, or auto)"
         )
     return SlotMap(num_ranks=plan.topology.num_ranks, num_experts=sizes[0], layers=layers)
 

@@ -55,6 +55,7 @@ class PermutationReport:
         num_bytes: of all shards.
         untouched_layers: MoE layers that the plan does not name; they keep their order.
         omitted: files with weights beside the checkpoint, which hold the old order; not copied.
+        num_replicas: of a rank in the plan; the checkpoint holds each expert once.
     """
 
     num_layers: int
@@ -62,6 +63,7 @@ class PermutationReport:
     num_bytes: int
     untouched_layers: tuple[str, ...]
     omitted: tuple[str, ...]
+    num_replicas: int = 0
 
 
 def permute_checkpoint(
@@ -120,7 +122,7 @@ def permute_checkpoint(
         save_plan(permuted, partial)
         (partial / PERMUTATION_FILE).write_bytes(permutation)
         write_config(partial, config, permuted)
-    return _report(checkpoint, found, untouched)
+    return replace(_report(checkpoint, found, untouched), num_replicas=plan.num_replicas)
 
 
 def undo_permutation(

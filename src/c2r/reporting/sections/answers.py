@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from c2r.plans import Plan
 from c2r.prediction import TrafficReport
 from c2r.profiling import CollaborationMetrics, mean_metrics
 from c2r.reporting.charts import MINUS, Answer, State
@@ -18,7 +17,7 @@ _SAVING = "How much less is sent?"
 _QUALITY = "What does it cost in quality?"
 _LOAD = "How even is the work?"
 
-NOT_MEASURED = "not measured"
+_NOT_MEASURED = "not measured"
 """Of a quality that no file tells."""
 _UNKNOWN = "not known"
 _SLACK = 0.05  # of load: less is no news
@@ -90,7 +89,7 @@ def answer_saving(
             text="Add a plan (`c2r plan`), and the curve of `c2r sweep` for its quality.",
         )
     mean, policy = traffic.mean, ""
-    if inputs.plan is not None and is_constrained(inputs.plan):
+    if inputs.plan is not None and inputs.plan.is_constrained:
         policy = " What its policy saves beyond is not known: add the JSON of `c2r measure`."
     return Answer(
         question=_SAVING,
@@ -113,7 +112,7 @@ def answer_quality(inputs: Inputs, chosen: ChosenPoint | None) -> Answer:
         worst = "bad" if "bad" in (loss.state, answers.state) else loss.state
         text = f"{loss.text} Tasks: {answers.number} {answers.unit}; {answers.text}"
         return replace(loss, text=text, state=worst)
-    if chosen is not None or (inputs.plan is not None and not is_constrained(inputs.plan)):
+    if chosen is not None or (inputs.plan is not None and not inputs.plan.is_constrained):
         return Answer(
             question=_QUALITY,
             number="0 %",
@@ -129,12 +128,7 @@ def answer_quality(inputs: Inputs, chosen: ChosenPoint | None) -> Answer:
             "Run `c2r measure MODEL --plan PLAN --json > measured.json`, or `c2r sweep` for many "
             "strengths, and add the file."
         )
-    return Answer(question=_QUALITY, number=NOT_MEASURED, unit="", text=todo)
-
-
-def is_constrained(plan: Plan) -> bool:
-    """Whether the plan changes which experts tokens go to."""
-    return any(layer.policy != "top_k" for layer in plan.layers)
+    return Answer(question=_QUALITY, number=_NOT_MEASURED, unit="", text=todo)
 
 
 def _is_of_plan(report: TaskReport, inputs: Inputs) -> bool:

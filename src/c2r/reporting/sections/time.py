@@ -4,17 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from c2r.prediction.rows import DISPATCH_WORDS
 from c2r.prediction.shares import RankShares
 from c2r.reporting.charts import Chart, Section, Series
 from c2r.reporting.times import Times
 from c2r.types import Float
-
-_DISPATCH = {
-    "k_fold": "once per expert",
-    "zero_redundancy": "once per rank",
-    "hierarchical": "once per node, then once per rank",
-    "all_gather": "to all ranks",
-}
 
 
 def show_time(times: Times) -> Section:
@@ -53,7 +47,7 @@ def show_time(times: Times) -> Section:
 
 
 def _change(before: str, after: str) -> str:
-    one, other = (_DISPATCH.get(name, name) for name in (before, after))
+    one, other = (DISPATCH_WORDS.get(name, name) for name in (before, after))
     return one if one == other else f"{one} before, {other} after"
 
 

@@ -1,0 +1,50 @@
+"""One next step for each kind of plan, whoever asks."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from c2r.plans import ClusterTopology, LayerPlan, Plan
+from c2r.prediction import PRESETS, Worth
+from c2r.reporting.next_steps import PlanFiles, cluster_options, model_in
+
+LAYER = LayerPlan(num_experts=4, top_k=2, placement=np.array([0, 0, 1, 1]))
+
+
+def step(layer, worth=Worth.PAYS, is_measured=False, lacks_replicas=False):
+    plan = Plan(layers=(layer,), topology=ClusterTopology(num_ranks=2, num_nodes=1))
+    files = PlanFiles(plan=plan, file="my plan", where="--ranks 2", model="MODEL")
+    return files.next_step(worth, is_measured=is_measured, lacks_replicas=lacks_replicas).command
+
+
+def test_a_placement_renumbers_the_checkpoint():
+    assert step(LAYER) == "c2r permute MODEL --plan 'my plan' --out renumbered"
+
+
+def test_a_placement_with_replicas_is_for_engines_that_know_them():
+    replicated = replace(LAYER, replicas=np.array([[2], [0]]))
+    assert step(replicated).startswith("c2r export --plan 'my plan' --model MODEL --format sglang")
+
+
+def test_a_policy_is_measured_first_and_then_applied():
+    priced = replace(LAYER, policy="priced", strength=0.1)
+    for worth in Worth:
+        assert step(priced, worth).startswith("c2r measure MODEL --plan 'my plan' --json")
+    assert step(priced, is_measured=True) == "c2r apply MODEL --plan 'my plan' --out constrained"
+
+
+def test_what_does_not_pay():
+    assert step(LAYER, Worth.NO_DIFFERENCE).startswith("c2r estimate profile.safetensors --plan")
+    assert step(LAYER, Worth.SLOWER) == "c2r plan profile.safetensors --ranks 2 --out 'my plan'"
+    for worth in (Worth.NO_DIFFERENCE, Worth.SLOWER):
+        assert "--replicas auto" in step(LAYER, worth, lacks_replicas=True)
+
+
+def test_names_that_files_tell():
+    request = {"model": "owner/name"}
+    assert model_in({"profile": {"request": request}}) == model_in({"request": request})
+    assert model_in({"request": request}) == "owner/name"
+    assert model_in({}) == model_in({"profile": {"request": {"model": 3}}}) == "MODEL"
+    assert cluster_options(PRESETS["h100-8"]) == "--cluster h100-8"
+    assert cluster_options(PRESETS["h100-8"].of_size(4, 1)) == "--ranks 4 --nodes 1"
+    assert cluster_options(replace(PRESETS["h100-8"], name="mine")) == "--cluster CLUSTER.yaml"
