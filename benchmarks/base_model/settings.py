@@ -38,7 +38,7 @@ class Settings:
     sampled_tokens: int = 250_000
     seq_len: int = 256
     batch_size: int = 4
-    learning_rate: float = 4e-4
+    learning_rate: float = 1e-3
     router_rate: float = 3.0
     warmup: float = 0.02
     hidden_weight: float = 2.0
