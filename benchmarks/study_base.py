@@ -1,4 +1,4 @@
-"""What the study's runs share: the text, the base model, and the placement of its experts."""
+"""What the runs of a study share: a base model, and the text for each purpose."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from c2r.adapters.huggingface import load_model, load_tokenizer, profile
+from c2r.adapters.huggingface import load_model, load_tokenizer
 from c2r.assets import heldout_files, tiny_folder
 from c2r.measuring import free_plan
-from c2r.profiling import CollaborationProfile
 from c2r.text import read_texts, token_batches
 from c2r.training import FinetuneSettings, finetune
 
@@ -29,7 +28,7 @@ class Scale:
         batch_size: windows per step.
         seq_len: tokens per window.
         learning_rates: peak of the learning rate by mode.
-        base_steps: steps that train the base model from scratch; 0 for the embedded model.
+        base_steps: steps that train the base model from scratch; 0 for a model that is there.
         base_learning_rate: their peak.
         heldout_tokens: that each loss is measured on.
         bf16: compute in bfloat16.
@@ -69,6 +68,14 @@ SCALES = {
         heldout_tokens=262144,
         bf16=True,
     ),
+    "smollm": Scale(
+        steps=32,
+        batch_size=4,
+        seq_len=256,
+        learning_rates={"full": 1e-4, "router": 1e-3, "lora": 5e-4},
+        heldout_tokens=32768,
+        bf16=True,
+    ),
 }
 
 
@@ -94,42 +101,59 @@ class Corpus:
             rows.append(text[start : start + self.seq_len].astype(np.int64))
         return torch.from_numpy(np.stack(rows))
 
+
+class ByteMaterial:
+    """The embedded model, or a larger one of its kind, and what every Python installation carries.
+
+    All of a study's text and models come through a class like this one.
+    """
+
+    def __init__(self, folder, scale, device, callbacks):
+        self.scale, self.device = scale, device
+        self.corpus = Corpus(scale.seq_len)
+        self.base = tiny_folder()
+        if scale.base_steps:
+            self.base = folder / "base"
+            if not (self.base / "config.json").exists():
+                train_base(self.base, self.corpus, scale, device, callbacks)
+
+    def open(self):
+        """The base model, in float32, with the experts' products grouped."""
+        model = load_model(str(self.base), dtype=torch.float32).to(self.device)
+        model.set_experts_implementation("grouped_mm")
+        return model
+
+    def calibration(self):
+        """Batches of training text to profile."""
+        rows = self.corpus.windows(_CALIBRATION_TOKENS // self.scale.seq_len, _CALIBRATION_SEED)
+        return as_batches(rows.split(8))
+
     def examples(self, count, seed):
-        """The same as examples to train on."""
-        places = torch.arange(self.seq_len)
-        return [
-            {"input_ids": row, "labels": row, "position_ids": places}
-            for row in self.windows(count, seed)
-        ]
+        """Windows to tune on."""
+        return as_examples(self.corpus.windows(count, 1000 + seed))
 
-
-def open_base(folder, device):
-    """The base model, in float32, with the experts' products grouped."""
-    model = load_model(str(folder), dtype=torch.float32).to(device)
-    model.set_experts_implementation("grouped_mm")
-    return model
-
-
-def calibrate(folder, corpus, device, path):
-    """The base model's profile on training text, kept in `path`."""
-    if not path.exists():
-        rows = corpus.windows(_CALIBRATION_TOKENS // corpus.seq_len, _CALIBRATION_SEED).split(8)
-        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
-        profile(open_base(folder, device), batches).save(path)
-    return CollaborationProfile.load(path)
-
-
-def heldout_batches(scale):
-    """Held-out text in windows."""
-    return list(
-        token_batches(
-            read_texts(heldout_files()),
-            load_tokenizer(str(tiny_folder())),
-            seq_len=scale.seq_len,
-            batch_size=16,
-            num_tokens=scale.heldout_tokens,
+    def heldout(self):
+        """Batches of text that no training saw."""
+        return list(
+            token_batches(
+                read_texts(heldout_files()),
+                load_tokenizer(str(self.base)),
+                seq_len=self.scale.seq_len,
+                batch_size=16,
+                num_tokens=self.scale.heldout_tokens,
+            )
         )
-    )
+
+
+def as_batches(windows):
+    """Windows as what a model is called with."""
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in windows]
+
+
+def as_examples(windows):
+    """Windows as what is trained on."""
+    places = torch.arange(windows.shape[1])
+    return [{"input_ids": row, "labels": row, "position_ids": places} for row in windows]
 
 
 def train_base(folder, corpus, scale, device, callbacks):
@@ -166,5 +190,5 @@ def train_base(folder, corpus, scale, device, callbacks):
         save_every=500,
         log_every=100,
     )
-    examples = corpus.examples(_BASE_WINDOWS, _BASE_SEED)
+    examples = as_examples(corpus.windows(_BASE_WINDOWS, _BASE_SEED))
     finetune(model, examples, free_plan(model), settings, out=folder, callbacks=callbacks)

@@ -1,18 +1,20 @@
 """What constraints cost a model, tuned under them or not, against the same tuning without them.
 
     python benchmarks/study_quality.py --out study                            # embedded model, CPU
+    python benchmarks/study_quality.py --out study --scale smollm --base FOLDER/fine
     python benchmarks/study_quality.py --out study --scale 100m --minutes 9   # trains its own, GPU
 
-For each policy and mode (none, router, full) and three seeds: held-out loss, copies per token, load
-and predicted time. The baseline, `control`, is tuned by the same steps on the same data in the same
-order without the constraint. Everything done is kept in the folder `--out`, tuned models included,
-so that the study goes on where it was stopped; `--minutes` stops it in time. Prints a table in
-Markdown and one JSON line.
+For each policy and mode (none, router, full, lora) and three seeds: held-out loss, copies per
+token, load and predicted time. The baseline, `control`, is tuned by the same steps on the same data
+in the same order without the constraint. Everything done is kept in the folder `--out`, tuned
+models included, so that the study goes on where it was stopped; `--minutes` stops it in time.
+Prints a table in Markdown and one JSON line.
 
-Text: what every Python installation carries, as `scripts/train_tiny.py` collects it. Experts are
-placed for the least time, rank load bounded, by a profile of training text; losses, copies and load
-are measured on files held out from all training. Times are the time model's for the ranks' shares
-that were measured, of a layer with the sizes of Qwen3-30B-A3B in training.
+Text: what every Python installation carries, as `scripts/train_tiny.py` collects it; for the model
+that `make_base.py` made (`--base`), what `base_model/texts.py` keeps for each purpose. Experts are
+placed for the least time, rank load bounded, by a profile of text of its own; losses, copies and
+load are measured on text held out from all training. Times are the time model's for the ranks'
+shares that were measured, of a layer with the sizes of Qwen3-30B-A3B in training.
 """
 
 import argparse
@@ -30,17 +32,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import finish
-from study_base import SCALES, Corpus, calibrate, heldout_batches, open_base, train_base
+from study_base import SCALES, ByteMaterial
 from transformers import TrainerCallback
 
-from c2r.assets import tiny_folder
-from c2r.measuring import measure
+from c2r.adapters.huggingface import prepare, profile
+from c2r.measuring import Tally, measure_plans
 from c2r.planning import make_plan, parse_policy, with_policy
 from c2r.plans import Plan, contiguous_placement
 from c2r.prediction import Phase, Workload, find_cluster
 from c2r.prediction.shares import measured_shares
 from c2r.prediction.time import layer_time
 from c2r.prediction.workload import UNKNOWN_SIZES
+from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement
 from c2r.training import FinetuneSettings, finetune
 
@@ -49,7 +52,7 @@ CONTROL = "top_k"
 CASES = ("c2r=16", "c2r=8", "c2r=3", "priced=0.03", "priced=0.1", "priced=0.3", "pruned=0.1")
 MAX_LOAD = 1.1
 PLACED_FOR = "hosts-4-10g"
-TIMED_ON = (PLACED_FOR, "h100-8")
+TIMED_ON = (PLACED_FOR, "hosts-4-100g", "h100-8")
 WORKLOAD = Workload(sizes=UNKNOWN_SIZES, tokens_per_rank=4096, phase=Phase.TRAINING)
 
 
@@ -92,6 +95,10 @@ class Deadline(TrainerCallback):
             control.should_save = control.should_training_stop = True
         return control
 
+    def check(self):
+        if self.is_over():
+            raise OutOfTimeError
+
     @contextmanager
     def watching(self):
         """A training that ends early inside the block has been stopped by this or by Ctrl-C."""
@@ -111,9 +118,9 @@ def parse_cases(texts):
 
 def runs_of(args, scale):
     """The runs that were asked for, seed by seed, so that a study cut short has whole seeds."""
-    cases = parse_cases(args.cases)
-    runs = [_untuned(*case) for case in cases]
-    for seed in range(args.seeds):
+    runs = [_untuned(*case) for case in parse_cases(args.cases)]
+    cases = parse_cases(args.cases if args.tuned_cases is None else args.tuned_cases)
+    for seed in args.seeds:
         for mode in args.modes:
             rate = args.learning_rate or scale.learning_rates[mode]
             for policy, strength in cases:
@@ -160,21 +167,30 @@ class ResumableSweep:
         self.folder = args.out
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines = self.folder / "runs.jsonl"
-        self.corpus = Corpus(scale.seq_len)
-        self.base = self._base()
-        path = self.folder / "profile.safetensors"
-        self.profile = calibrate(self.base, self.corpus, args.device, path)
+        self.material = self._material()
+        self.profile = self._profile()
         self.placed = self._placed()
-        self.heldout = heldout_batches(scale)
+        self.heldout = self.material.heldout()
 
-    def _base(self):
-        if not self.scale.base_steps:
-            return tiny_folder()
-        folder = self.folder / "base"
-        if not (folder / "config.json").exists():
-            with self.deadline.watching():
-                train_base(folder, self.corpus, self.scale, self.args.device, [self.deadline])
-        return folder
+    def _material(self):
+        if self.args.base is not None:
+            from study_smollm import MixtureMaterial
+
+            return MixtureMaterial(self.args.base, self.scale)
+        with self.deadline.watching():
+            return ByteMaterial(self.folder, self.scale, self.args.device, [self.deadline])
+
+    def _profile(self):
+        """The base model's profile on the text that experts are placed by, kept."""
+        path = self.folder / "profile.safetensors"
+        if not path.exists():
+            profile(self._measured_form(self.material.open()), self.material.calibration()).save(
+                path
+            )
+        return CollaborationProfile.load(path)
+
+    def _measured_form(self, model):
+        return model.bfloat16() if self.scale.bf16 and self.args.device == "cpu" else model
 
     def _placed(self):
         """Plain top-k on the placement of all runs, found once."""
@@ -200,10 +216,19 @@ class ResumableSweep:
                 replace(layer, placement=contiguous_placement(layer.num_experts, self.args.ranks))
                 for layer in self.placed.layers
             )
-            model = open_base(self.base, self.args.device)
-            found = measure(model, self.heldout, replace(self.placed, layers=layers), strict=False)
+            (found,) = self._measure(self.material.open(), [replace(self.placed, layers=layers)])
             path.write_text(json.dumps(found.to_json()))
         return json.loads(path.read_text())
+
+    def _measure(self, model, plans):
+        """Of each plan, against the first one, in one pass over the text."""
+        model = self._measured_form(model)
+        prepared = [prepare(model, plan, strict=False) for plan in plans]
+        tallies = [Tally() for _ in plans]
+        for _ in measure_plans(model, self.heldout, prepared, tallies):
+            pass
+        reference = tallies[0]
+        return [tally.measured(plan, reference) for tally, plan in zip(tallies, plans, strict=True)]
 
     def done(self):
         """The results so far, by run."""
@@ -212,22 +237,24 @@ class ResumableSweep:
         entries = map(json.loads, self.lines.read_text().splitlines())
         return {Run(**entry["run"]): entry for entry in entries}
 
+    def run_untuned(self, runs):
+        """Measures all of them on the same batches, and writes a line each."""
+        found = self._measure(self.material.open(), [self._plan(run) for run in runs])
+        for run, each in zip(runs, found, strict=True):
+            self._keep(run, each)
+
     def run(self, run):
         """Tunes, measures, and writes a line."""
-        plan = with_policy(self.placed, self.profile, run.policy, run.strength or None)
-        model = open_base(self.base, self.args.device)
-        if run.mode != "none":
-            self._tune(model, run, plan)
-        found = measure(model, self.heldout, plan, strict=False)
-        plain = found.reference or found  # the control is plain top-k itself
-        entry = {
-            "run": asdict(run),
-            **replace(found, reference=None).to_json(),
-            "copies_contiguous_top_k": plain.copies_contiguous,
-            "loss_unconstrained": plain.loss,
-        }
+        model, plan = self.material.open(), self._plan(run)
+        self._tune(model, run, plan)
+        self._keep(run, *self._measure(model, [plan]))
+
+    def _plan(self, run):
+        return with_policy(self.placed, self.profile, run.policy, run.strength or None)
+
+    def _keep(self, run, found):
         with self.lines.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps({"run": asdict(run), **found.to_json()}) + "\n")
 
     def _tune(self, model, run, plan):
         """A tuning that the deadline stops has a folder to go on from."""
@@ -240,7 +267,7 @@ class ResumableSweep:
         folder.rename(kept)
 
     def _examples(self, run):
-        return self.corpus.examples(run.steps * self.scale.batch_size, 1000 + run.seed)
+        return self.material.examples(run.steps * self.scale.batch_size, run.seed)
 
     def _settings(self, run):
         return FinetuneSettings(
@@ -254,7 +281,7 @@ class ResumableSweep:
             seed=run.seed,
             control=run.policy == CONTROL,
             bf16=self.scale.bf16,
-            log_every=50,
+            log_every=10,
         )
 
 
@@ -346,13 +373,16 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--scale", choices=SCALES, default="embedded")
+    parser.add_argument("--base", type=Path, help="of scale smollm: what make_base.py made")
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--modes", nargs="*", default=["full", "router"])
     parser.add_argument("--cases", nargs="*", default=CASES, metavar="POLICY=STRENGTH")
+    parser.add_argument("--tuned-cases", nargs="*", metavar="POLICY=STRENGTH", help="default: all")
     parser.add_argument("--steps", type=int, help="of fine-tuning")
     parser.add_argument("--learning-rate", type=float, help="for all modes")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, go on later")
+    parser.add_argument("--threads", type=int, help="of a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -364,12 +394,15 @@ def run_all(args, scale):
     try:
         study = ResumableSweep(args, scale, deadline)
         runs, done = runs_of(args, scale), study.done()
-        for number, run in enumerate(runs, 1):
-            if run not in done:
-                if deadline.is_over():
-                    raise OutOfTimeError
-                print(f"{number}/{len(runs)}: {run}", file=sys.stderr, flush=True)
-                study.run(run)
+        left = [run for run in runs if run not in done]
+        if untuned := [run for run in left if run.mode == "none"]:
+            deadline.check()
+            # Whose intervals need the control's losses, window by window.
+            study.run_untuned([run for run in runs if run.mode == "none"])
+        for number, run in enumerate(run for run in left if run not in untuned):
+            deadline.check()
+            print(f"{number + 1} of {len(left) - len(untuned)}: {run}", file=sys.stderr, flush=True)
+            study.run(run)
     except OutOfTimeError:
         print("out of time; run the same command to go on", file=sys.stderr)
     return study and (study.done(), study.in_order())
@@ -378,8 +411,8 @@ def run_all(args, scale):
 def main():
     args = parse_arguments()
     scale = SCALES[args.scale]
-    if args.device == "cpu":
-        torch.set_num_threads(1)
+    if args.device == "cpu" and args.threads:
+        torch.set_num_threads(args.threads)
     results = run_all(args, scale)
     if results is None:
         return

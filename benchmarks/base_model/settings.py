@@ -38,7 +38,7 @@ class Settings:
     sampled_tokens: int = 250_000
     seq_len: int = 256
     batch_size: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 6e-4
     router_rate: float = 3.0
     warmup: float = 0.02
     hidden_weight: float = 2.0
@@ -55,7 +55,7 @@ class Settings:
 
 
 VARIANTS = {
-    "fine": Settings(num_experts=32, top_k=8, num_shared=768),
+    "fine": Settings(num_experts=32, top_k=8, num_shared=768, tokens=600_000),
     "coarse": Settings(num_experts=8, top_k=2, num_shared=0, tokens=600_000, experts="eager"),
 }
 """Fine-grained with a shared expert, as Qwen-MoE and DeepSeek; and few experts, as LLaMA-MoE."""

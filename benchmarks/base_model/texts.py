@@ -23,7 +23,7 @@ from c2r.errors import InputError
 DATA = Path(__file__).parents[3] / "shared" / "data" / "text"
 PARTS = {"distil": 0.58, "calibration": 0.08, "planning": 0.26, "choosing": 0.08}
 SHARES = {"wiki": 0.25, "documents": 0.35, "sampled": 0.25, "prose": 0.1, "drama": 0.05}
-_MEASURED_WINDOW, _MEASURED_WINDOWS = 512, 32
+_MEASURED_WINDOW = 512
 _PACKAGES = {  # of Debian 12
     "dict-foldoc": "20230119-1",
     "debian-handbook": "11.20220922",
@@ -114,10 +114,10 @@ def plain_dictionary(text):
     return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def measured_windows(tokenizer):
-    """The first 16,384 tokens of WikiText-2 test, `[32, 512]`."""
-    tokens = encode(tokenizer, read_data("wikitext2-test.txt")[:120_000])
-    return windows(tokens, _MEASURED_WINDOW)[:_MEASURED_WINDOWS]
+def measured_windows(tokenizer, num_tokens=16384):
+    """The first tokens of WikiText-2 test, `[windows, 512]`."""
+    tokens = encode(tokenizer, read_data("wikitext2-test.txt")[: 8 * num_tokens])
+    return windows(tokens, _MEASURED_WINDOW)[: num_tokens // _MEASURED_WINDOW]
 
 
 def encode(tokenizer, text):

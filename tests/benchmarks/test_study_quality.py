@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_quality.py"
 
 def study(folder, *options):
     command = [sys.executable, str(SCRIPT), "--out", str(folder), "--scale", "smoke"]
-    command += ["--seeds", "2", "--modes", "router", "--cases", "priced=0.1", *options]
+    command += ["--seeds", "0", "1", "--modes", "router", "--cases", "priced=0.1", *options]
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 

@@ -1,0 +1,139 @@
+"""Tasks of the study's real model: the dense one, the mixture, and the mixture under policies.
+
+    python benchmarks/study_tasks.py --out study --base FOLDER/fine --tasks-dir FOLDER
+
+Takes up the study of `study_quality.py --scale smollm --out study`: its placement, and with --tuned
+the models that it tuned (seed 0). All models answer the same items: PIQA, from the files in
+--tasks-dir, and the last words of passages of WikiText-2 test (`base_model/cloze.py`). Answers are
+kept in the folder; a stopped run goes on with the models that are left. Prints a table, each model
+against its control with a paired interval, and one JSON line.
+"""
+
+import argparse
+import json
+import time
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from harness import finish
+from make_base import open_mixture
+from study_quality import parse_cases
+
+from c2r.adapters.huggingface import load_tokenizer
+from c2r.artifacts import write_text
+from c2r.cli.console import note
+from c2r.measuring import free_plan
+from c2r.planning import with_policy
+from c2r.plans import Plan
+from c2r.profiling import CollaborationProfile
+from c2r.tasks import TaskEvaluation, TaskRequest, compare_accuracy, evaluate, load_tasks
+
+CASES = ("priced=0.03", "priced=0.1", "c2r=16")
+DENSE, PLAIN = "dense", "control"
+
+
+class Answers:
+    """What each model answered, a file each."""
+
+    def __init__(self, args):
+        self.args = args
+        self.folder = args.out / "answers"
+        self.folder.mkdir(exist_ok=True)
+        self.placed = Plan.load(args.out / "placed.safetensors")
+        self.profile = CollaborationProfile.load(args.out / "profile.safetensors")
+
+    @cached_property
+    def tasks(self):
+        request = TaskRequest(
+            tasks=("piqa",),
+            task_files=(self.args.base / "cloze.yaml",),
+            folder=self.args.tasks_dir,
+            batch_size=self.args.batch_size,
+            limit=self.args.limit,
+        )
+        return load_tasks(request)
+
+    def of(self, name, folder, plan=None):
+        """The answers of the model in `folder`; answered once."""
+        path = self.folder / f"{name.replace(' ', '-')}.json"
+        if not path.exists():
+            started = time.monotonic()
+            model = open_mixture(folder, "masked" if name != DENSE else "eager").bfloat16()
+            tokenizer = load_tokenizer(str(folder))
+            plan = free_plan(model) if plan is None else plan
+            found = evaluate(model, tokenizer, self.tasks, plan, strict=False)
+            write_text(path, json.dumps(found.to_json()))
+            note(f"{name}: {time.monotonic() - started:.0f} s")
+        return TaskEvaluation.load(path)
+
+    def all(self):
+        """By name: answers, and the name of what they are compared with."""
+        cases = parse_cases(self.args.cases)
+        found = {DENSE: (self.of(DENSE, self.args.base.parent / "dense-mixture"), PLAIN)}
+        for prefix, is_tuned in (("", False), ("tuned ", True)):
+            for policy, strength in cases if not is_tuned or self.args.tuned else ():
+                case = PLAIN if policy == "top_k" else f"{policy} {strength:g}"
+                folder = self.args.base / "model"
+                if is_tuned:
+                    folder = self.args.out / "models" / f"full-{case.replace(' ', '-')}-0"
+                plan = with_policy(self.placed, self.profile, policy, strength or None)
+                found[prefix + case] = (self.of(prefix + case, folder, plan), prefix + PLAIN)
+        return found
+
+
+def summarise(answers):
+    """A row per model and task, against what it is compared with."""
+    rows = []
+    for name, (found, reference) in answers.items():
+        for task, theirs in zip(found.tasks, answers[reference][0].tasks, strict=True):
+            ours = torch.tensor(task.correct).numpy()
+            compared = compare_accuracy([ours], [torch.tensor(theirs.correct).numpy()])
+            rows.append(
+                {
+                    "model": name,
+                    "task": task.name,
+                    "items": len(ours),
+                    "accuracy": task.accuracy,
+                    "against": reference,
+                    "difference": compared.difference,
+                    "interval": list(compared.interval),
+                    "p_value": compared.p_value,
+                }
+            )
+    return rows
+
+
+def table(rows):
+    """The rows in Markdown."""
+    lines = ["| model | task | items | right, % | points over | 95 % |", "|---" * 6 + "|"]
+    for row in rows:
+        against = f"{100 * row['difference']:+.1f} {row['against']}"
+        ends = " to ".join(f"{100 * end:+.1f}" for end in row["interval"])
+        if row["model"] == row["against"]:
+            against = ends = "-"
+        lines.append(
+            f"| {row['model']} | {row['task']} | {row['items']:,} | {100 * row['accuracy']:.1f} | "
+            f"{against} | {ends} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--base", type=Path, required=True, help="what make_base.py made")
+    parser.add_argument("--tasks-dir", type=Path, required=True, help="holds the files of PIQA")
+    parser.add_argument("--cases", nargs="*", default=CASES, metavar="POLICY=STRENGTH")
+    parser.add_argument("--tuned", action="store_true", help="the tuned models, too")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--limit", type=int, help="items of each task")
+    args = parser.parse_args()
+    rows = summarise(Answers(args).all())
+    print(table(rows))
+    settings = vars(args) | {"items": {row["task"]: row["items"] for row in rows}}
+    finish("study_tasks", PLAIN, rows, settings)
+
+
+if __name__ == "__main__":
+    main()
