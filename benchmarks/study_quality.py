@@ -48,8 +48,9 @@ from c2r.results import Measurement
 from c2r.training import FinetuneSettings, finetune
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
-CONTROL = "top_k"
+CONTROL, CONTIGUOUS = "top_k", "in order"
 CASES = ("c2r=16", "c2r=8", "c2r=3", "priced=0.03", "priced=0.1", "priced=0.3", "pruned=0.1")
+UNTUNED = ("none", 0, 0.0)  # mode, steps, learning rate
 MAX_LOAD = 1.1
 PLACED_FOR = "hosts-4-10g"
 TIMED_ON = (PLACED_FOR, "hosts-4-100g", "h100-8")
@@ -138,7 +139,8 @@ def runs_of(args, scale):
 
 
 def _untuned(policy, strength):
-    return Run(policy=policy, strength=strength, mode="none", seed=0, steps=0, learning_rate=0.0)
+    mode, steps, rate = UNTUNED
+    return Run(policy=policy, strength=strength, mode=mode, seed=0, steps=steps, learning_rate=rate)
 
 
 def cluster_of(name, num_ranks):
@@ -288,47 +290,47 @@ class ResumableSweep:
 def summarise(entries, in_order, num_ranks):
     """Rows of means over seeds, each against the control of the same tuning and seed.
 
-    Times are ratios to k-fold dispatch of the untuned model's plain top-k, experts in order.
+    Times are ratios to k-fold dispatch of the untuned model's plain top-k, experts in order; the
+    first row is of the same, each token sent once per rank.
     """
     clusters = {name: cluster_of(name, num_ranks) for name in TIMED_ON}
     k_fold = {name: milliseconds(in_order, each, "k_fold") for name, each in clusters.items()}
-    groups = defaultdict(list)
-    for run, entry in entries.items():
-        groups[run.setting, run.case].append((run, entry))
     controls = {
         (run.setting, run.seed): entry for run, entry in entries.items() if run.policy == CONTROL
     }
+    groups = defaultdict(list)
+    for run, entry in entries.items():
+        control = controls.get((run.setting, run.seed))
+        if control is not None:
+            groups[run.setting, run.case].append((entry, control))
+    groups = {(UNTUNED, CONTIGUOUS): [(in_order, in_order)]} | groups
     rows = []
-    for (setting, case), members in groups.items():
-        pairs = [
-            (entry, controls[setting, run.seed])
-            for run, entry in members
-            if (setting, run.seed) in controls
-        ]
-        if not pairs:
-            continue
-        ratios = [entry["loss"] / control["loss"] - 1 for entry, control in pairs]
+    for (setting, case), pairs in sorted(groups.items(), key=lambda item: item[0][0] != UNTUNED):
         row = {"case": case, "mode": setting[0], "steps": setting[1], "learning_rate": setting[2]}
-        for name in ("loss", "copies", "rank_load_max_over_mean"):
-            row[name] = float(np.mean([entry[name] for entry, _ in pairs]))
-        contiguous = float(np.mean([control["copies_contiguous"] for _, control in pairs]))
-        row["of_contiguous"] = row["copies"] / contiguous
-        row["busiest"] = float(
-            np.mean(
-                [[max(layer) * len(layer) for layer in entry["rank_visits"]] for entry, _ in pairs]
-            )
-        )
+        row |= _mean_row(pairs)
         for name, cluster in clusters.items():
             times = [milliseconds(entry, cluster) for entry, _ in pairs]
             row[f"time_{name}"] = float(np.mean(times)) / k_fold[name]
-        row["over_control"] = float(np.mean(ratios))
-        if row["mode"] == "none":
-            row["interval"] = pairs[0][0]["loss_increase_interval"]  # over windows of text
-        else:
-            row["interval"] = _interval(ratios)
-        row["seeds"] = len(pairs)
         rows.append(row)
     return rows
+
+
+def _mean_row(pairs):
+    """Of a case's results, each with its control's."""
+    ratios = [entry["loss"] / control["loss"] - 1 for entry, control in pairs]
+    contiguous = np.mean([control["copies_contiguous"] for _, control in pairs])
+    names = ("loss", "copies", "rank_load_max_over_mean")
+    row = {name: float(np.mean([entry[name] for entry, _ in pairs])) for name in names}
+    busiest = [[max(layer) * len(layer) for layer in entry["rank_visits"]] for entry, _ in pairs]
+    return row | {
+        "of_contiguous": float(row["copies"] / contiguous),
+        "busiest": float(np.mean(busiest)),
+        "over_control": float(np.mean(ratios)),
+        "over_control_by_seed": ratios,
+        # of one seed: over windows of text, where the control was measured beside it
+        "interval": _interval(ratios) or pairs[0][0]["loss_increase_interval"],
+        "seeds": len(pairs),
+    }
 
 
 def _interval(ratios):
@@ -339,34 +341,39 @@ def _interval(ratios):
     return [float(np.mean(ratios) - half), float(np.mean(ratios) + half)]
 
 
-def _percent(mean, interval):
-    if interval is None:
-        return f"{100 * mean:+.2f}"
-    return f"{100 * mean:+.2f} ({100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})"
-
-
 def table(rows):
     """The rows in Markdown."""
     lines = [
         (
-            "| tuning | steps | rate | seeds | routing | loss | over its control, % (95 %) | "
-            "copies | of contiguous | busiest | load | "
+            "| tuning | routing | seeds | loss | over its control, % (95 %) | copies | "
+            "of contiguous | busiest | load | "
             + " | ".join(f"time, {name}" for name in TIMED_ON)
             + " |"
         ),
-        "|---" * (11 + len(TIMED_ON)) + "|",
+        "|---" * (9 + len(TIMED_ON)) + "|",
     ]
     for row in rows:
-        over = "-" if row["case"] == "control" else _percent(row["over_control"], row["interval"])
+        over = "-" if row["case"] in (CONTIGUOUS, "control") else _percent(row)
         lines.append(
-            f"| {row['mode']} | {row['steps']} | {row['learning_rate']:g} | {row['seeds']} | "
-            f"{row['case']} | {row['loss']:.4f} | {over} | {row['copies']:.3f} | "
-            f"{row['of_contiguous']:.2f} | {row['busiest']:.2f} | "
+            f"| {_tuning(row)} | {row['case']} | {row['seeds']} | {row['loss']:.4f} | {over} | "
+            f"{row['copies']:.3f} | {row['of_contiguous']:.2f} | {row['busiest']:.2f} | "
             f"{row['rank_load_max_over_mean']:.2f} | "
             + " | ".join(f"{row[f'time_{name}']:.3f}" for name in TIMED_ON)
             + " |"
         )
     return "\n".join(lines)
+
+
+def _tuning(row):
+    if row["mode"] == "none":
+        return "none"
+    return f"{row['mode']}, {row['steps']} steps at {row['learning_rate']:g}"
+
+
+def _percent(row):
+    mean, (low, high) = f"{100 * row['over_control']:+.2f}", row["interval"]
+    is_known = row["seeds"] > 1 or row["mode"] == "none"
+    return f"{mean} ({100 * low:+.2f} to {100 * high:+.2f})" if is_known else mean
 
 
 def parse_arguments():

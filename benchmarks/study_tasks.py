@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from harness import finish
-from make_base import open_mixture
 from study_quality import parse_cases
 
 from c2r.adapters.huggingface import load_tokenizer
@@ -58,6 +57,8 @@ class Answers:
         """The answers of the model in `folder`; answered once."""
         path = self.folder / f"{name.replace(' ', '-')}.json"
         if not path.exists():
+            from make_base import open_mixture
+
             started = time.monotonic()
             model = open_mixture(folder, "masked" if name != DENSE else "eager").bfloat16()
             tokenizer = load_tokenizer(str(folder))
