@@ -12,7 +12,6 @@ import study_tasks
 RESULTS = Path(__file__).parent / "results"
 TABLES = {
     "study_smollm_4.json": study_quality.table,
-    "study_smollm_8.json": study_quality.table,
     "study_smollm_tasks.json": study_tasks.table,
 }
 
