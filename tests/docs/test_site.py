@@ -95,7 +95,24 @@ def test_five_pages_have_no_serious_violation_of_accessibility(folder):
         assert len(set(chosen)) == 5
         for page in chosen:
             browser.get(page.as_uri())
+            at_once = (
+                "document.head.innerHTML += '<style>* { transition: none !important }</style>'"
+            )
+            browser.execute_script(
+                at_once
+            )  # colours on their way to the other scheme are neither's
             for scheme in ("default", "slate"):
                 switch = "document.body.dataset.mdColorScheme = arguments[0]"
                 browser.execute_script(switch, scheme)
                 assert serious_violations(browser, axe) == [], f"{page.name}, {scheme}"
+
+
+def test_the_search_works_from_files(folder):
+    with open_browser() as browser:
+        wait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait(browser, 60)
+        browser.get((folder / "time.html").as_uri())
+        browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+        browser.find_element("css selector", ".md-search__input").send_keys("budgeted")
+        found = ".md-search-result__link"
+        links = wait.until(lambda browser: browser.find_elements("css selector", found))
+        assert any("how-to/plan.html" in link.get_attribute("href") for link in links)

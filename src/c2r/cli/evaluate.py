@@ -85,7 +85,7 @@ def evaluate(
 
     The comparison is with plain top-k, unless another is named. Differences come with 95 %
     intervals (paired bootstrap) and McNemar's exact p. Needs `pip install 'c2r-moe[eval]'`, except
-    for --compare. Under torchrun ranks share the items. An interrupted evaluation goes on with the
+    for --compare. Under torchrun ranks share the items. An interrupted evaluation resumes with the
     same command and --out.
     """
     from c2r.tasks import TaskEvaluation, TaskRequest, forget_answers, load_tasks

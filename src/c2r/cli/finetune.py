@@ -147,7 +147,7 @@ def finetune(
 
     The routing is constrained in training as it will be in inference. Answers of conversations
     carry loss, questions do not; all of a .txt does. Run it again after an interruption, and it
-    goes on from the last checkpoint in OUT.partial to the same weights; once OUT is there, it only
+    resumes from the last checkpoint in OUT.partial to the same weights; once OUT is there, it only
     measures. On several processes:
     `torchrun --nproc-per-node P -m c2r finetune ...`; the results are those of one. The tuned model
     is loaded with `c2r.from_pretrained(OUT)`.

@@ -53,7 +53,7 @@ def profile(
 
     Plain text is cut into sequences; of --data each conversation is one, as the model is served it.
     Streaming: memory does not grow with the tokens. Ctrl-C leaves a valid partial profile; the
-    same command goes on from there. Under torchrun each rank takes its share of the text and the
+    same command resumes from there. Under torchrun each rank takes its share of the text and the
     profile is the merge; with --expert-parallel no rank holds all experts.
     """
     check_output(out, model, *(text or ()), *(data or ()), resumes=_is_unfinished(out))

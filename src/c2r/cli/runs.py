@@ -54,7 +54,7 @@ class Run:
         }
         out = context.params.get("out") or context.params.get("figure")
         run = cls(command=_command_of(context), options=options, out=out, force=force)
-        # Started again, it goes on from what its first start has cleared the place for.
+        # Started again, it resumes from what its first start has cleared the place for.
         return replace(run, force=False) if force and is_restarted() and run.is_repeat else run
 
     @property

@@ -80,7 +80,7 @@ def sweep(
     The first half of every text is profiled and planned on, experts placed for the least predicted
     time; the second half measures: loss, KL to the unconstrained model, copies per token and load,
     with 95 % intervals of the loss over windows of text. Times on the cluster are predicted from
-    what was measured. An interrupted sweep goes on from --out with the same command. Under torchrun
+    what was measured. An interrupted sweep resumes from --out with the same command. Under torchrun
     each rank takes its share of the text.
     """
     from c2r import sweeps

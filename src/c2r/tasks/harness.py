@@ -64,7 +64,7 @@ def evaluate(  # noqa: PLR0913 - the public door: every choice that a user may l
         comm: ranks that share the items of each task, each with the whole model; all get the
             result. None for one process. (The harness's own protocol would exchange pickles.)
         out: where the result will be written: what each rank has answered is kept beside it, and
-            an interrupted or lost run of the same goes on from there. `forget_answers` removes it.
+            an interrupted or lost run of the same resumes from there. `forget_answers` removes it.
 
     Raises:
         InputError: a task does not tell which items are right, or none fits the model's window.
