@@ -21,7 +21,7 @@ def test_a_study_cut_short_goes_on_to_the_same_rows_as_its_runs(tmp_path):
     rows = {(r["mode"], r["case"]): r for r in json.loads(whole.stdout.splitlines()[-1])["rows"]}
     assert set(rows) == {
         (mode, case) for mode in ("none", "router") for case in ("control", "priced 0.1")
-    }
+    } | {("none", "in order")}
     tuned = rows["router", "priced 0.1"]
     runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     losses = {
