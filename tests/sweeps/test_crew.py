@@ -1,6 +1,5 @@
 """Sweeps whose text ranks share out, also after some were lost."""
 
-import random
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ from c2r.measuring import Tally
 from c2r.parallel import Comm, simulate
 from c2r.sweeps import RunningSweep
 from c2r.sweeps.crew import Crew, Stage
+from tests.losing_ranks import after_losses
 
 NUM_BATCHES = 23
 STAGE = Stage({"seed": 0}, "all", ("a plan",))
@@ -60,17 +60,8 @@ def windows_are_numbers(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_every_batch_is_measured_once_however_often_ranks_are_lost(tmp_path, seed):
-    rng, out = random.Random(seed), tmp_path / "sweep.json"
-    for _ in range(rng.randint(0, 3)):
-        size = rng.choice([2, 3, 3])
-        stops = [rng.randint(0, 4) for _ in range(size)]
-        simulate(size, lambda comm, stops=stops: measure(out, comm, stops))
-    size = rng.choice([1, 2, 3])
-    results = (
-        [measure(out, None, None)]
-        if size == 1
-        else simulate(size, lambda comm: measure(out, comm, None))
-    )
+    out = tmp_path / "sweep.json"
+    results = after_losses(seed, lambda comm, stops: measure(out, comm, stops))
     for losses in results:
         assert sorted(losses) == list(range(NUM_BATCHES))
     assert list(tmp_path.iterdir()) == []

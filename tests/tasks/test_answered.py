@@ -1,6 +1,5 @@
 """Items that ranks share out, and answers that are kept when some of them are lost."""
 
-import random
 from dataclasses import fields
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from c2r.measuring import RoutingTally
 from c2r.parallel import simulate
 from c2r.tasks.answered import Answered, forget_answers
+from tests.losing_ranks import after_losses
 
 NUM_ITEMS = 23
 ASKED = {"model": "one", "seed": 0}
@@ -33,17 +33,8 @@ def answer(out, comm, stops, asked=ASKED):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_every_item_is_answered_once_however_often_ranks_are_lost(tmp_path, seed):
-    rng, out = random.Random(seed), tmp_path / "piqa.json"
-    for _ in range(rng.randint(0, 3)):
-        size = rng.choice([2, 3, 3])
-        stops = [rng.randint(0, 4) for _ in range(size)]
-        simulate(size, lambda comm, stops=stops: answer(out, comm, stops))
-    size = rng.choice([1, 2, 3])
-    found = (
-        [answer(out, None, None)]
-        if size == 1
-        else simulate(size, lambda comm: answer(out, comm, None))
-    )
+    out = tmp_path / "piqa.json"
+    found = after_losses(seed, lambda comm, stops: answer(out, comm, stops))
     for rows, routing in found:
         assert [row["id"] for row in rows] == list(range(NUM_ITEMS))
         assert routing.num_tokens == [sum(range(NUM_ITEMS))]
