@@ -70,12 +70,22 @@ class Run:
 
     @property
     def case(self):
-        return "control" if self.policy == CONTROL else f"{self.policy} {self.strength:g}"
+        return case_of(self.policy, self.strength)
 
     @property
     def setting(self):
         """How it is tuned; the runs of one setting and seed are compared."""
         return (self.mode, self.steps, self.learning_rate)
+
+
+def case_of(policy, strength):
+    """What a policy at a strength is called; plain top-k is the control."""
+    return "control" if policy == CONTROL else f"{policy} {strength:g}"
+
+
+def tuned_folder(out, mode, case, seed):
+    """Where a study keeps a tuned model."""
+    return out / "models" / f"{mode}-{case.replace(' ', '-')}-{seed}"
 
 
 class OutOfTimeError(Exception):
@@ -263,7 +273,7 @@ class ResumableSweep:
         folder = self.folder / "tuning" / hashlib.sha256(repr(run).encode()).hexdigest()[:16]
         with self.deadline.watching():
             finetune(model, self._examples(run), plan, self._settings(run), folder, [self.deadline])
-        kept = self.folder / "models" / f"{run.mode}-{run.case.replace(' ', '-')}-{run.seed}"
+        kept = tuned_folder(self.folder, run.mode, run.case, run.seed)
         kept.parent.mkdir(exist_ok=True)
         shutil.rmtree(kept, ignore_errors=True)
         folder.rename(kept)

@@ -15,9 +15,8 @@ import time
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from harness import finish
-from study_quality import parse_cases
+from study_quality import case_of, parse_cases, tuned_folder
 
 from c2r.adapters.huggingface import load_tokenizer
 from c2r.artifacts import write_text
@@ -26,7 +25,7 @@ from c2r.measuring import free_plan
 from c2r.planning import with_policy
 from c2r.plans import Plan
 from c2r.profiling import CollaborationProfile
-from c2r.tasks import TaskEvaluation, TaskRequest, compare_accuracy, evaluate, load_tasks
+from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, evaluate, load_tasks
 
 CASES = ("priced=0.03", "priced=0.1", "c2r=16")
 DENSE, PLAIN = "dense", "control"
@@ -70,14 +69,12 @@ class Answers:
 
     def all(self):
         """By name: answers, and the name of what they are compared with."""
-        cases = parse_cases(self.args.cases)
         found = {DENSE: (self.of(DENSE, self.args.base.parent / "dense-mixture"), PLAIN)}
-        for prefix, is_tuned in (("", False), ("tuned ", True)):
-            for policy, strength in cases if not is_tuned or self.args.tuned else ():
-                case = PLAIN if policy == "top_k" else f"{policy} {strength:g}"
-                folder = self.args.base / "model"
-                if is_tuned:
-                    folder = self.args.out / "models" / f"full-{case.replace(' ', '-')}-0"
+        for prefix in ("", "tuned ") if self.args.tuned else ("",):
+            for policy, strength in parse_cases(self.args.cases):
+                case = case_of(policy, strength)
+                tuned = tuned_folder(self.args.out, "full", case, 0)
+                folder = tuned if prefix else self.args.base / "model"
                 plan = with_policy(self.placed, self.profile, policy, strength or None)
                 found[prefix + case] = (self.of(prefix + case, folder, plan), prefix + PLAIN)
         return found
@@ -87,19 +84,18 @@ def summarise(answers):
     """A row per model and task, against what it is compared with."""
     rows = []
     for name, (found, reference) in answers.items():
-        for task, theirs in zip(found.tasks, answers[reference][0].tasks, strict=True):
-            ours = torch.tensor(task.correct).numpy()
-            compared = compare_accuracy([ours], [torch.tensor(theirs.correct).numpy()])
+        compared = compare_evaluations(found, answers[reference][0])
+        for task in (each.name for each in found.tasks):
             rows.append(
                 {
                     "model": name,
-                    "task": task.name,
-                    "items": len(ours),
-                    "accuracy": task.accuracy,
+                    "task": task,
+                    "items": compared[task].num_items,
+                    "accuracy": compared[task].accuracy,
                     "against": reference,
-                    "difference": compared.difference,
-                    "interval": list(compared.interval),
-                    "p_value": compared.p_value,
+                    "difference": compared[task].difference,
+                    "interval": list(compared[task].interval),
+                    "p_value": compared[task].p_value,
                 }
             )
     return rows
