@@ -12,7 +12,7 @@ from c2r.profiling import CollaborationProfile
 
 PREDICTION_ERROR = 0.04
 """Share of a step by which predictions were off in the median, where they were measured: see
-docs/time.md. A difference that is smaller says nothing."""
+docs/how-it-works.md. A difference that is smaller says nothing."""
 
 WORTH_RULE = (
     f"Predictions are off by {100 * PREDICTION_ERROR:.0f} % in the median: a smaller difference is "
