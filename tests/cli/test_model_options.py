@@ -13,7 +13,7 @@ from transformers.integrations import accelerate as accelerate_of_transformers
 from typer.main import get_command
 
 from c2r.adapters import huggingface
-from c2r.adapters.huggingface import placement
+from c2r.adapters.huggingface import placement, sources
 from c2r.assets import tiny_folder
 from c2r.cli import app, run_command
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions
@@ -270,14 +270,20 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(capsys, tmp_path, monkeyp
     assert CollaborationProfile.load(out).provenance["request"]["model_type"] == "own_moe"
 
 
-def test_a_revision_is_that_of_model_and_tokenizer(monkeypatch):
-    asked = []
+def test_a_revision_is_that_of_model_and_tokenizer(monkeypatch, tmp_path):
+    asked, looked_up = [], []
 
-    def load(source, **given):
-        asked.append((source, given["revision"]))
+    def fetch(name, options):
+        looked_up.append((name, options["revision"]))
+        return tmp_path  # nothing there of a plan
+
+    def load(source, **_):
+        asked.append((source.location, source.options["revision"]))
         return SimpleNamespace(hf_device_map={"": "cpu"}, parameters=list)
 
+    monkeypatch.setattr(sources, "_fetch", fetch)
     monkeypatch.setattr(huggingface, "load_model", load)
     monkeypatch.setattr(huggingface, "load_tokenizer", load)
     load_model_and_tokenizer("owner/name", ModelOptions(device="cpu", revision="v2"))
     assert asked == [("owner/name", "v2")] * 2
+    assert looked_up == [("owner/name", "v2")]

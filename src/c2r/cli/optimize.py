@@ -21,6 +21,7 @@ from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.sweeps import Optimized
+    from c2r.text import Text
 
 _SWEPT = ("sweep.json", "sweep.profile.safetensors")
 _FOUND = ("plan.safetensors", "report.html")
@@ -64,20 +65,15 @@ def optimize(
     from c2r.prediction import find_cluster
     from c2r.sweeps import optimize as search
 
-    if not text and model != "tiny":
-        raise InputError(
-            "which text will the model serve? Give some of that kind (--text), for experts are "
-            "placed by the text that is profiled"
-        )
     for name in _SWEPT:  # resumed from, where it is of this search
         check_inputs(out / name, model, cluster, *(text or ()))
     for name in _FOUND:
         check_output(out / name, model, cluster, *(text or ()))
     with together(timeout, "gloo") as ranks:
-        texts = resolve_texts(text)
         find_cluster(cluster)
         for name in policy or ():
             parse_policy(name)
+        texts = _texts(text, model)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
         out.mkdir(parents=True, exist_ok=True)
         record_now()
@@ -107,6 +103,16 @@ def optimize(
         return
     _show(found)
     print(_verdict(found, model, plan, report))
+
+
+def _texts(paths: list[Path] | None, model: str) -> "tuple[Text, ...]":
+    """The texts; experts of a user's model are not placed by the embedded ones."""
+    if not paths and model != "tiny":
+        raise InputError(
+            "which text will the model serve? Give some of that kind (--text), for experts are "
+            "placed by the text that is profiled"
+        )
+    return resolve_texts(paths)
 
 
 def _write_report(found: "Optimized", out: Path) -> Path:
