@@ -52,7 +52,10 @@ class Result:
             outer_microseconds=exchange_microseconds,
             memory_gigabytes_per_second=copy_gigabytes,
         )
-        return [predict_case(case, each, cluster, self.shape) for each in self.shares(case)]
+        return [
+            predict_case(case, case.num_chunks, each, cluster, self.shape)
+            for each in self.shares(case)
+        ]
 
     def shares(self, case):
         """What comes to each rank, by layer."""

@@ -39,6 +39,7 @@ def test_only_types_that_the_products_take(capsys, launched):
 def test_counts_must_be_positive(capsys, launched):
     assert "--rounds" in refusal(capsys, "--rounds", "0")
     assert "--tokens" in refusal(capsys, "--tokens", "0")
+    assert "--chunks 0: write a number from 1, or auto" in refusal(capsys, "--chunks", "0")
 
 
 def test_a_device_is_real_or_has_a_rate(capsys, launched):

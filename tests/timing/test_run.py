@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from c2r.parallel.chunks import TRIED_CHUNKS
 from c2r.plans import ClusterTopology
 from c2r.prediction import find_cluster
 from c2r.timing import (
@@ -135,7 +137,7 @@ def check_replicas(comm, num_nodes):
     recording = recording_with_replicas(num_nodes)
     shape = TimedLayer(num_tokens=12, hidden_size=16, intermediate_size=8, dtype=torch.float32)
     network = Network(cluster=find_cluster("hosts-4-10g").of_size(4, num_nodes))
-    report = time_dispatchers(recording, shape, 1, [2], network=network)
+    report = time_dispatchers(recording, shape, 1, [2, "auto"], network=network)
     found = {times.case.name: times for times in report.cases}
     names = ["zero_redundancy, placed", *(["hierarchical, placed"] if num_nodes == 2 else [])]
     for name in names:
@@ -144,6 +146,10 @@ def check_replicas(comm, num_nodes):
         assert held.predicted["total"] > 0
     chunked = found["zero_redundancy, placed, 2 replicas, 2 chunks"]
     assert chunked.rows_sent == found["zero_redundancy, placed, 2 replicas"].rows_sent
+    assert chunked.num_chunks == (2, 2)
+    tried = found["zero_redundancy, placed, 2 replicas, auto chunks"]
+    assert set(tried.num_chunks) <= set(TRIED_CHUNKS) and tried.rows_sent == chunked.rows_sent
+    assert tried.predicted["total"] > 0
     assert max(times.error for times in report.cases) < 1e-5
 
 
@@ -267,7 +273,7 @@ def test_a_trace_on_emulated_devices_is_predicted(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, ROOT / "benchmarks" / "expert_parallel.py", "--out", out]
     options = "--ranks 2 --tokens 64 --hidden-size 64 --intermediate-size 32 --rounds 1 --layers 2"
-    options += " --device emulated --rows-per-second 5000 --replicas 1 --chunks 2"
+    options += " --device emulated --rows-per-second 5000 --replicas 1 --chunks 2 --chunks auto"
     files = ["--trace", tmp_path / "routing.npz", "--cluster", tmp_path / "cluster.yaml"]
     finished = subprocess.run(
         [*command, *options.split(), *files, "--timeout", "100"],
@@ -286,7 +292,8 @@ def test_a_trace_on_emulated_devices_is_predicted(tmp_path):
     assert settings["replicas"] == 1
     names = [case["case"]["name"] for case in result["cases"] if case["case"]["has_replicas"]]
     name = "zero_redundancy, placed, 1 replicas"
-    assert names == [name, f"{name}, 2 chunks"]
+    assert names == [name, f"{name}, 2 chunks", f"{name}, auto chunks"]
+    assert re.search(r"1 replicas, auto chunks \(\d, \d\)", finished.stdout)
     for case in result["cases"]:
         assert case["rows_sent"] == case["rows_predicted"] and case["error"] < 0.02
         # Two tokens' worth of rows a token, by the busier of two ranks, forward and twice back.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table
+from c2r.cli.flags import chunks_of
 from c2r.cli.models import TextOption, load_model_and_tokenizer, resolve_texts
 from c2r.cli.processes import (
     is_first_process,
@@ -68,7 +69,10 @@ def parallel(
         int | None, typer.Option(min=1, help="MoE layers to time.", show_default="all")
     ] = None,
     chunks: Annotated[
-        list[int] | None, typer.Option(min=1, help="Also overlap, in so many parts; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="Also overlap, in so many parts; auto: each layer tries several. Repeat."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of each rank.")] = 1024,
     hidden_size: Annotated[int, typer.Option(help="Of the layer that is timed.")] = 1024,
@@ -122,8 +126,9 @@ def parallel(
     )
 
     _check_launched()
-    check_output(out, model, recording, trace, cluster, *(text or ()))
-    check_output(save_recording, out, model, recording, trace, cluster, *(text or ()))
+    for target, other in ((out, None), (save_recording, out)):
+        check_output(target, other, model, recording, trace, cluster, *(text or ()))
+    overlaps = [chunks_of(each) for each in chunks or ()]
     _check_replicas(replicas, recording)
     policies = name_policies(policy if trace is None else [])
     where = _cluster(cluster, rows_per_second, hidden_size * intermediate_size)
@@ -162,7 +167,7 @@ def parallel(
             shared.save(save_recording)
         network = Network(interface=network_interface(), cluster=where)
         report = time_dispatchers(
-            shared.of_layers(layers), shape, rounds, chunks or (), _note_round(rounds), network
+            shared.of_layers(layers), shape, rounds, overlaps, _note_round(rounds), network
         )
     settings = {
         "routing": model if trace is None else trace.name,
@@ -304,7 +309,7 @@ def _show(report: "TimingReport") -> None:
 def _row(times: "CaseTimes", report: "TimingReport") -> list[object]:
     ratio, predicted = times.ratio, times.predicted
     return [
-        times.case.name,
+        _name(times),
         _increase(report.losses[times.case.routing], report.losses["top_k"]),
         f"{times.seconds.median * 1000:.0f}",
         "?" if predicted is None else f"{predicted['total'] * 1000:.0f}",
@@ -314,6 +319,13 @@ def _row(times: "CaseTimes", report: "TimingReport") -> list[object]:
         f"{times.rows_received:.0f}",
         f"{_megabytes(times.bytes_sent)} of {_megabytes(times.bytes_predicted)}",
     ]
+
+
+def _name(times: "CaseTimes") -> str:
+    """Of the case; where its layers have chosen how to overlap, with the numbers of parts."""
+    if times.case.num_chunks != "auto":
+        return times.case.name
+    return f"{times.case.name} ({', '.join(map(str, times.num_chunks))})"
 
 
 def _increase(loss: float | None, own: float | None) -> str:

@@ -1,9 +1,19 @@
-"""What a command calls the arguments of the library, in errors that name them."""
+"""Arguments of the library as commands take them, and as errors name them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from c2r.errors import C2RError
+from c2r.errors import C2RError, InputError
+
+
+def chunks_of(text: str) -> int | Literal["auto"]:
+    """What `--chunks` says. Raises `InputError` where it is neither a number from 1 nor auto."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--chunks {text}: write a number from 1, or auto")
+    return int(text)
 
 
 @contextmanager

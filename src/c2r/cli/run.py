@@ -1,11 +1,12 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.flags import chunks_of
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
@@ -16,7 +17,6 @@ from c2r.cli.models import (
 )
 from c2r.cli.processes import is_first_process, is_launched
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
-from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -59,7 +59,7 @@ def run(
         from c2r.text import named_beginning, token_batches
 
         options = ParallelOptions(
-            dispatcher=dispatcher, num_chunks=_chunks(chunks), timeout=timeout
+            dispatcher=dispatcher, num_chunks=chunks_of(chunks), timeout=timeout
         )
         chosen, texts = Plan.load(plan), resolve_texts(text)
         facts = {"the text": [item.digest for item in texts], "the plan": chosen.fingerprint}
@@ -73,14 +73,6 @@ def run(
     if is_first_process():
         told = {"dispatcher": dispatcher, "num_chunks": options.num_chunks}
         _report({**told, **named_beginning(tokenizer), **result.to_json()}, json)
-
-
-def _chunks(text: str) -> "int | Literal['auto']":
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--chunks {text}: write a number from 1, or auto")
-    return int(text)
 
 
 def _load(model: str, loading: ModelOptions, plan: "Plan", options: Any) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from c2r.timing.clocks import Spread
 from c2r.timing.experts import DeviceRate
 from c2r.timing.recording import UNCONSTRAINED, Recording
 from c2r.types import Int
+
+NumChunks = int | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,8 @@ class Case:
         routing: name of a routing of the recording.
         is_placed: experts are placed as planned; otherwise in the order of their ids.
         has_replicas: ranks hold the planned replicas too; the experts are then placed as planned.
-        num_chunks: parts of the batch whose exchanges and compute overlap.
+        num_chunks: parts of the batch whose exchanges and compute overlap; "auto": each layer
+            tries several before it is timed, and keeps its fastest.
     """
 
     name: str
@@ -68,7 +71,7 @@ class Case:
     routing: str = UNCONSTRAINED
     is_placed: bool = False
     has_replicas: bool = False
-    num_chunks: int = 1
+    num_chunks: NumChunks = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +95,7 @@ class CaseTimes:
         predicted: what `c2r.prediction` says the layer takes, in seconds, and its parts; None
             where the cluster is not known.
         error: largest deviation from the output of k-fold dispatch, over its largest value.
+        num_chunks: parts that each layer ran in.
     """
 
     case: Case
@@ -108,6 +112,7 @@ class CaseTimes:
     bytes_predicted: float
     predicted: Mapping[str, float] | None
     error: float
+    num_chunks: tuple[int, ...]
 
     @property
     def over_longer_alone(self) -> float:
@@ -123,7 +128,7 @@ class CaseTimes:
 def dispatcher_cases(
     routings: Iterable[str],
     topology: ClusterTopology,
-    chunks: Sequence[int] = (),
+    chunks: Sequence[NumChunks] = (),
     num_replicas: int = 0,
 ) -> list[Case]:
     """Every way to run the layer, k-fold dispatch first: the baseline.
@@ -131,7 +136,7 @@ def dispatcher_cases(
     Args:
         routings: names of those of a recording; all but the unconstrained run placed only.
         topology: the ranks; on several nodes of several ranks there is hierarchical dispatch too.
-        chunks: numbers of parts in which k-fold and the placed cases also overlap.
+        chunks: numbers of parts in which k-fold and the placed cases also overlap; "auto" too.
         num_replicas: further experts of each rank; 0 for no case that has them.
     """
     once = Case(name="zero_redundancy", dispatcher="zero_redundancy")

@@ -36,8 +36,10 @@ def shares_of(expert_ids: Int, ranks: Int, topology: ClusterTopology) -> RankSha
     return RankShares.of(computed, sets, np.ones(len(sets)), topology)
 
 
-def predict_case(case: Case, shares: RankShares, cluster: Cluster, shape: TimedLayer) -> LayerTime:
+def predict_case(
+    case: Case, num_chunks: int, shares: RankShares, cluster: Cluster, shape: TimedLayer
+) -> LayerTime:
     """The time of a layer with these shares on the cluster; emulated devices read no weights."""
     if shape.device is not None:
         shares = replace(shares, expert_chances=None)
-    return layer_time(shares, cluster, workload_of(shape), case.dispatcher, case.num_chunks)
+    return layer_time(shares, cluster, workload_of(shape), case.dispatcher, num_chunks)

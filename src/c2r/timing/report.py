@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from c2r.plans import ClusterTopology
-from c2r.timing.cases import CaseTimes, Network, TimedLayer, dispatcher_cases
+from c2r.timing.cases import CaseTimes, Network, NumChunks, TimedLayer, dispatcher_cases
 from c2r.timing.recording import Recording
 from c2r.timing.run import time_cases
 
@@ -58,7 +58,7 @@ def time_dispatchers(
     recording: Recording,
     shape: TimedLayer,
     num_rounds: int,
-    chunks: Sequence[int] = (),
+    chunks: Sequence[NumChunks] = (),
     on_round: Callable[[int], None] | None = None,
     network: Network = _UNKNOWN,
 ) -> TimingReport:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from c2r.errors import InputError
-from c2r.parallel import Comm, Dispatcher, Handle, gather_bytes, make_dispatcher, parallel_moe
+from c2r.parallel import (
+    Comm,
+    Dispatcher,
+    Handle,
+    fastest_chunks,
+    gather_bytes,
+    make_dispatcher,
+    parallel_moe,
+)
 from c2r.plans import LayerPlan, load_max_over_mean
 from c2r.timing.cases import Case, CaseTimes, Network, TimedLayer, layer_plan, predict_rows
 from c2r.timing.clocks import Spread, interface_bytes, spread_of_ratios
@@ -176,7 +184,6 @@ class _Layer:
     def __init__(self, case: Case, bench: _Bench, index: int) -> None:
         plan = layer_plan(case, bench.recording, index)
         self.meter = bench.meter
-        self.num_chunks = case.num_chunks
         self.dispatcher: Dispatcher = make_dispatcher(
             case.dispatcher,
             comm=bench.comm,
@@ -191,19 +198,18 @@ class _Layer:
         self.inputs = bench.inputs(case, index)
         self.expert_inputs: list[tuple[Tensor, Tensor]] = []
         self.num_rows_sent = self.num_rows_received = 0  # other ranks', on the way to experts
+        given = self._given(self.timed_experts)
+        self.num_chunks = fastest_chunks(*given) if case.num_chunks == "auto" else case.num_chunks
+
+    def _given(self, experts: ExpertsFn) -> tuple[Tensor, Tensor, Tensor, ExpertsFn, Dispatcher]:
+        inputs = self.inputs
+        return inputs.hidden, inputs.expert_ids, inputs.weights, experts, self.dispatcher
 
     def step(self, experts: ExpertsFn) -> Tensor:
         """Forward and backward; gives the output."""
         self.meter.begin()
         inputs = self.inputs
-        output: Tensor = parallel_moe(
-            inputs.hidden,
-            inputs.expert_ids,
-            inputs.weights,
-            experts,
-            self.dispatcher,
-            self.num_chunks,
-        )
+        output: Tensor = parallel_moe(*self._given(experts), self.num_chunks)
         torch.autograd.backward(output, inputs.grad_output)
         inputs.hidden.grad = inputs.weights.grad = None
         self.experts.forget_gradients()
@@ -316,6 +322,7 @@ class _Runner:
         layers = [
             predict_case(
                 case,
+                layer.num_chunks,
                 shares_of(
                     bench.expert_ids(case, index),
                     bench.ranks(case, index),
@@ -324,7 +331,7 @@ class _Runner:
                 bench.network.cluster,
                 bench.shape,
             )
-            for index in range(len(self.layers))
+            for index, layer in enumerate(self.layers)
         ]
         parts = ("total", "dispatch", "combine", "compute", "index", "launches")
         return {
@@ -391,4 +398,5 @@ def _case_times(
         bytes_predicted=_PASSES * row_bytes * runner.rows_predicted,
         predicted=runner.predicted(),
         error=max(rank["error"] for rank in figures),
+        num_chunks=tuple(layer.num_chunks for layer in runner.layers),
     )
