@@ -7,7 +7,7 @@ import pytest
 from c2r.planning import make_plan
 from c2r.plans import ClusterTopology
 from c2r.prediction import Saving, StepTime, Worth, best_time, break_even_tokens
-from c2r.prediction.worth import BATCHES, PREDICTION_ERROR, hindrance
+from c2r.prediction.worth import BATCHES, PREDICTION_ERROR, hindrance, smallness
 from tests.prediction.test_time import MILLION, ONE, profile
 
 BEFORE = StepTime(dispatcher="zero_redundancy", layers=(), rest=100.0)
@@ -53,6 +53,18 @@ def test_a_step_of_nothing_saves_nothing():
 def test_what_placement_cannot_do(experts, ranks, nodes, load, said):
     found = hindrance(experts, ClusterTopology(num_ranks=ranks, num_nodes=nodes), load)
     assert said in found and "--replicas auto" in found
+
+
+@pytest.mark.parametrize(("microseconds", "share"), [(0.0, "0 %"), (1e9, "100 %")])
+def test_a_very_small_model_is_told_apart(microseconds, share):
+    seen = profile()
+    latent = {"inner_microseconds": microseconds, "launch_microseconds": microseconds}
+    cluster = replace(ONE, num_ranks=4, **latent)
+    step = best_time(seen, None, cluster, MILLION, chunks=(1,))
+    small = replace(MILLION, sizes=replace(MILLION.sizes, hidden_size=64))
+    assert f"(hidden size 64): {share} of a step is latency" in smallness(step, small)
+    usual = replace(MILLION, sizes=replace(MILLION.sizes, hidden_size=512))
+    assert smallness(step, usual) == ""
 
 
 def test_nothing_is_in_the_way_of_even_ranks():

@@ -80,8 +80,18 @@ def test_the_fastest_within_the_loss_is_taken(profile):
     assert (found.chosen.policy, found.chosen.strength) == ("priced", 0.1)
     assert found.plan.layers[0].policy == "priced"
     assert found.after.total < found.placed.total < found.k_fold.total
-    assert found.is_worth_it
+    assert found.is_worth_it and found.declined is None
     assert found.plan.provenance["expected"]["time"]["step"] == found.after.total
+
+
+def test_no_loss_is_paid_for_less_than_predictions_tell(profile):
+    """A visit in a hundred less is less than their error: placement alone costs nothing."""
+    result = swept(measured("priced", 0.01, 0.495, 0.001), measured("priced", 0.1, 0.3, 0.01))
+    found = choose(result, profile, CLUSTER, WORKLOAD, 0.003)
+    assert found.chosen is result.baseline and found.after is found.placed
+    assert found.plan.layers[0].policy == "top_k"
+    assert (found.declined.policy, found.declined.strength) == ("priced", 0.01)
+    assert 0.96 < found.declined.step_time / found.placed.total < 1.0
 
 
 def test_placement_alone_is_always_allowed(profile):

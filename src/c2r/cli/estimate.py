@@ -214,6 +214,7 @@ def _compare(
 ) -> None:
     """Every dispatcher, with experts in order and as planned."""
     from c2r.prediction import break_even_tokens
+    from c2r.prediction.worth import smallness
 
     _check_memory(profile, plan, cluster, workload)
     before = _times(profile, None, cluster, workload)
@@ -231,7 +232,10 @@ def _compare(
         return
     tokens = f"{workload.tokens_per_rank:,} tokens a rank"
     _show(before, after, f"{tokens}, {workload.phase}, on {cluster.name}")
-    print(f"{cluster.name}: {cluster.source}")
+    print_text(f"{cluster.name}: {cluster.source}")
+    small = smallness(min(before.values(), key=_total), workload)
+    if small:
+        print_text(small)
     if plan is not None:
         _conclude(before, after, even)
 

@@ -20,6 +20,7 @@ from c2r.cli.runs import check_inputs, check_output, record_now
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
+    from c2r.results import Measurement
     from c2r.sweeps import Optimized
     from c2r.text import Text
 
@@ -140,6 +141,7 @@ def _document(found: "Optimized", out: Path, report: Path) -> dict[str, object]:
         "plan_fingerprint": found.plan.fingerprint,
         **describe(found.cluster, found.workload),
         "chosen": found.chosen.to_json(),
+        "declined": None if found.declined is None else found.declined.to_json(),
         "k_fold": found.k_fold.to_json(),
         "contiguous": found.before.to_json(),
         "placed": found.placed.to_json(),
@@ -152,8 +154,9 @@ def _show(found: "Optimized") -> None:
         "once per expert, in order": found.k_fold,
         "once per rank, in order": found.before,
         "once per rank, placed": found.placed,
-        "once per rank, chosen": found.after,
     }
+    if found.chosen.policy != "top_k":
+        steps[f"once per rank, placed, {_name(found.chosen)}"] = found.after
     rows = [
         [
             name,
@@ -178,13 +181,14 @@ def _show(found: "Optimized") -> None:
 def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
     """One paragraph: what it saves and costs, or why it does not; and what to run next."""
     from c2r.prediction import Worth
-    from c2r.prediction.worth import WORTH_RULE, hindrance
+    from c2r.prediction.worth import WORTH_RULE, hindrance, smallness
     from c2r.reporting.next_steps import PlanFiles, cluster_options, workload_options
 
     saving, topology = found.saving, found.cluster.topology
     experts = found.plan.layers[0].num_experts / topology.num_ranks
     hindered = hindrance(experts, topology, found.chosen.rank_load_max_over_mean)
     said = _gain(found) if saving.worth is Worth.PAYS else _no_gain(found)
+    small = smallness(found.before, found.workload)
     files = PlanFiles(
         plan=found.plan,
         file=str(plan),
@@ -195,7 +199,7 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
     step = files.next_step(saving.worth, is_measured=True, lacks_replicas=bool(hindered))
     return "\n".join(
         [
-            " ".join(filter(None, (said, hindered, WORTH_RULE))),
+            " ".join(filter(None, (said, _declined(found), hindered, WORTH_RULE, small))),
             f"Next: {step.todo}: {step.command}",
             f"Figures: {report}",
         ]
@@ -225,14 +229,30 @@ def _gain(found: "Optimized") -> str:
             f"{100 * chosen.loss_increase:+.2f} % of the loss (95 %: {low:+.2f} to {high:+.2f}) "
             "without fine-tuning"
         )
-    strength = "" if chosen.policy == "top_k" else f" {_strength(chosen.strength)}"
+    by = "placement alone"
+    if chosen.policy != "top_k":
+        by = f"{_name(chosen)} on the placement found"
     return (
-        f"{found.saving.headline}, by {chosen.policy}{strength} on the placement found "
-        f"({_steps(found)}; a layer {milliseconds(found.before.layer)} to "
-        f"{milliseconds(found.after.layer)}). Exchange took "
+        f"{found.saving.headline}, by {by} ({_steps(found)}; a layer "
+        f"{milliseconds(found.before.layer)} to {milliseconds(found.after.layer)}). Exchange took "
         f"{100 * found.before.exchange_share:.0f} % of it. It costs {cost}. "
         f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, load of the busiest rank "
         f"{chosen.rank_load_max_over_mean:.2f}."
+    )
+
+
+def _declined(found: "Optimized") -> str:
+    """Why the fastest policy within the loss is not taken; empty where there is none."""
+    from c2r.prediction.worth import PREDICTION_ERROR
+
+    fastest = found.declined
+    if fastest is None or fastest.step_time is None:
+        return ""
+    less = 100 * (1 - fastest.step_time / found.placed.total)
+    return (
+        f"The fastest policy within the loss, {_name(fastest)}, takes {less:.1f} % less time a "
+        f"step than placement alone. That is under {100 * PREDICTION_ERROR:.0f} %, and not worth "
+        f"{100 * fastest.loss_increase:+.2f} % of the loss."
     )
 
 
@@ -242,7 +262,7 @@ def _steps(found: "Optimized") -> str:
     return f"{milliseconds(found.before.total)} to {milliseconds(found.after.total)} ms"
 
 
-def _strength(strength: float | tuple[float, ...]) -> str:
-    return ",".join(
-        f"{value:g}" for value in (strength if isinstance(strength, tuple) else [strength])
-    )
+def _name(found: "Measurement") -> str:
+    """Policy and strength."""
+    strength = found.strength if isinstance(found.strength, tuple) else (found.strength,)
+    return f"{found.policy} {','.join(f'{value:g}' for value in strength)}"

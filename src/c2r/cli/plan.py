@@ -189,7 +189,7 @@ def plan(
         print_json({**document, "time": {**describe(where, workload), **_times(saving)}})
     _tell(made, report.mean, workload)
     files = _files(made, out, profile[0], _where(cluster, where, workload))
-    _judge(files, saving, report.mean, where.name)
+    _judge(files, saving, report.mean, where.name, workload)
     if out is not None:
         made.save(out)
         note(f"wrote {out}")
@@ -262,11 +262,13 @@ def _tell_memory(made: "Plan", workload: "Workload") -> None:
     note(said)
 
 
-def _judge(files: "PlanFiles", saving: "Saving", mean: Any, cluster: str) -> None:
+def _judge(
+    files: "PlanFiles", saving: "Saving", mean: Any, cluster: str, workload: "Workload"
+) -> None:
     """Whether the plan pays where it was made for, why not, and what to do next."""
     from c2r.prediction import Worth
     from c2r.prediction.time import milliseconds
-    from c2r.prediction.worth import WORTH_RULE, hindrance
+    from c2r.prediction.worth import WORTH_RULE, hindrance, smallness
 
     made, before, after = files.plan, saving.before, saving.after
     topology = made.topology
@@ -290,6 +292,9 @@ def _judge(files: "PlanFiles", saving: "Saving", mean: Any, cluster: str) -> Non
         )
     if hindered:
         complain(f"NOTE: {hindered}")
+    small = smallness(saving.before, workload)
+    if small:
+        complain(f"NOTE: {small}")
     if topology.num_ranks == 1:
         return
     note(
@@ -343,14 +348,29 @@ def _plan_by_target(
     from c2r.planning import plan_from_sweep
     from c2r.results import SweepResult, Target
 
-    made = plan_from_sweep(SweepResult.load(sweep), profile, topology, Target(**target))
+    measured = SweepResult.load(sweep)
+    made = plan_from_sweep(measured, profile, topology, Target(**target))
     expected = made.provenance["expected"]
     note(
         f"picked {expected['policy']} {expected['strength']}: "
         f"{100 * expected['loss_increase']:+.2f} % loss, {expected['copies']:.3f} copies per "
         "token were measured"
     )
+    _compare_with_placement(measured.baseline.step_time, expected.get("step_time"))
     return made
+
+
+def _compare_with_placement(placed: float | None, picked: float | None) -> None:
+    """Notes a policy that saves less over placement alone than a prediction can tell."""
+    from c2r.prediction.worth import PREDICTION_ERROR
+
+    if not placed or not picked or picked == placed or 1 - picked / placed >= PREDICTION_ERROR:
+        return
+    complain(
+        f"NOTE: a step is predicted to take {picked:.3g} ms, and {placed:.3g} with placement "
+        f"alone, which costs no loss: less than {100 * PREDICTION_ERROR:.0f} % is no difference "
+        "that a prediction can tell"
+    )
 
 
 def _load(paths: list[Path], worst: bool, seed: int) -> tuple[Any, list[Any]]:

@@ -82,6 +82,8 @@ def traffic(
     title = f"Copies per token on {document['num_ranks']} ranks"
     print_table(title, ["layer", *columns.values()], rows)
     print_text(_said(document["time"], placed))
+    if document["time"]["note"]:
+        print_text(document["time"]["note"])
     rows_to = document["rows_to_ranks"]
     names, values = ("in order", "placed"), (rows_to["contiguous"], rows_to["placed"])
     print_heat_map("Rows of a token to each rank", names, values, "rows")
@@ -97,6 +99,7 @@ def _add_times(
 ) -> dict[str, Any]:
     """Adds the milliseconds of every layer to its row; gives both steps as JSON data."""
     from c2r.prediction import best_time
+    from c2r.prediction.worth import smallness
 
     where = cluster_for(cluster, plan)
     workload = workload_of(profile, tokens_per_rank, phase)
@@ -106,7 +109,8 @@ def _add_times(
             row[f"milliseconds_{name}"] = layer.total
         document["mean"][f"milliseconds_{name}"] = step.layer
     before, after = (step.to_json() for step in steps)
-    return {**describe(where, workload), "contiguous": before, "planned": after}
+    note = smallness(steps[0], workload)
+    return {**describe(where, workload), "contiguous": before, "planned": after, "note": note}
 
 
 def _said(time: dict[str, Any], plan: "Plan") -> str:

@@ -141,6 +141,15 @@ class StepTime:
         )
         return max(waiting, 0.0) / self.total
 
+    @property
+    def fixed_share(self) -> float:
+        """Share of the step that is latency and launches: taken however few and short the rows."""
+        fixed = sum(
+            2 * layer.passes * layer.num_chunks * layer.latency + layer.launches
+            for layer in self.layers
+        )
+        return min(fixed / self.total, 1.0)
+
     def part(self, name: str) -> float:
         """Mean milliseconds of a part of a layer: the name of an attribute of `LayerTime`."""
         return sum(float(getattr(layer, name)) for layer in self.layers) / len(self.layers)

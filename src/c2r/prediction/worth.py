@@ -26,6 +26,10 @@ UNEVEN = 1.3
 """Load of the busiest rank over the mean from which it is worth saying what would even it out."""
 
 
+_SMALL = 512
+"""Hidden size below which a model is one for trying things out: none in use has less."""
+
+
 class Worth(StrEnum):
     """What a plan is on a cluster."""
 
@@ -90,6 +94,18 @@ def break_even_tokens(
         if Saving(*steps).worth is Worth.PAYS:
             return tokens
     return None
+
+
+def smallness(step: StepTime, workload: Workload) -> str:
+    """What times of a very small model do not tell; empty for others."""
+    size = workload.sizes.hidden_size
+    if size >= _SMALL:
+        return ""
+    return (
+        f"The model is very small (hidden size {size}): {100 * step.fixed_share:.0f} % of a step "
+        "is latency and launches, whatever is sent, and its experts compute next to nothing. These "
+        "times tell nothing about a model of usual size."
+    )
 
 
 def hindrance(experts_per_rank: float, topology: ClusterTopology, load: float) -> str:

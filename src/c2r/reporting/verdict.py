@@ -9,7 +9,7 @@ import numpy as np
 
 from c2r.prediction import StepTime, Worth
 from c2r.prediction.time import milliseconds
-from c2r.prediction.worth import PREDICTION_ERROR, WORTH_RULE, hindrance
+from c2r.prediction.worth import PREDICTION_ERROR, WORTH_RULE, hindrance, smallness
 from c2r.profiling import CollaborationProfile
 from c2r.reporting.charts import Answer, Bar, State, Verdict
 from c2r.reporting.inputs import Inputs
@@ -80,7 +80,13 @@ def _unknown(inputs: Inputs) -> Verdict:
 def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     state, word, headline = _sentence(inputs, times, quality)
     todo, command = _next_step(inputs, times, word)
-    reasons = (_because(times), _hindrance(inputs, times), _source(inputs, times), WORTH_RULE)
+    reasons = (
+        _because(times),
+        _hindrance(inputs, times),
+        _source(inputs, times),
+        WORTH_RULE,
+        smallness(times.before.time, times.setting.workload),
+    )
     return Verdict(
         state=state,
         word=word,

@@ -25,6 +25,7 @@ from c2r.prediction.time import measured_time
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
+from c2r.sweeps.times import with_times
 from c2r.text import Text
 
 
@@ -33,8 +34,11 @@ class Optimized:
     """What was found for a model on a cluster.
 
     Attributes:
-        plan: of least predicted time within the loss; placement alone where no policy pays.
+        plan: of least predicted time within the loss; placement alone where no policy saves more.
         chosen: its measurement on held-out text.
+        declined: the fastest policy within the loss, where it saves less over placement alone than
+            a prediction can tell: no quality is paid for that. None where a policy was chosen or
+            none is faster.
         before: the step with experts in the order of their ids, plain top-k, once per rank.
         k_fold: the same with a row sent per token and expert.
         placed: the step with the experts placed, plain top-k, as measured.
@@ -47,6 +51,7 @@ class Optimized:
 
     plan: Plan
     chosen: Measurement
+    declined: Measurement | None
     before: StepTime
     k_fold: StepTime
     placed: StepTime
@@ -87,8 +92,8 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
 
     The first half of each text is profiled and the experts are placed by it for the least time. The
     second half measures what each policy costs and sends on that placement; the times are predicted
-    from what was measured there. A policy that costs more than allowed is not taken; plain top-k
-    on the placement costs nothing and always may be.
+    from what was measured there. A policy is taken where it costs no more than allowed, and saves
+    more than a prediction can tell over plain top-k on the placement, which costs nothing.
 
     Args:
         model: a causal language model; left as it was.
@@ -149,17 +154,16 @@ def choose(
     workload: Workload,
     max_loss_increase: float,
 ) -> Optimized:
-    """The measured plan of least time within the loss; arguments as `optimize`."""
+    """The measured plan of least time that is worth its loss; arguments as `optimize`."""
     times = {
         id(found): measured_time(measured_shares(found), cluster, workload)
         for found in (result.baseline, *result.points)
     }
-    allowed = [
-        found
-        for found in (result.baseline, *result.points)
-        if found is result.baseline or found.loss_increase <= max_loss_increase
-    ]
-    chosen = min(allowed, key=lambda found: times[id(found)].total)
+    placed = times[id(result.baseline)]
+    allowed = [found for found in result.points if found.loss_increase <= max_loss_increase]
+    fastest = min((result.baseline, *allowed), key=lambda found: times[id(found)].total)
+    is_worth_its_loss = Saving(placed, times[id(fastest)]).worth is Worth.PAYS
+    chosen = fastest if is_worth_its_loss else result.baseline
     plan = make_plan(
         profile,
         policy=chosen.policy,
@@ -174,9 +178,10 @@ def choose(
     return Optimized(
         plan=replace(plan, provenance={**plan.provenance, "expected": expected}),
         chosen=chosen,
+        declined=None if fastest is chosen else with_times(fastest, cluster, workload),
         before=before,
         k_fold=k_fold,
-        placed=times[id(result.baseline)],
+        placed=placed,
         after=times[id(chosen)],
         cluster=cluster,
         workload=workload,
