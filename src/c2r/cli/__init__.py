@@ -81,7 +81,11 @@ _add("inspect", inspect.inspect, "profile.safetensors --layer 2")
 _add("plan", plan.plan, "profile.safetensors --ranks 4 --policy priced=0.1 --out plan.safetensors")
 _add("sweep", sweep.sweep, "MODEL --ranks 4 --policy priced=0.03,0.1 --out sweep.json")
 _add("traffic", traffic.traffic, "profile.safetensors --plan plan.safetensors")
-_add("optimize", optimize.optimize, "MODEL --cluster h100-8x2 --max-loss-increase 0.003")
+_add(
+    "optimize",
+    optimize.optimize,
+    "MODEL --text corpus.txt --cluster h100-8x2 --max-loss-increase 0.003",
+)
 _add(
     "estimate", estimate.estimate, "profile.safetensors --plan plan.safetensors --cluster h100-8x2"
 )

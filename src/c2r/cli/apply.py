@@ -18,7 +18,10 @@ def apply(
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or missing.")],
     other_weights: Annotated[
         bool,
-        typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
+        typer.Option(
+            "--other-weights",
+            help="Accept a plan that was profiled on other weights of the same model.",
+        ),
     ] = False,
     plan_only: Annotated[
         bool,
@@ -42,8 +45,9 @@ def apply(
     as the unconstrained model. A folder of the plan alone names the model, as adapters do. Both
     have a model card with the plan's figures; `c2r push` shares them.
 
-    The model's files are copied, in little memory. With another --dtype it is loaded whole.
-    An interrupted run resumes when it is started again.
+    The model's files are copied, in little memory. With another --dtype it is loaded whole, and
+    --device, --device-map, --offload-folder and --attn-implementation say how. An interrupted run
+    resumes when it is started again.
     """
     from c2r.adapters.huggingface import apply as constrain
     from c2r.adapters.huggingface import constrain_folder, save_plan_only, save_pretrained

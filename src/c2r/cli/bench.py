@@ -287,7 +287,17 @@ def _note_round(rounds: int) -> Any:
 
 
 def _show(report: "TimingReport") -> None:
-    columns = ["case", "loss", "ms", "predicted", "of the first", "index", "out", "compute", "back"]
+    columns = [
+        "case",
+        "loss",
+        "ms",
+        "predicted",
+        "of the first",
+        "copies",
+        "out",
+        "compute",
+        "back",
+    ]
     rows = [_row(times, report) for times in report.cases]
     device = report.settings["device"]
     compute = "compute real"
@@ -299,8 +309,8 @@ def _show(report: "TimingReport") -> None:
     print_table(title, [*columns, "load", "rows in", "MB"], rows)
     print(
         "loss: held-out increase over the model's own routing. predicted: ms by the time model.\n"
-        "of the first: median ratio of a round, with quartiles. index, out, compute, back: mean\n"
-        "ms of a rank in index and copies, waiting on the way to the experts, in the experts,\n"
+        "of the first: median ratio of a round, with quartiles. copies, out, compute, back: mean\n"
+        "ms of a rank in copying rows, waiting on the way to the experts, in the experts,\n"
         "waiting on the way back. load: expert rows of the busiest rank over the mean. rows in:\n"
         "that come to the rank with most of them. MB: sent by all ranks, of predicted."
     )
@@ -323,9 +333,13 @@ def _row(times: "CaseTimes", report: "TimingReport") -> list[object]:
 
 def _name(times: "CaseTimes") -> str:
     """Of the case; where its layers have chosen how to overlap, with the numbers of parts."""
-    if times.case.num_chunks != "auto":
-        return times.case.name
-    return f"{times.case.name} ({', '.join(map(str, times.num_chunks))})"
+    from c2r.prediction.rows import DISPATCH_WORDS
+
+    case = times.case
+    name = case.name.replace(case.dispatcher, DISPATCH_WORDS[case.dispatcher], 1)
+    if case.num_chunks != "auto":
+        return name
+    return f"{name} ({', '.join(map(str, times.num_chunks))})"
 
 
 def _increase(loss: float | None, own: float | None) -> str:

@@ -14,10 +14,6 @@ from c2r.cli.console import quieted
 from c2r.cli.runs import Run, read_config, running
 
 _GROUPS = {
-    "Model": (
-        "device", "device_map", "offload_folder", "dtype", "attn_implementation", "revision",
-        "trust_remote_code", "other_weights",
-    ),
     "Text": (
         "text", "data", "half", "tokens", "seq_len", "batch_size", "answers", "overlong", "packing",
         "eval_data", "eval_share",
@@ -25,11 +21,11 @@ _GROUPS = {
     "Cluster": (
         "cluster", "ranks", "nodes", "tokens_per_rank", "phase", "dispatcher", "chunks",
     ),
-    "Target": ("sweep", "max_loss_increase", "copies", "max_time"),
-    "Placement": (
-        "objective", "max_load", "inter_node_cost", "keep_groups", "replicas", "worst",
-    ),
     "Policy": ("policy", "strength", "top_t", "spread", "transfer"),
+    "Placement": (
+        "replicas", "max_load", "keep_groups", "worst", "objective", "inter_node_cost",
+    ),
+    "Target": ("sweep", "max_loss_increase", "copies", "max_time"),
     "Training": (
         "mode", "preset", "control", "num_steps", "num_epochs", "batch_per_pass", "learning_rate",
         "warmup", "weight_decay", "kl_weight", "aux_weight", "anneal_steps", "lora_rank", "bf16",
@@ -37,13 +33,18 @@ _GROUPS = {
     ),
     "Tasks": ("tasks", "tasks_dir", "task_file", "trust_task_code", "limit", "shots"),
     "Comparison": ("against", "against_plan", "no_compare", "compare"),
+    "Model": (
+        "device", "device_map", "offload_folder", "dtype", "attn_implementation", "revision",
+        "trust_remote_code", "other_weights",
+    ),
     "Run": ("expert_parallel", "timeout", "jobs", "seed"),
     "Output": (
         "out", "plot", "figure", "figures", "save_recording", "force", "json", "quiet", "config",
         "help",
     ),
 }  # fmt: skip
-"""Where an option stands in the help, by its name in Python; others stand first."""
+"""Where an option stands in the help, by its name in Python; others stand first. What a first user
+gives comes before what few ever give."""
 _WIDTH = 64  # of the lines of an example
 _WRITTEN = ("out", "plot", "figure", "figures", "save_recording")
 _TYPE = re.compile(r"<(?:list\[)?([\w,]+)(?:\]| range)?>")
@@ -82,7 +83,8 @@ class Command(TyperCommand):
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         groups |= {name: [] for name in _GROUPS}
         home = {option: name for name, options in _GROUPS.items() for option in options}
-        for parameter in self.get_params(ctx):
+        places = {option: place for place, option in enumerate(home)}
+        for parameter in sorted(self.get_params(ctx), key=lambda it: places.get(str(it.name), -1)):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"

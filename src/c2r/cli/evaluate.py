@@ -75,7 +75,10 @@ def evaluate(
     loading: ModelOptions = DEFAULT_LOADING,
     other_weights: Annotated[
         bool,
-        typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
+        typer.Option(
+            "--other-weights",
+            help="Accept a plan that was profiled on other weights of the same model.",
+        ),
     ] = False,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     out: Annotated[Path | None, typer.Option(help="JSON to write, with every item.")] = None,

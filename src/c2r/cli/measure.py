@@ -51,7 +51,10 @@ def measure(
     seed: Annotated[int, typer.Option(help="Which parts of the text are taken.")] = 0,
     other_weights: Annotated[
         bool,
-        typer.Option(help="Accept a plan that was profiled on other weights of the same model."),
+        typer.Option(
+            "--other-weights",
+            help="Accept a plan that was profiled on other weights of the same model.",
+        ),
     ] = False,
     cluster: PlannedClusterOption = None,
     tokens_per_rank: TokensOption = None,

@@ -57,7 +57,8 @@ def optimize(
 ) -> None:
     """Find the plan of least time on a cluster within a loss.
 
-    Where none pays, it says so. The first half of every text is profiled and planned on, the second
+    Where none pays, it says so. A policy is taken only where it saves more over placement alone
+    than a prediction can tell. The first half of every text is profiled and planned on, the second
     half measures. Times are predicted from what was measured there and from the cluster's figures.
     An interrupted search resumes from the folder with the same command. Under torchrun each rank
     takes its share of the text.

@@ -43,9 +43,8 @@ def plan(
     top_t: Annotated[
         str | None,
         typer.Option(
-            help="Strength of the policy c2r, which it chooses: partners per expert, one number or "
-            "one per layer, 8,8,6,4.",
-            show_default="no list; of --policy c2r half of the experts",
+            help="The policy c2r with lists of so many partners, as --policy c2r=N.",
+            show_default="with --policy c2r half of the experts",
         ),
     ] = None,
     policy: Annotated[

@@ -33,7 +33,11 @@ def run(
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Sequences per rank and step.")] = 4,
     dispatcher: Annotated[
-        str, typer.Option(help="zero_redundancy, hierarchical, all_gather or k_fold.")
+        str,
+        typer.Option(
+            help="How a token is sent: zero_redundancy (once per rank), hierarchical (once per "
+            "node, then per rank), all_gather (to all ranks) or k_fold (once per expert)."
+        ),
     ] = "zero_redundancy",
     chunks: Annotated[
         str,

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c2r.cli.console import print_table
+from c2r.cli.console import print_table, print_text
 
 if TYPE_CHECKING:
     from c2r.planning.scaling import ScalePoint
 
 _NAMES = {
     "once": "once per rank",
-    "hierarchical": "hierarchical",
+    "hierarchical": "once per node, then per rank",
     "placed": "placed",
     "replicas": "replicas",
     "policy": "policy",
@@ -32,13 +32,14 @@ def show_scale(points: "Sequence[ScalePoint]", title: str) -> None:
         ]
         for point in points
     ]
-    columns = ["ranks", "group, nodes", "k-fold, ms", "exchange of it"]
+    columns = ["ranks", "group, nodes", "once per expert, ms", "exchange of it"]
     columns += [*(_NAMES[name] for name in known), "best, ms"]
     print_table(title, columns, rows)
-    print(
-        "group: ranks that share the experts; further ranks are groups for other tokens. k-fold:\n"
-        "a step, experts in order. Then what each saves of that step on top of the best before;\n"
-        "below zero it is slower. Placed on 2,048 tokens or half of them, told of the others."
+    print_text(
+        "group: ranks that share the experts; further ranks are groups for other tokens. once per "
+        "expert: a step with experts in order. Then what each saves of that step on top of the "
+        "best before; below zero it is slower. Placed on 2,048 tokens or half of them, told of the "
+        "others."
     )
 
 
@@ -57,7 +58,7 @@ def draw_scale(points: "Sequence[ScalePoint]", title: str, path: Path) -> None:
     sizes = tuple(str(point.num_ranks) for point in points)
     lines = [
         Series(
-            name="exchange, k-fold",
+            name="exchange, once per expert",
             x=sizes,
             y=tuple(100 * point.steps["k_fold"].exchange_share for point in points),
         )
@@ -76,7 +77,7 @@ def draw_scale(points: "Sequence[ScalePoint]", title: str, path: Path) -> None:
         slug="scale",
         title=title,
         x_label="ranks",
-        y_label="% of the k-fold step",
+        y_label="% of the step, once per expert",
         series=tuple(lines),
     )
     write_chart(chart, path)

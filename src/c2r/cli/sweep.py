@@ -15,7 +15,7 @@ from c2r.cli.clusters import (
     cluster_of,
     tokens_for,
 )
-from c2r.cli.console import JsonOption, note, print_json, print_table, progress_bar
+from c2r.cli.console import JsonOption, note, print_json, print_table, print_text, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
@@ -136,7 +136,7 @@ def sweep(
 
 
 def _show(found: "SweepResult") -> None:
-    contiguous = found.baseline.copies_contiguous
+    in_order = found.baseline.copies_contiguous
     rows = [
         [
             _name(point),
@@ -144,7 +144,7 @@ def _show(found: "SweepResult") -> None:
             f"{100 * point.loss_increase:+.2f} %",
             point.kl,
             point.copies,
-            f"{point.copies / contiguous:.2f}x",
+            f"{point.copies / in_order:.2f}",
             point.rank_load_max_over_mean,
             point.layer_time or 0.0,
             point.step_time or 0.0,
@@ -157,7 +157,7 @@ def _show(found: "SweepResult") -> None:
         "change",
         "KL",
         "copies",
-        "of contiguous",
+        "of in order",
         "rank load",
         "layer, ms",
         "step, ms",
@@ -165,9 +165,9 @@ def _show(found: "SweepResult") -> None:
     print_table(f"Quality and traffic on {found.topology.num_ranks} ranks", columns, rows)
     if found.transfer:
         _show_transfer(found.transfer)
-    print(
-        "loss: nats per token of held-out text. copies: rows sent per token and layer, the\n"
-        "token's own rank counted; of contiguous: over plain top-k with experts in order. ms:\n"
+    print_text(
+        "loss: nats per token of held-out text. copies: rows sent per token and layer, the token's "
+        "own rank counted; of in order: over those of plain top-k with experts in order. ms: "
         "predicted for the cluster from what came to each rank."
     )
 

@@ -49,15 +49,15 @@ def answer_collaboration(inputs: Inputs, metrics: Sequence[CollaborationMetrics]
 def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     """Copies per token of plain routing with the experts in order; held-out ones if measured."""
     top_k = _top_k(inputs)
-    k_fold = "" if top_k is None else f" A row for each of its experts (k-fold) would make {top_k}."
+    each = "" if top_k is None else f" Sent once per expert, it would be {top_k}."
     if inputs.sweep is not None:
         number = f"{inputs.sweep.baseline.copies_contiguous:.2f}"
-        text = f"{_visits(inputs)}; measured on held-out text.{k_fold}"
+        text = f"{_visits(inputs)}; measured on held-out text.{each}"
     elif traffic is not None:
         mean = traffic.mean
         number = f"{mean.copies_contiguous:.2f}"
         text = (
-            f"{_visits(inputs)}.{k_fold} {mean.remote_copies_contiguous:.2f} of the "
+            f"{_visits(inputs)}.{each} {mean.remote_copies_contiguous:.2f} of the "
             f"{mean.copies_contiguous:.2f} leave the token's own rank. The busiest rank does "
             f"{mean.rank_load_max_over_mean_contiguous:.2f} times the mean work."
         )
@@ -224,7 +224,7 @@ def _answer_from_measured(chosen: ChosenPoint) -> Answer:
         number=_change(point.copies, before),
         unit=f"copies, at {100 * point.loss_increase:+.2f} % loss on held-out text",
         text=f"{name_of(point)} ({chosen.reason}): {point.copies:.2f} copies of each token "
-        f"instead of {before:.2f} with the experts in order.",
+        f"instead of {before:.2f} with experts in order.",
         state=_better_if_fewer(point.copies, before),
     )
 
@@ -233,8 +233,7 @@ def _visits(inputs: Inputs) -> str:
     topology = inputs.topology
     where = "W" if topology is None else f"On {topology.num_ranks} ranks, w"
     return (
-        f"{where}ith the experts in order of their ids, a token goes once to each rank that holds "
-        "one of its experts"
+        f"{where}ith experts in order, a token goes once to each rank that holds one of its experts"
     )
 
 
