@@ -37,6 +37,7 @@ def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     assert run_command([*command, "--max-loss-increase", "-1", "--force"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Saves " in shown and "no loss, for it places experts only" in shown
+    assert "The model is very small (hidden size 128)" in shown
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_the_model_runs(capsys, tmp_path):
