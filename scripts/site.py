@@ -17,6 +17,7 @@ from typer.main import get_command
 from c2r.cli import app, run_command
 
 _COMMANDS = "<!-- commands -->"
+_CODE = re.compile(r"(<pre\b[^>]*>(?:<span></span>)?<code\b)")
 _FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL
 )  # as pymdownx.arithmatex leaves it for a script
@@ -28,8 +29,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Renders formulas, and lets the keyboard scroll tables."""
-    return _FORMULA.sub(_render, content).replace("<table>", '<table tabindex="0">')
+    """Renders formulas, and lets the keyboard scroll tables and code."""
+    content = _CODE.sub(r'\1 tabindex="0"', _FORMULA.sub(_render, content))
+    return content.replace("<table>", '<table tabindex="0">')
 
 
 def on_post_page(output: str, **_: Any) -> str:

@@ -70,6 +70,11 @@ def test_every_command_is_described(site):
     assert "Usage: c2r bench parallel" in site["reference/commands"]
 
 
+def test_the_keyboard_scrolls_all_code_without_a_script(site):
+    page = site["index"]
+    assert page.count('<code tabindex="0"') == page.count("<pre") > 3
+
+
 def test_formulas_are_mathml(site):
     assert site["how-it-works"].count("<math") > 20
     assert "arithmatex" not in site["how-it-works"]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from c2r.assets import tiny_folder
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.prediction import PRESETS, Worth
 from c2r.reporting.next_steps import PlanFiles, cluster_options, model_in
@@ -44,6 +45,7 @@ def test_names_that_files_tell():
     request = {"model": "owner/name"}
     assert model_in({"profile": {"request": request}}) == model_in({"request": request})
     assert model_in({"request": request}) == "owner/name"
+    assert model_in({"request": {"model": str(tiny_folder())}}) == "tiny"
     assert model_in({}) == model_in({"profile": {"request": {"model": 3}}}) == "MODEL"
     assert cluster_options(PRESETS["h100-8"]) == "--cluster h100-8"
     assert cluster_options(PRESETS["h100-8"].of_size(4, 1)) == "--ranks 4 --nodes 1"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from c2r.assets import tiny_folder
 from c2r.plans import Plan
 from c2r.prediction import PRESETS, Cluster, Phase, Workload, Worth
 
@@ -96,6 +97,8 @@ def model_in(provenance: Mapping[str, Any]) -> str:
         inner = provenance.get(name)
         provenance = inner if isinstance(inner, Mapping) else provenance
     model = provenance.get("model")
+    if model == str(tiny_folder()):
+        return "tiny"
     return model if isinstance(model, str) and model else "MODEL"
 
 

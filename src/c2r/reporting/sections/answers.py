@@ -208,7 +208,7 @@ def _answer_from_sweep(inputs: Inputs, setting: Setting | None) -> Answer:
     return Answer(
         question=_SAVING,
         number=_change(point.copies, before),
-        unit=f"copies, at {100 * point.loss_increase:+.2f} % loss on held-out text",
+        unit=f"copies, at {_percent(point.loss_increase)} loss on held-out text",
         text=f"Policy {name_of(point)} ({chosen.reason}): {point.copies:.2f} copies of each "
         f"token instead of {before:.2f}. Placement alone gives {baseline.copies:.2f} at the same "
         "output.",
@@ -222,7 +222,7 @@ def _answer_from_measured(chosen: ChosenPoint) -> Answer:
     return Answer(
         question=_SAVING,
         number=_change(point.copies, before),
-        unit=f"copies, at {100 * point.loss_increase:+.2f} % loss on held-out text",
+        unit=f"copies, at {_percent(point.loss_increase)} loss on held-out text",
         text=f"{name_of(point)} ({chosen.reason}): {point.copies:.2f} copies of each token "
         f"instead of {before:.2f} with experts in order.",
         state=_better_if_fewer(point.copies, before),
