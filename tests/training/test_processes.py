@@ -30,22 +30,23 @@ CASES = {
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
     "replicas": replace(SETTINGS, expert_parallel=True, async_save=True),
     "groups": replace(SETTINGS, expert_parallel=True, fsdp=True),
+    "sharded": replace(SETTINGS, expert_parallel=True, fsdp=True, async_save=True),
     "fewer": replace(SETTINGS, expert_parallel=True),
 }
 
 
 def tune(out, settings, callbacks=(), name=""):
     model = tiny()
-    plan = plan_of(model, num_ranks=2 if name == "groups" else 4)
-    plan = with_replicas(plan) if name in ("replicas", "fewer") else plan
+    plan = plan_of(model, num_ranks=2 if name in ("groups", "sharded") else 4)
+    plan = with_replicas(plan) if name in ("replicas", "sharded", "fewer") else plan
     return finetune(model, examples(), plan, settings, out, callbacks)
 
 
 def check(comm, settings, folder):
     """Tunes on all ranks; with spread experts interrupted on one of them, and goes on.
 
-    With replicas also without an interruption, for the same weights. Two groups, and ranks of which
-    half are lost, do not go on.
+    With replicas also without an interruption, for the same weights. The cases `groups` and `fewer`
+    go on elsewhere. Where experts are sharded, no file is a rank's.
     """
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")  # accelerate asks for them
     out = folder / "out"
@@ -53,7 +54,7 @@ def check(comm, settings, folder):
         with pytest.raises(KeyboardInterrupt):
             tune(out, settings, [Interrupter(1)] if comm.rank == 2 else [], folder.name)
         files = {path.name for path in (work_folder(out) / "checkpoint-2").iterdir()}
-        num_ranks = 2 if folder.name == "groups" else 4
+        num_ranks = 0 if settings.fsdp else 4
         assert files == {
             "trainer_state.json",
             "shared.safetensors",
@@ -63,7 +64,7 @@ def check(comm, settings, folder):
         if folder.name in ("groups", "fewer"):
             return
     result = tune(out, settings, name=folder.name)
-    if folder.name == "replicas":
+    if folder.name in ("replicas", "sharded"):
         tune(folder / "whole", settings, name=folder.name)
     if comm.rank == 0:
         (folder / "log.json").write_text(json.dumps(result.log))
@@ -72,12 +73,12 @@ def check(comm, settings, folder):
 def check_one_group(comm, folder):
     """One group goes on from what two have left, once all of it is there; once only."""
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29500")
-    part = work_folder(folder / "out") / "checkpoint-2" / "rank-1.safetensors"
+    part = work_folder(folder / "out") / "checkpoint-2" / "process-3.safetensors"
     hidden = part.with_name("hidden")
     if comm.rank == 0:
         part.rename(hidden)
     comm.barrier()
-    with pytest.raises(InputError, match=r"\(checkpoint-2: rank-1\.safetensors is missing\)"):
+    with pytest.raises(InputError, match=r"\(checkpoint-2: process-3\.safetensors is missing\)"):
         tune(folder / "out", CASES["groups"], name="groups")
     if comm.rank == 0:
         hidden.rename(part)
@@ -115,16 +116,15 @@ def test_four_processes_train_as_one_does(tmp_path):
     }
     assert run_checks(on_two, 2) == {}
     for name, settings in CASES.items():
+        plan = "groups" if settings.fsdp else "expert_parallel"
         settings = replace(settings, expert_parallel=False, fsdp=False)
-        alone = tune(
-            tmp_path / f"{name}-alone", settings, name="groups" if name == "groups" else ""
-        )
+        alone = tune(tmp_path / f"{plan}-alone", settings, name=plan)  # once for each plan
         log = json.loads((tmp_path / name / "log.json").read_text())
         for ours, theirs in zip(alone.log[:3], log[:3], strict=True):
             for part in ("loss", "lm_loss", "kl", "aux_loss", "grad_norm"):
                 assert theirs[part] == pytest.approx(ours[part], rel=2e-3), (name, part)
         assert log[0]["lm_loss"] == pytest.approx(alone.log[0]["lm_loss"], rel=1e-5)
-        one = load_file(tmp_path / f"{name}-alone" / "model.safetensors")
+        one = load_file(tmp_path / f"{plan}-alone" / "model.safetensors")
         four = load_file(tmp_path / name / "out" / "model.safetensors")
         assert one.keys() == four.keys()
         start = tiny().state_dict()
@@ -132,7 +132,8 @@ def test_four_processes_train_as_one_does(tmp_path):
             moved = (one[key] - start[key]).norm() if key in start else torch.tensor(1.0)
             assert (value - one[key]).norm() <= 0.05 * moved, (name, key)
         assert c2r.from_pretrained(tmp_path / name / "out")
-    whole, resumed = (
-        load_file(tmp_path / "replicas" / n / "model.safetensors") for n in ("whole", "out")
-    )
-    assert all(torch.equal(whole[key], value) for key, value in resumed.items())
+    for name in ("replicas", "sharded"):
+        whole, resumed = (
+            load_file(tmp_path / name / way / "model.safetensors") for way in ("whole", "out")
+        )
+        assert all(torch.equal(whole[key], value) for key, value in resumed.items()), name

@@ -24,6 +24,7 @@ from c2r.parallel.sharded import (
     is_sharded_module,
     own_part,
     own_rows,
+    rows_of,
     shard_modules,
     whole,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "parallel_moe",
     "parts_beside",
     "remove_parts",
+    "rows_of",
     "shard_modules",
     "share_out",
     "simulate",

@@ -25,11 +25,15 @@ def is_sharded_module(module: nn.Module) -> bool:
 
 
 def shard_modules(
-    modules: Sequence[nn.Module], ignored: set[nn.Parameter], comm: ProcessGroupComm
+    modules: Sequence[nn.Module],
+    ignored: set[nn.Parameter],
+    comm: ProcessGroupComm,
+    num_losses: int | None = None,
 ) -> None:
     """Shards the parameters of modules by FSDP2, innermost first; each is gathered as one.
 
     The `ignored` parameters stay as they are, and so do single numbers, which have no rows.
+    Gradients are summed over `comm`, and divided by its size or by `num_losses`.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
@@ -37,7 +41,11 @@ def shard_modules(
     mesh = DeviceMesh.from_group(comm.group, comm.device.type)
     for module in modules:
         numbers = {parameter for parameter in module.parameters() if not parameter.ndim}
-        fully_shard(module, mesh=mesh, ignored_params=ignored | numbers)
+        sharded = fully_shard(module, mesh=mesh, ignored_params=ignored | numbers)
+        if num_losses is not None:
+            sharded.set_gradient_divide_factor(num_losses)
+            # Only NCCL divides by a factor while it sums, and up to torch 2.13 not in bfloat16.
+            sharded.set_force_sum_reduction_for_comms(True)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -63,7 +71,12 @@ def own_rows(tensor: Tensor) -> range | None:
     if not is_sharded(tensor):
         return None
     sharded: Any = tensor
-    num_rows, mesh = len(sharded), sharded.device_mesh
-    most = -(-num_rows // mesh.size())
-    start = min(mesh.get_local_rank() * most, num_rows)
+    mesh = sharded.device_mesh
+    return rows_of(len(sharded), mesh.get_local_rank(), mesh.size())
+
+
+def rows_of(num_rows: int, rank: int, num_ranks: int) -> range:
+    """The rows that FSDP2 gives to a rank: neighbours, on the first ranks equally many."""
+    most = -(-num_rows // num_ranks)
+    start = min(rank * most, num_rows)
     return range(start, min(start + most, num_rows))

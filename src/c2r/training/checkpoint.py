@@ -5,7 +5,7 @@ checkpoint-40/
   shared.safetensors        trained weights and their optimizer state, which all processes share
   rank-0.safetensors        the same of the experts of rank 0, where experts are spread over ranks
   process-0.safetensors     random state of process 0, its part of the unfinished log entry, and its
-                            rows of the weights that FSDP2 shards
+                            rows of the weights that FSDP2 shards, experts too where it shards them
 
 Where a file has a part of a tensor, it says which rows. So another number of processes finds them,
 wherever they are to be.

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 
 from c2r.adapters.huggingface import (
@@ -175,14 +176,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         )
         parts = {process_file(self.args.process_index): process}
         mesh = mesh_of(self.base) if is_parallel(self.base) else None
-        # Every group holds the same experts; the groups take turns, rank by rank.
-        if mesh is not None and mesh.group == mesh.ranks.rank % mesh.num_groups:
+        # Unless they are sharded, every group holds the same experts; the groups take turns.
+        if mesh is not None and own.tensors and mesh.group == mesh.ranks.rank % mesh.num_groups:
             parts[rank_file(mesh.ranks.rank)] = own
         if self.is_world_process_zero():
             facts = {
                 "scheduler": self.lr_scheduler.state_dict(),
                 "num_processes": self.args.world_size,
-                "num_ranks": 0 if mesh is None else mesh.ranks.size,
+                "num_ranks": mesh.ranks.size if mesh is not None and own.tensors else 0,
             }
             parts[SHARED] = replace(shared, facts=facts)
         return parts
@@ -219,20 +220,19 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         reduce_gradients(self.base, average=True)
         experts = expert_parameters(self.base)
         trained = {p: p.grad for p in model.parameters() if p.grad is not None}
-        kinds: tuple[list[nn.Parameter], ...] = ([], [], [])
-        for parameter in trained:
-            kinds[0 if parameter in experts else 1 if is_sharded(parameter) else 2].append(
-                parameter
-            )
-        own, sharded, shared = (
-            get_total_norm([own_part(trained[p]) for p in kind]).to(self.args.device).square()
-            for kind in kinds
+        kinds: tuple[list[Tensor], ...] = ([], [], [])
+        for parameter, gradient in trained.items():
+            kind = 0 if is_sharded(parameter) else 1 if parameter in experts else 2
+            kinds[kind].append(own_part(gradient))
+        sharded, own, shared = (
+            get_total_norm(kind).to(self.args.device).square() for kind in kinds
         )
-        own, sharded = self.accelerator.reduce(torch.stack([own, sharded]), "sum")
+        sharded, own = self.accelerator.reduce(torch.stack([sharded, own]), "sum")
         # Every expert counts once, though each group has it, and so do weights that all hold.
-        norm = (own / mesh_of(self.base).num_groups + sharded + shared).sqrt()
-        for kind in kinds:  # one call takes tensors of one kind
-            clip_grads_with_norm_(kind, self.args.max_grad_norm, norm)
+        norm = (sharded + own / mesh_of(self.base).num_groups + shared).sqrt()
+        scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch clips
+        for gradient in chain(*kinds):
+            gradient.mul_(scale)
         return norm
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -25,13 +25,14 @@ from c2r.adapters.huggingface.expert_parallel.spread import (
 from c2r.adapters.huggingface.expert_parallel.state import (
     expert_parameters,
     gather_state_dict,
+    held_rows,
     reduce_gradients,
     refresh_replicas,
 )
 from c2r.adapters.huggingface.folders import skeleton_of
 from c2r.assets import tiny_folder
 from c2r.errors import CommunicationError, InputError, ModelError, PlanError, PlanMismatchError
-from c2r.parallel import DISPATCHERS, merge_profiles
+from c2r.parallel import DISPATCHERS, is_sharded, merge_profiles
 from tests.adapters.huggingface import saving
 from tests.adapters.huggingface.families import FAMILIES, IS_OLD
 from tests.adapters.huggingface.spread_models import make_plan, summed_loss, tiny, tokens
@@ -100,19 +101,32 @@ def groups_of_ranks(comm):
             assert (mine.grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
 
 
-def sharded_rest(comm):
-    single, model = tiny(), tiny()
-    ids = tokens(comm.size)
+def sharded(comm):
+    """On one group of four ranks, and on two of two: there the experts are sharded too."""
+    single, ids = tiny(), tokens(comm.size)
     (summed_loss(single, ids) / comm.size).backward()
-    plan = make_plan(model, comm.size)
-    parallelize(model, plan)
-    shard(model)
-    summed_loss(model, ids[comm.rank : comm.rank + 1]).backward()
-    reduce_gradients(model, average=True)
-    for (name, mine), whole in zip(model.named_parameters(), single.parameters(), strict=True):
-        grad = c2r.parallel.whole(mine.grad)
-        exact = own_part(name, whole.grad, plan, comm.rank)
-        assert (grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
+    for num_ranks, num_replicas in ((4, 0), (2, 3)):
+        model = tiny()
+        plan = make_plan(model, num_ranks, num_replicas=num_replicas)
+        parallelize(model, plan)
+        shard(model)
+        summed_loss(model, ids[comm.rank : comm.rank + 1]).backward()
+        reduce_gradients(model, average=True)
+        experts = expert_parameters(model)
+        for (name, mine), whole in zip(model.named_parameters(), single.parameters(), strict=True):
+            assert is_sharded(mine) == (num_ranks == 2 or mine not in experts), name
+            grad = c2r.parallel.whole(mine.grad)
+            exact = own_part(name, whole.grad, plan, comm.rank % num_ranks)
+            assert (grad - exact).norm() <= 1e-5 * exact.norm() + 1e-5, name
+    held = held_rows(model)
+    for layer in plan.layers:
+        of_rank = layer.experts_of(comm.rank % 2)
+        half = -(-len(of_rank) // 2)
+        part = of_rank[:half] if comm.rank < 2 else of_rank[half:]
+        name = layer.name.replace("gate", "experts")
+        for key, parameter in model.get_submodule(name).named_parameters():
+            assert held[parameter].numbers == part.tolist()
+            assert len(parameter.to_local()) == len(part), key
 
 
 def state_dicts(comm, num_replicas=0):
@@ -236,28 +250,31 @@ def assert_same_counts(one, other):
         assert (ours.coactivation == theirs.coactivation).all() and (ours.load == theirs.load).all()
 
 
-def trained(comm, ids, plan, num_steps=3):
+def trained(comm, ids, plan, num_steps=3, is_shared_out=False):
     """The state of the whole model after some steps, on rank 0, and this rank's model."""
     model = tiny()
     if plan is not None:
         parallelize(model, plan)
         ids = ids[comm.rank : comm.rank + 1]
+    if is_shared_out:
+        shard(model)
     # Not Adam: it makes steps of the rounding of gradients that should be zero, as of key biases.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=0.1)
     for _ in range(num_steps):
         optimizer.zero_grad()
-        summed_loss(model, ids).backward()
+        # FSDP2 takes the mean.
+        (summed_loss(model, ids) * (comm.size if is_shared_out else 1)).backward()
         if plan is not None:
-            reduce_gradients(model)
+            reduce_gradients(model, average=is_shared_out)
         optimizer.step()
     return model.state_dict() if plan is None else gather_state_dict(model), model
 
 
-def steps_with_replicas(comm):
-    plan = make_plan(tiny(), comm.size, num_replicas=3)
+def steps_with_replicas(comm, num_ranks=4, is_shared_out=False):
+    plan = make_plan(tiny(), num_ranks, num_replicas=3)
     ids = tokens(comm.size)
-    state, model = trained(comm, ids, plan)
-    again, _ = trained(comm, ids, plan)
+    state, model = trained(comm, ids, plan, is_shared_out=is_shared_out)
+    again, _ = trained(comm, ids, plan, is_shared_out=is_shared_out)
     assert all(torch.equal(again[name], value) for name, value in state.items())
     alone, _ = trained(comm, ids, None)
     start = tiny().state_dict()
@@ -270,7 +287,12 @@ def steps_with_replicas(comm):
     for name, parameter in model.named_parameters():
         if ".mlp.experts." in name:
             layer = plan.layers[int(name.split(".")[2])]
-            assert torch.equal(parameter, shared[0][name][layer.experts_of(comm.rank)]), name
+            expected = shared[0][name][layer.experts_of(comm.rank % num_ranks)]
+            assert torch.equal(c2r.parallel.whole(parameter), expected), name
+
+
+def steps_with_sharded_replicas(comm):
+    steps_with_replicas(comm, num_ranks=2, is_shared_out=True)
 
 
 def constrained(comm):
@@ -339,7 +361,7 @@ CHECKS = {
     for check in (
         loss_and_gradients,
         groups_of_ranks,
-        sharded_rest,
+        sharded,
         state_dicts,
         state_dicts_with_replicas,
         by_the_name_alone,
@@ -348,6 +370,7 @@ CHECKS = {
         rows_sent_as_predicted,
         rows_sent_with_replicas,
         steps_with_replicas,
+        steps_with_sharded_replicas,
         batches_of_unequal_number,
         constrained,
         families,

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2r.parallel import Comm, SplitSizes
+from c2r.parallel import Comm, SplitSizes, rows_of
 from c2r.plans.holders import NO_EXPERTS, experts_of
 from c2r.types import Int
 
@@ -37,6 +38,19 @@ class Homes:
         """Experts that `rank` holds as its own; the first of its parameters' rows."""
         return int(np.count_nonzero(self.placement == rank))
 
+    def by_process(self, num_ranks: int, num_groups: int) -> tuple[Int, list[Int]]:
+        """The process of each expert `[E]`, and by process its replicas, once a rank's are sharded.
+
+        That is, shared out among the groups as `rows_of` does.
+        """
+        placement, replicas = np.empty_like(self.placement), []
+        for group, rank in product(range(num_groups), range(num_ranks)):
+            held, num_own = self.on(rank), self.num_own(rank)
+            rows = rows_of(len(held), group, num_groups)
+            placement[held[rows.start : min(rows.stop, num_own)]] = group * num_ranks + rank
+            replicas.append(held[max(rows.start, num_own) : rows.stop])
+        return placement, replicas
+
 
 def replace_experts(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
     """Replaces every parameter `[experts, ...]` of a module by `change` of it."""
@@ -51,8 +65,9 @@ def in_pieces(tensors: tuple[Tensor, ...], num_per_rank: float) -> Iterator[tupl
     Cut along the values of an expert, the same on all ranks, not along experts, whose number
     differs: so that all ranks exchange equally often. A piece of `num_per_rank` experts has 4 MiB.
     """
-    num_pieces = math.ceil(tensors[0][0].nbytes * num_per_rank / _PIECE_BYTES)
-    pieces = (t.view(len(t), -1).tensor_split(num_pieces, dim=1) for t in tensors)
+    num_values, num_bytes = math.prod(tensors[0].shape[1:]), tensors[0].element_size()
+    num_pieces = math.ceil(num_values * num_bytes * num_per_rank / _PIECE_BYTES)
+    pieces = (t.view(len(t), num_values).tensor_split(num_pieces, dim=1) for t in tensors)
     return zip(*pieces, strict=True)
 
 

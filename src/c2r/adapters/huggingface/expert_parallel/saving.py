@@ -20,6 +20,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from c2r.adapters.checkpoints.side_by_side import SideBySide
 from c2r.adapters.huggingface.expert_parallel.spread import local_experts
+from c2r.adapters.huggingface.expert_parallel.state import held_rows
 from c2r.adapters.huggingface.folders import write_folder
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.parallel_models import mesh_of
@@ -27,7 +28,7 @@ from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import fingerprint
 from c2r.artifacts import atomic_folder
 from c2r.errors import InputError, ModelError
-from c2r.parallel import Comm, Mesh, agree, do_together, is_sharded, whole
+from c2r.parallel import Comm, Mesh, agree, do_together, is_sharded, own_part, whole
 
 _WHAT = "the writing of the model"
 
@@ -157,16 +158,19 @@ def _is_apart(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
 def _write_own(model: PreTrainedModel, stored: _Stored, mesh: Mesh, files: SideBySide) -> None:
     """Writes this rank's experts, which those of other groups share with it, and of all else."""
     _write_rest(model, stored, mesh.world, files)
+    held = held_rows(model)
     for name, module, experts in local_experts(model):
         places = _places_of_experts(model, name, module, len(experts.homes.placement))
-        own = experts.homes.on(mesh.ranks.rank)[: experts.homes.num_own(mesh.ranks.rank)]
-        for row in range(mesh.group, len(own), mesh.num_groups):
+        parameters = _parameters(name, module)
+        ids, num_own = held[next(iter(parameters.values()))]
+        is_sharded_out = all(map(is_sharded, parameters.values()))  # else all groups have the same
+        turns = slice(None) if is_sharded_out else slice(mesh.group, None, mesh.num_groups)
+        for row in range(num_own)[turns]:
             one = {
-                key: tensor.detach()[row : row + 1]
-                for key, tensor in _parameters(name, module).items()
+                key: own_part(tensor.detach())[row : row + 1] for key, tensor in parameters.items()
             }
             for key, values in revert_weight_conversion(model, one).items():
-                places[key].write(files, values, int(own[row]))
+                places[key].write(files, values, ids[row])
     files.flush()
 
 

@@ -43,6 +43,7 @@ from c2r.adapters.huggingface.sources import Source, find_source
 from c2r.errors import InputError, ModelError, PlanError
 from c2r.parallel import (
     Handle,
+    Mesh,
     ProcessGroupComm,
     agree,
     check_multiple,
@@ -102,7 +103,11 @@ class LocalExperts:
         self.name = name
         self.comm = comm
         self.homes = homes
-        self.replicas = ReplicaWeights(comm, homes) if homes.replicas.size else None
+        self.replicas = (
+            ReplicaWeights(comm, homes.placement, list(homes.replicas))
+            if homes.replicas.size
+            else None
+        )
         self.has_stale_replicas = False
         """Whether the owners' weights may differ from the replicas', as after a step; the same on
         all ranks."""
@@ -126,6 +131,20 @@ class LocalExperts:
             self.num_chunks = fastest_chunks(*given)
         output: Tensor = parallel_moe(*given, self.num_chunks)
         return output.to(hidden.dtype)
+
+    def share_out(self, mesh: Mesh) -> None:
+        """Expects the experts sharded over the groups of `mesh`, so that these exchange replicas.
+
+        They do so before weights are gathered: what is gathered is freed again.
+        """
+        if self.replicas is not None:
+            shared = self.homes.by_process(mesh.ranks.size, mesh.num_groups)
+            self.replicas = ReplicaWeights(mesh.world, *shared)
+            self.module.register_forward_pre_hook(self._refresh_first, prepend=True)
+
+    def _refresh_first(self, *_: Any) -> None:
+        if self.has_stale_replicas:
+            self.refresh_replicas()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def refresh_replicas(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from c2r.adapters.huggingface.expert_parallel.expert_weights import gather_experts
 from c2r.adapters.huggingface.expert_parallel.spread import local_experts
 from c2r.adapters.huggingface.parallel_models import mesh_of
-from c2r.parallel import Comm, is_sharded, own_rows
+from c2r.parallel import Comm, is_sharded, own_rows, whole
 
 _BUCKET_BYTES = 25 * 2**20
 """Of gradients per message, as torch's DDP has it: little beside the model, and long enough that a
@@ -31,7 +31,8 @@ class HeldRows(NamedTuple):
 
     Attributes:
         numbers: in the order held; of experts their ids, the rank's own first, then replicas.
-        num_own: how many of them no other rank of the group has as its own.
+        num_own: how many of them no other rank of the group has as its own; where FSDP2 shards
+            them, no other process.
     """
 
     numbers: Sequence[int]
@@ -39,16 +40,19 @@ class HeldRows(NamedTuple):
 
 
 def held_rows(model: nn.Module) -> dict[nn.Parameter, HeldRows]:
-    """Which rows this rank holds of the parameters that it does not hold whole."""
-    held = {}
+    """Which rows this process holds of the parameters that it does not hold whole."""
+    held = {
+        parameter: HeldRows(rows, len(rows))
+        for parameter in model.parameters()
+        if (rows := own_rows(parameter)) is not None
+    }
     for _, module, local in local_experts(model):
         ids, num_own = local.homes.on(local.comm.rank), local.homes.num_own(local.comm.rank)
         for parameter in module.parameters(recurse=False):
-            held[parameter] = HeldRows(ids.tolist(), num_own)
-    for parameter in model.parameters():
-        rows = own_rows(parameter)
-        if rows is not None:
-            held[parameter] = HeldRows(rows, len(rows))
+            part = held[parameter].numbers if parameter in held else range(len(ids))
+            held[parameter] = HeldRows(
+                [int(ids[row]) for row in part], sum(row < num_own for row in part)
+            )
     return held
 
 
@@ -60,8 +64,8 @@ def reduce_gradients(model: nn.Module, average: bool = False) -> None:
     replicas are added to them here, in the order of the ranks, and become zero, and then those of
     all groups are summed. Those of all other parameters are summed over all ranks: then all are as
     one process would compute them from the sum of the ranks' losses. With `average`, all are
-    divided by the number of ranks: as from the mean of the losses. Parameters that FSDP2 shards are
-    left to it, and FSDP2 averages.
+    divided by the number of ranks: as from the mean of the losses. What FSDP2 shards it has made
+    so already, and only replicas are left to be added.
 
     A step of the optimizer is expected to follow. The next forward pass begins by copying the
     weights of experts to their replicas.
@@ -133,11 +137,16 @@ def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
         InputError: the model is not parallel.
     """
     mesh = mesh_of(model)
-    if mesh.group > 0:
-        return {}
-    state = OrderedDict(model.state_dict())
-    for name, module, experts in local_experts(model):
-        for parameter, _ in module.named_parameters(recurse=False):
-            key = f"{name}.{parameter}"
-            state[key] = gather_experts(state[key], mesh.ranks, experts.homes)
-    return state if mesh.ranks.rank == 0 else {}
+    homes = {
+        f"{name}.{parameter}": experts.homes
+        for name, module, experts in local_experts(model)
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    state = OrderedDict()
+    for key, tensor in model.state_dict().items():
+        value = whole(tensor)
+        if key in homes and mesh.group == 0:
+            value = gather_experts(value, mesh.ranks, homes[key])
+        if mesh.world.rank == 0:
+            state[key] = value
+    return state
