@@ -7,7 +7,7 @@ ten steps of SGD with momentum on eight windows of text, in one process and on m
 ranks) of gloo processes, each with its share of the windows. `loss` and `gradient` are differences
 relative to one process: of the summed loss, and of the gradient of the parameter where it is
 largest, each by its norm. Biases of keys are left out: their gradient is zero but for rounding.
-With `--fsdp`, what is not of experts is sharded over all processes, as `finetune --fsdp` does.
+With `--fsdp`, weights are sharded over all processes, as `finetune --fsdp` does.
 Prints a table and a JSON line.
 """
 

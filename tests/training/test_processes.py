@@ -30,7 +30,14 @@ CASES = {
     "expert_parallel": replace(SETTINGS, expert_parallel=True),
     "replicas": replace(SETTINGS, expert_parallel=True, async_save=True),
     "groups": replace(SETTINGS, expert_parallel=True, fsdp=True),
-    "sharded": replace(SETTINGS, expert_parallel=True, fsdp=True, async_save=True),
+    "sharded": replace(
+        SETTINGS,
+        expert_parallel=True,
+        fsdp=True,
+        async_save=True,
+        accumulation=2,
+        gradient_checkpointing=True,
+    ),
     "fewer": replace(SETTINGS, expert_parallel=True),
 }
 
@@ -117,7 +124,9 @@ def test_four_processes_train_as_one_does(tmp_path):
     assert run_checks(on_two, 2) == {}
     for name, settings in CASES.items():
         plan = "groups" if settings.fsdp else "expert_parallel"
-        settings = replace(settings, expert_parallel=False, fsdp=False)
+        settings = replace(
+            settings, expert_parallel=False, fsdp=False, gradient_checkpointing=False
+        )
         alone = tune(tmp_path / f"{plan}-alone", settings, name=plan)  # once for each plan
         log = json.loads((tmp_path / name / "log.json").read_text())
         for ours, theirs in zip(alone.log[:3], log[:3], strict=True):

@@ -126,7 +126,8 @@ def finetune(
     fsdp: Annotated[
         bool,
         typer.Option(
-            "--fsdp", help="With --expert-parallel, shard all else over them too (FSDP2)."
+            "--fsdp",
+            help="With --expert-parallel, shard all else over them, experts over groups (FSDP2).",
         ),
     ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,

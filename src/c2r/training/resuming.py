@@ -213,6 +213,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Nothing: `_clip_grad_norm` does, once a step."""
 
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Nothing is put off to a step's last pass: until then all gradients would be whole."""
+        return nullcontext()
+
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """The norm of all gradients, with other processes' experts; then clips them."""
         if not is_parallel(self.base):

@@ -65,7 +65,8 @@ class FinetuneSettings:
         bf16: compute in bfloat16 where torch's autocast does, with weights in their own type.
         gradient_checkpointing: recompute layers for their gradients, to hold less.
         expert_parallel: spread the experts over the processes as the plan places them.
-        fsdp: with spread experts, shard all else over all processes too, by FSDP2; in mode `full`.
+        fsdp: with spread experts, shard these over groups and all else over all processes, by
+            FSDP2; in mode `full`.
         lora_rank: of the adapters.
         save_every: steps between checkpoints; None for none.
         async_save: write them beside the training, from a copy in memory.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -102,12 +103,18 @@ def groups_of_ranks(comm):
 
 
 def sharded(comm):
-    """On one group of four ranks, and on two of two: there the experts are sharded too."""
+    """On one group of four ranks, and on two of two: there the experts are sharded too.
+
+    With one expert on a rank, one of the groups has none of it.
+    """
     single, ids = tiny(), tokens(comm.size)
     (summed_loss(single, ids) / comm.size).backward()
-    for num_ranks, num_replicas in ((4, 0), (2, 3)):
+    lonely = replace(make_plan(single, 2).layers[0], placement=np.arange(32).clip(max=1))
+    for num_ranks, num_replicas in ((4, 0), (2, 0), (2, 3)):
         model = tiny()
         plan = make_plan(model, num_ranks, num_replicas=num_replicas)
+        if (num_ranks, num_replicas) == (2, 0):
+            plan = replace(plan, layers=(lonely, *plan.layers[1:]))
         parallelize(model, plan)
         shard(model)
         summed_loss(model, ids[comm.rank : comm.rank + 1]).backward()
