@@ -131,6 +131,8 @@ def test_four_processes_train_as_one_does(tmp_path):
         log = json.loads((tmp_path / name / "log.json").read_text())
         for ours, theirs in zip(alone.log[:3], log[:3], strict=True):
             for part in ("loss", "lm_loss", "kl", "aux_loss", "grad_norm"):
+                if part == "aux_loss" and settings.accumulation > 1:
+                    continue  # the balance is that of a pass
                 assert theirs[part] == pytest.approx(ours[part], rel=2e-3), (name, part)
         assert log[0]["lm_loss"] == pytest.approx(alone.log[0]["lm_loss"], rel=1e-5)
         one = load_file(tmp_path / f"{plan}-alone" / "model.safetensors")
