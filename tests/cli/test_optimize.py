@@ -26,6 +26,18 @@ def test_it_writes_a_plan_a_sweep_a_profile_and_a_report(optimized):
     assert plan.provenance["expected"]["time"]["step"] > 0
 
 
+def test_a_plan_from_the_sweep_says_where_placement_alone_does_as_well(optimized, capsys, tmp_path):
+    found = json.loads((optimized / "sweep.json").read_text())
+    point = min(found["points"], key=lambda point: point["step_time"])
+    swept, profile = tmp_path / "sweep.json", str(optimized / "sweep.profile.safetensors")
+    command = ["plan", profile, "--cluster", "hosts-4-10g", "--sweep", str(swept), "--json"]
+    for share, is_told in ((0.97, True), (0.5, False)):
+        point["step_time"] = share * found["baseline"]["step_time"]
+        swept.write_text(json.dumps(found))
+        assert run_command([*command, "--max-loss-increase", "10"]) == 0
+        assert ("with placement alone" in capsys.readouterr().err) == is_told
+
+
 def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     command = ["optimize", "tiny", "--cluster", "hosts-4-10g", "--out", str(optimized), *FEW]
     assert run_command([*command, "--max-loss-increase", "0.5", "--json"]) == 0

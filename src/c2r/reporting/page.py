@@ -61,9 +61,14 @@ def _render_verdict(verdict: Verdict) -> str:
         f"{html.escape(word)}</p><h2>{_render_prose(verdict.headline)}</h2>"
         f'<p class="text">{_render_prose(verdict.reason)}</p>{_render_steps(verdict.bars)}'
         f'<p class="next"><b>Next:</b> {html.escape(verdict.todo)} '
-        f"<code>{html.escape(verdict.command)}</code></p></div>"
+        f"<code>{_render_words(verdict.command)}</code></p></div>"
         f'<div class="facts">{facts}</div>'
     )
+
+
+def _render_words(command: str) -> str:
+    """A command that breaks between its words only, not at the dashes of an option."""
+    return " ".join(f"<span>{html.escape(word)}</span>" for word in command.split(" "))
 
 
 def _render_sign(state: str) -> str:
