@@ -13,7 +13,7 @@ from c2r.reporting.times import Setting, Times, mean_load
 
 _COLLABORATION = "How collaborative is this model?"
 _TRAFFIC = "What does its traffic cost today?"
-_SAVING = "How much less is sent?"
+_SAVING = "How much is sent?"
 _QUALITY = "What does it cost in quality?"
 _LOAD = "How even is the work?"
 
@@ -250,7 +250,7 @@ def _change(after: float, before: float) -> str:
 
 def _better_if_fewer(after: float, before: float) -> State:
     change = round(100 * (after / before - 1))
-    return "good" if change < 0 else "bad" if change > 0 else "plain"
+    return "good" if change < 0 else "plain"  # a plan for time may send more: its time tells
 
 
 def _percent(share: float) -> str:
