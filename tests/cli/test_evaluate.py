@@ -54,6 +54,18 @@ def test_a_plan_against_plain_top_k(capsys, folder, arguments):
     assert compared["detectable"] >= 1 and not compared["is_shown"]  # six items show nothing
 
 
+def test_the_same_again_replaces_its_result_among_the_files_of_tasks(capsys, folder, arguments):
+    """As where torchrun starts all ranks again when the result was written."""
+    out = folder / "beside the tasks.json"
+    again = [*arguments, "--limit", 2, "--no-compare"]
+    assert call(capsys, *again, "--out", out)[0] == 0
+    first = json.loads(out.read_text())
+    assert call(capsys, *again, "--out", out)[0] == 0
+    assert json.loads(out.read_text())["tasks"] == first["tasks"]
+    other = folder / "piqa-valid.jsonl"
+    assert_refused(capsys, ["is an input of this command"], *again, "--out", other)
+
+
 @pytest.mark.distributed
 def test_ranks_share_the_items(capsys, folder, arguments):
     """Three ranks, of which two have an item more of the first four."""

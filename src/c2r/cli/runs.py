@@ -122,14 +122,17 @@ def record_now() -> None:
 def check_inputs(out: Path | None, *inputs: Path | str | None) -> None:
     """Raises `InputError` if what is to be written is one of the inputs.
 
-    Of a folder that is an input, a model's perhaps, no file is written over.
+    Of a folder that is an input, a model's perhaps, no file is written over but what the command
+    that runs has made there.
     """
     if out is None:
         return
     target = out.resolve()
+    is_ours = bool(_current) and out == _current[-1].out and _current[-1].is_repeat
     for path in (Path(name) for name in inputs if name is not None):
         source = path.resolve()
-        if target == source or (path.is_dir() and out.exists() and source in target.parents):
+        is_inside = path.is_dir() and out.exists() and source in target.parents
+        if target == source or (is_inside and not is_ours):
             raise InputError(f"{out} is an input of this command; give another file to write")
 
 
