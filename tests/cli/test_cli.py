@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 
@@ -21,6 +22,7 @@ from c2r.cli.models import load_model_and_tokenizer, resolve_texts
 from c2r.ops.backend import OPS_WITH_KERNELS
 from c2r.parallel import Share
 from c2r.plans import Plan
+from c2r.prediction import find_cluster
 from c2r.profiling import CollaborationProfile
 from c2r.text import token_batches
 from tests.reporting.profiles import clustered_profile
@@ -313,6 +315,27 @@ def test_times_are_of_the_cluster_that_a_plan_was_made_for(capsys, tmp_path):
         assert found["time"]["cluster"]["num_ranks"] == 4
     found = call_json(capsys, "traffic", profile, "--plan", out, "--cluster", "hosts-4-100g")
     assert found["time"]["cluster"]["name"] == "hosts-4-100g"
+
+
+def test_the_cluster_of_a_file_is_known_wherever_its_plan_is(capsys, folder, tmp_path):
+    """Its links too, when the file is gone."""
+    profile, out, file = folder / "profile.safetensors", tmp_path / "plan", tmp_path / "mine.yaml"
+    links = tuple(tuple(map(float, row)) for row in ([0, 1, 9, 9], [1, 0, 9, 9], [9] * 4, [9] * 4))
+    mine = replace(find_cluster("hosts-4-10g"), name="mine", link_gigabytes=links)
+    mine.save(file)
+    assert call(capsys, "plan", profile, "--cluster", file, "--out", out)[0] == 0
+    file.unlink()
+    place = "mine (4 ranks on 4 nodes)"
+    assert place in " ".join(call(capsys, "traffic", profile, "--plan", out)[1].split())
+    found = call_json(capsys, "traffic", profile, "--plan", out)
+    assert found["time"]["cluster"]["link_gigabytes"] == [list(row) for row in links]
+    cutting = ["--tokens", 512, "--seq-len", 256, "--batch-size", 1]
+    measured = call(capsys, "measure", "tiny", "--plan", out, *cutting)[1]
+    assert place in " ".join(measured.split())
+    estimated = call(capsys, "estimate", profile, "--plan", out)[1]
+    assert place in " ".join(estimated.split())
+    report = call_json(capsys, "report", profile, out, "--out", tmp_path / "report.html")
+    assert place in report["verdict"]["reason"]
 
 
 def test_permute_and_undo(capsys, folder, tmp_path):

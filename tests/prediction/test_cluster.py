@@ -1,10 +1,12 @@
+import json
 from dataclasses import replace
 
 import pytest
 
 from c2r.errors import InputError, PlanError
+from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.prediction import PRESETS, find_cluster
-from c2r.prediction.cluster import read_cluster
+from c2r.prediction.cluster import planned_cluster, read_cluster
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -61,6 +63,42 @@ def test_a_rate_for_each_link_is_kept(tmp_path):
     assert "- [10, 0, 5.5]" in (tmp_path / "mine.yaml").read_text()
     assert read_cluster(tmp_path / "mine.yaml") == cluster
     assert cluster.of_size(6, 1).link_gigabytes == ()
+
+
+def test_a_plan_tells_its_cluster():
+    """Plans of earlier versions name a preset, of their own size or another."""
+    where = replace(find_cluster("hosts-4-10g"), name="mine", link_gigabytes=as_rates(LINKS))
+    where = replace(where, num_ranks=3, num_nodes=3)
+    figures = json.loads(json.dumps(where.to_json()))
+    described = {"cluster": "mine", "cluster_figures": figures}
+    assert planned_cluster(plan_for(3, 3, described)) == where
+    assert planned_cluster(plan_for(3, 3, {"cluster": "mine"})) is None
+    assert planned_cluster(plan_for(3, 3, {"cluster": None})) is None
+    preset = find_cluster("emulated-4")
+    assert planned_cluster(plan_for(4, 4, {"cluster": "emulated-4"})) == preset
+    assert planned_cluster(plan_for(8, 8, {"cluster": "emulated-4"})) == preset.of_size(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        (3, "description of its cluster is damaged"),
+        ({}, "its cluster lacks"),
+        ({"speed": 1}, "its cluster: speed is no figure"),
+        ({**find_cluster("h100-8").to_json(), "teraflops": -1}, "teraflops is -1; typical is 400"),
+        ({**find_cluster("h100-8").to_json(), "name": 3}, "name is 3; give a text"),
+        (find_cluster("h100-8").to_json(), "3 ranks on 3 nodes.* of 8 on 1"),
+    ],
+)
+def test_a_damaged_description_is_told(figures, words):
+    with pytest.raises(InputError, match=words):
+        planned_cluster(plan_for(3, 3, {"cluster": "mine", "cluster_figures": figures}))
+
+
+def plan_for(num_ranks, num_nodes, provenance):
+    layer = LayerPlan(num_experts=24, top_k=2, placement=contiguous_placement(24, num_ranks))
+    topology = ClusterTopology(num_ranks=num_ranks, num_nodes=num_nodes)
+    return Plan(layers=(layer,), topology=topology, provenance=provenance)
 
 
 def as_rates(links):

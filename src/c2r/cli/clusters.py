@@ -23,7 +23,7 @@ PlannedClusterOption = Annotated[
     str | None,
     typer.Option(
         help="Where times are predicted: a preset such as h100-8, or a YAML file.",
-        show_default="the plan's preset, else H100s, as many as the plan has ranks",
+        show_default="that of the plan, else H100s, as many as the plan has ranks",
     ),
 ]
 RanksOption = Annotated[
@@ -71,19 +71,17 @@ def cluster_of(name: str | None, ranks: int | None, nodes: int | None) -> "Clust
 
 
 def cluster_for(name: str | None, plan: "Plan") -> "Cluster":
-    """The cluster named, which has the ranks of the plan; else the preset that it was made for.
+    """The cluster named, which has the ranks of the plan; else the one that it was made for.
 
     Without either, as many ranks of the default kind. Raises `InputError` where the one named has
-    other ranks or nodes.
+    other ranks or nodes, or as `planned_cluster`.
     """
-    from c2r.prediction.cluster import PRESETS, default_cluster, find_cluster
+    from c2r.prediction.cluster import default_cluster, find_cluster, planned_cluster
 
     topology = plan.topology
     if name is None:
-        made_for = PRESETS.get(str(plan.provenance.get("cluster")))
-        if made_for is not None and made_for.topology == topology:
-            return made_for
-        return default_cluster(topology.num_ranks, topology.num_nodes)
+        made_for = planned_cluster(plan)
+        return made_for or default_cluster(topology.num_ranks, topology.num_nodes)
     found = find_cluster(name)
     if found.topology != topology:
         raise InputError(
@@ -117,6 +115,13 @@ def tokens_for(tokens_per_rank: int | None, phase: str) -> int:
     if phase not in list(Phase):
         raise InputError(f"--phase {phase} is unknown; choose {', '.join(Phase)}")
     return tokens_per_rank or Phase(phase).usual_tokens
+
+
+def place_of(described: dict[str, Any]) -> str:
+    """Name and size of the cluster in what `describe` gave."""
+    from c2r.prediction import Cluster
+
+    return Cluster(**described["cluster"]).place
 
 
 def describe(cluster: "Cluster", workload: "Workload") -> dict[str, Any]:

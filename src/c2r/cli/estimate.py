@@ -119,11 +119,13 @@ def estimate(
 def _cluster(
     name: str | None, ranks: int | None, nodes: int | None, plan: "Plan | None", scale: bool
 ) -> "Cluster":
-    """The cluster named; else one of as many ranks as asked, the plan's, or one node."""
+    """The cluster named; else the plan's, or one of as many ranks as asked, or one node."""
     if scale:
         return cluster_of(name, None if name else (ranks or 8), nodes)
-    if name is None and ranks is None and plan is not None:
-        return cluster_for(None, plan)
+    if name is None and plan is not None:
+        planned = cluster_for(None, plan)
+        if planned.num_ranks == (ranks or planned.num_ranks):
+            return planned.of_size(planned.num_ranks, nodes or planned.num_nodes)
     return cluster_of(name, ranks, nodes)
 
 
@@ -231,7 +233,7 @@ def _compare(
         )
         return
     tokens = f"{workload.tokens_per_rank:,} tokens a rank"
-    _show(before, after, f"{tokens}, {workload.phase}, on {cluster.name}")
+    _show(before, after, f"{tokens}, {workload.phase}, on {cluster.place}")
     print_text(f"{cluster.name}: {cluster.source}")
     small = smallness(min(before.values(), key=_total), workload)
     if small:

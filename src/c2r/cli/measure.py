@@ -10,6 +10,7 @@ from c2r.cli.clusters import (
     TokensOption,
     cluster_for,
     describe,
+    place_of,
     tokens_for,
     workload_with,
 )
@@ -176,7 +177,7 @@ def _show_time(time: dict[str, Any], policy: str) -> None:
     workload = time["workload"]
     title = (
         f"Milliseconds, predicted from the above: {workload['tokens_per_rank']:,} tokens a rank, "
-        f"{workload['phase']}, on {time['cluster']['name']}"
+        f"{workload['phase']}, on {place_of(time)}"
     )
     print_table(title, ["routing", "layer", "step", "exchange of step"], rows)
 

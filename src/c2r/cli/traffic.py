@@ -11,6 +11,7 @@ from c2r.cli.clusters import (
     TokensOption,
     cluster_for,
     describe,
+    place_of,
     workload_of,
 )
 from c2r.cli.console import JsonOption, print_heat_map, print_json, print_table, print_text
@@ -122,7 +123,7 @@ def _said(time: dict[str, Any], plan: "Plan") -> str:
     return (
         "load: of the busiest rank over the mean. ms: a layer, predicted with the fastest dispatch "
         f"for {workload['tokens_per_rank']:,} "
-        f"tokens a rank ({workload['phase']}) on {time['cluster']['name']}, under the profile's "
+        f"tokens a rank ({workload['phase']}) on {place_of(time)}, under the profile's "
         f"routing{of_plan}. A step: {before['step']:.3f} to {after['step']:.3f} ms."
     )
 

@@ -23,7 +23,7 @@ from c2r.plans import load_max_over_mean, rank_loads
 from c2r.plans.plan import LayerPlan, Plan
 from c2r.plans.topology import ClusterTopology
 from c2r.prediction import TrafficReport, sets_on
-from c2r.prediction.cluster import Cluster, default_cluster
+from c2r.prediction.cluster import DESCRIBED, Cluster, default_cluster
 from c2r.prediction.memory import check_memory, most_replicas
 from c2r.prediction.workload import Workload
 from c2r.profiling import CollaborationProfile
@@ -152,6 +152,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
         "worst_of": len(worst_of),
         "inter_node_cost": inter_node_cost if objective == "sets" else None,
         "cluster": None if cluster is None else cluster.name,
+        **({} if cluster is None else {DESCRIBED: cluster.to_json()}),
         **_workload(where),
         "predicted": _predicted(profile, layers, report),
     }

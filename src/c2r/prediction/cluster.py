@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from c2r.artifacts import write_text
 from c2r.errors import InputError, one_line
-from c2r.plans import ClusterTopology
+from c2r.plans import ClusterTopology, Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +63,29 @@ class Cluster:
         """Whether there are several nodes of several ranks, where hierarchical dispatch differs."""
         return 1 < self.num_nodes < self.num_ranks
 
+    @property
+    def place(self) -> str:
+        """Its name and its size, in words."""
+        nodes = self.num_nodes
+        return f"{self.name} ({self.num_ranks} ranks on {nodes} node{'s' if nodes > 1 else ''})"
+
     def of_size(self, num_ranks: int, num_nodes: int) -> "Cluster":
         """As many ranks and nodes of the same kind; of another number all links are alike."""
         links = self.link_gigabytes if num_ranks == self.num_ranks else ()
         return replace(self, num_ranks=num_ranks, num_nodes=num_nodes, link_gigabytes=links)
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON data for `from_json`."""
+        return {**asdict(self), "link_gigabytes": [list(row) for row in self.link_gigabytes]}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], source: str) -> "Cluster":
+        """What `to_json` gave. Raises `InputError`, which names the `source`, if damaged."""
+        return _checked(dict(document), source, {})
+
     def save(self, path: Path) -> None:
         """Writes what `read_cluster` reads. Raises `InputError` if it cannot be written."""
-        document = asdict(self)
+        document = self.to_json()
         links = document.pop("link_gigabytes")
         if not self.is_outer_shared:
             del document["is_outer_shared"]
@@ -106,36 +122,54 @@ def read_cluster(path: Path) -> Cluster:
             or absurd; the message has the line, and what is typical.
     """
     document, lines = _read_yaml(path)
+    document.setdefault("name", path.stem)
+    document.setdefault("source", path.name)
+    return _checked(document, str(path), lines)
+
+
+def _checked(document: dict[str, Any], source: str, lines: Mapping[str, int]) -> Cluster:
+    """The cluster of a document. Raises `InputError`, with the line of the source if known."""
+    where = _Where(source, lines)
     unknown = [str(key) for key in document if key not in _names().split(", ")]
     if unknown:
         raise InputError(
-            f"{path}, line {lines.get(unknown[0])}: {_shown(unknown[0])} is no figure of a "
-            f"cluster; choose from {_names()}"
+            f"{where.of(unknown[0])}: {_shown(unknown[0])} is no figure of a cluster; choose from "
+            f"{_names()}"
         )
-    document.setdefault("name", path.stem)
-    document.setdefault("source", str(path))
     document.setdefault("num_nodes", 1)
     for name in _LIMITS:
-        _check_figure(path, name, document, lines.get(name))
+        _check_figure(where, name, document)
     document["num_ranks"], document["num_nodes"] = (
         int(document[name]) for name in ("num_ranks", "num_nodes")
     )
     shared = document.setdefault("is_outer_shared", False)
     if not isinstance(shared, bool):
         raise InputError(
-            f"{path}, line {lines.get('is_outer_shared')}: is_outer_shared is {_shown(shared)}; "
-            "give true or false"
+            f"{where.of('is_outer_shared')}: is_outer_shared is {_shown(shared)}; give true or "
+            "false"
         )
     for name in ("name", "source"):
-        if not isinstance(document[name], str):
-            raise InputError(f"{path}: {name} is {_shown(document[name])}; give a text")
+        if not isinstance(document.get(name), str):
+            raise InputError(f"{source}: {name} is {_shown(document.get(name))}; give a text")
     links = document.get("link_gigabytes", ())
     if links:
-        _check_links(path, links, document["num_ranks"], lines.get("link_gigabytes"))
+        _check_links(where.of("link_gigabytes"), links, document["num_ranks"])
         document["link_gigabytes"] = tuple(tuple(map(float, row)) for row in links)
     cluster = Cluster(**document)
     _ = cluster.topology  # checks that the nodes divide the ranks
     return cluster
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where the figures of a cluster stand."""
+
+    source: str
+    lines: Mapping[str, int]
+
+    def of(self, name: str) -> str:
+        """The place of one, with its line where that is known."""
+        return f"{self.source}, line {self.lines[name]}" if name in self.lines else self.source
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -160,21 +194,21 @@ def _shown(value: Any) -> str:
     return one_line(value if isinstance(value, str) else reprlib.repr(value))[:40]
 
 
-def _check_links(path: Path, links: Any, size: int, line: int | None) -> None:
+def _check_links(place: str, links: Any, size: int) -> None:
     """Raises `InputError` unless it is a row of rates for each rank, positive off the diagonal."""
     rows = links if isinstance(links, list) else [links]
     lengths = [len(row) if isinstance(row, list) else 1 for row in rows]
     if lengths != [size] * size:
         raise InputError(
-            f"{path}, line {line}: link_gigabytes has rows of {_shown(lengths)} rates; give "
-            f"{size} rows of {size}, GB/s from each rank to each"
+            f"{place}: link_gigabytes has rows of {_shown(lengths)} rates; give {size} rows of "
+            f"{size}, GB/s from each rank to each"
         )
     for sender, row in enumerate(rows):
         for receiver, rate in enumerate(row):
             is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
             if sender != receiver and not (is_number and 0 < rate <= _MOST):
                 raise InputError(
-                    f"{path}, line {line}: link_gigabytes from rank {sender} to {receiver} is "
+                    f"{place}: link_gigabytes from rank {sender} to {receiver} is "
                     f"{_shown(rate)}; typical is {_TYPICAL['outer_gigabytes']}"
                 )
 
@@ -183,17 +217,17 @@ def _names() -> str:
     return ", ".join(field.name for field in fields(Cluster))
 
 
-def _check_figure(path: Path, name: str, document: dict[str, Any], line: int | None) -> None:
+def _check_figure(where: _Where, name: str, document: dict[str, Any]) -> None:
     typical = f"; typical is {_TYPICAL[name]}" if name in _TYPICAL else ""
     if name not in document:
-        raise InputError(f"{path} lacks {name}{typical}")
+        raise InputError(f"{where.source} lacks {name}{typical}")
     value, (low, high) = document[name], _LIMITS[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     least = low if name in _MAY_BE_ZERO or low else math.ulp(0.0)
     if not is_number or not least <= value <= high or math.isnan(value):
-        raise InputError(f"{path}, line {line}: {name} is {_shown(value)}{typical}")
+        raise InputError(f"{where.of(name)}: {name} is {_shown(value)}{typical}")
     if name.startswith("num_") and value != int(value):
-        raise InputError(f"{path}, line {line}: {name} is {value}; give a whole number")
+        raise InputError(f"{where.of(name)}: {name} is {value}; give a whole number")
 
 
 _H100: dict[str, Any] = {
@@ -300,10 +334,38 @@ PRESETS = {
 DEFAULT = "h100-8"
 """Of what kind the ranks are taken to be where no cluster is named."""
 
+DESCRIBED = "cluster_figures"
+"""Where the provenance of a plan describes the cluster that it was made for."""
+
 
 def default_cluster(num_ranks: int, num_nodes: int) -> Cluster:
     """As many ranks and nodes of the kind that is taken where no cluster is named."""
     return PRESETS[DEFAULT].of_size(num_ranks, num_nodes)
+
+
+def planned_cluster(plan: Plan) -> Cluster | None:
+    """The cluster that a plan was made for, as the plan describes it.
+
+    Plans of earlier versions only name it: then it is the preset of that name, with as many ranks
+    as the plan. None where the plan names none, or one whose figures are not known here.
+
+    Raises:
+        InputError: the description is damaged, or of other ranks or nodes than the plan.
+    """
+    described, name = (plan.provenance.get(key) for key in (DESCRIBED, "cluster"))
+    if described is None:
+        preset = PRESETS.get(name) if isinstance(name, str) else None
+        size = plan.topology.num_ranks, plan.topology.num_nodes
+        return None if preset is None else preset.of_size(*size)
+    if not isinstance(described, Mapping):
+        raise InputError("the plan's description of its cluster is damaged; make the plan again")
+    found = Cluster.from_json(described, "the plan's description of its cluster")
+    if found.topology != plan.topology:
+        raise InputError(
+            f"the plan is for {plan.topology.num_ranks} ranks on {plan.topology.num_nodes} nodes, "
+            f"and describes a cluster of {found.num_ranks} on {found.num_nodes}; make it again"
+        )
+    return found
 
 
 def find_cluster(name_or_path: str) -> Cluster:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from c2r.assets import tiny_folder
 from c2r.plans import Plan
 from c2r.prediction import PRESETS, Cluster, Phase, Workload, Worth
+from c2r.prediction.cluster import default_cluster
 
 
 class NextStep(NamedTuple):
@@ -111,9 +112,8 @@ def workload_options(workload: Workload) -> str:
 
 def cluster_options(cluster: Cluster) -> str:
     """The options that name a cluster on a command line."""
-    preset = PRESETS.get(cluster.name)
-    if preset is None:
-        return "--cluster CLUSTER.yaml"
-    if preset.topology == cluster.topology:
+    if PRESETS.get(cluster.name) == cluster:
         return f"--cluster {cluster.name}"
-    return f"--ranks {cluster.num_ranks} --nodes {cluster.num_nodes}"
+    if default_cluster(cluster.num_ranks, cluster.num_nodes) == cluster:
+        return f"--ranks {cluster.num_ranks} --nodes {cluster.num_nodes}"
+    return "--cluster CLUSTER.yaml"
