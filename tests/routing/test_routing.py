@@ -65,9 +65,8 @@ def test_budgeted_visits_the_fewest_ranks_that_keep_the_budget(case, eps):
     ):
         fewest, most = references.fewest_ranks(row, k, placement, eps)
         assert share >= 1 - eps - 1e-5
-        if 3 * k >= len(row):  # else only the 3 k best-scored experts are looked at
-            assert visited <= fewest
-            assert share == pytest.approx(most, abs=1e-5)
+        assert visited <= fewest
+        assert share == pytest.approx(most, abs=1e-5)
 
 
 @settings(max_examples=60)
@@ -87,13 +86,24 @@ def test_priced_visits_what_is_worth_its_price(case, price):
     scores, placement, k = case
     ids, squares = policy_of("priced", price, placement, k=k)(scores, k), scores.square()
     assert is_whole(ids)
-    if 3 * k < scores.shape[1]:
-        return
     for row, visited, share in zip(
         squares.tolist(), num_ranks_of(ids, placement), shares(squares, ids, k), strict=True
     ):
         value = references.best_value(row, k, placement, price)
         assert share - price * visited >= value - 1e-5
+
+
+@pytest.mark.parametrize(("num_experts", "chosen"), [(8, 4), (64, 4), (65, 1)])
+def test_all_of_at_most_64_experts_are_looked_at_and_3_k_of_more(num_experts, chosen):
+    """By hand: beside the best expert, its rank has only expert 4, the seventh best; 3 k = 6.
+
+    With it, the rank keeps (0.5^2 + 0.05^2) / (0.5^2 + 0.1^2) = 0.971, without 0.962; a second rank
+    is worth its price of 0.033 in the second case only.
+    """
+    scores = torch.zeros(1, num_experts)
+    scores[0, :8] = torch.tensor([0.5, 0.1, 0.09, 0.08, 0.05, 0.07, 0.065, 0.06])
+    ids = policy_of("priced", 0.033, np.arange(num_experts) % 4, k=2)(scores, 2)
+    assert ids.tolist() == [[0, chosen]]
 
 
 @settings(max_examples=60)

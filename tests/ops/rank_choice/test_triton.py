@@ -76,6 +76,16 @@ def test_as_large_as_models_become(criterion):
 
 
 @pytest.mark.parametrize("criterion", ["budgeted", "priced"])
+@pytest.mark.parametrize("num_experts", [60, 64])
+@pytest.mark.parametrize("num_ranks", [4, 8])
+def test_all_experts_are_candidates(criterion, num_experts, num_ranks):
+    """As many as are ever looked at, and a number that has to be padded."""
+    layer = some_layer(num_experts, num_ranks, criterion, STRENGTHS[criterion][1], is_logits=False)
+    scores = some_scores(50, num_experts, is_logits=False)
+    assert torch.equal(chosen(layer, scores, 7), expected(layer, scores, 7))
+
+
+@pytest.mark.parametrize("criterion", ["budgeted", "priced"])
 @pytest.mark.parametrize("num_ranks", [3, 12])
 def test_ranks_are_granted_until_they_hold_k_experts(criterion, num_ranks):
     """Two experts a rank, six per token: what is cheapest to visit could not fill the places."""
