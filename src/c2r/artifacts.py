@@ -225,6 +225,17 @@ def read_header(path: str | Path, kind: str) -> dict[str, Any]:
 
     Raises `ArtifactError` as `read_artifact`, but not for what is wrong with the arrays.
     """
+    header = _read_header(path)
+    _check_kind(path, header.pop("kind"), kind)
+    return header
+
+
+def read_kind(path: str | Path) -> str:
+    """The kind of value that the artifact at `path` is. Errors as `read_header`."""
+    return str(_read_header(path)["kind"])
+
+
+def _read_header(path: str | Path) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -234,12 +245,22 @@ def read_header(path: str | Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a c2r file ({one_line(error)})") from None
-    header = _parse_header(path, metadata.get("c2r"))
-    found = header.pop("kind")
-    if found != kind:
-        raise ArtifactError(f"{path} holds a {one_line(found)}, not a {kind}")
-    return header
+        raise _no_file_of_ours(path, error) from None
+    return _parse_header(path, metadata.get("c2r"))
+
+
+def _no_file_of_ours(source: str | Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{source} is truncated or not a c2r file ({one_line(error)}); write it again with "
+        "`c2r profile`, `c2r import` or `c2r plan`"
+    )
+
+
+def _check_kind(source: str | Path, found: str, kind: str | None) -> None:
+    if kind is not None and found != kind:
+        raise ArtifactError(
+            f"{source} holds a {one_line(found)}, not a {kind}; give a {kind} file here"
+        )
 
 
 def read_arrays(path: str | Path, prefix: str) -> Arrays:
@@ -269,16 +290,10 @@ def decode_artifact(
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise ArtifactError(
-            f"{source} is truncated or not a c2r file ({one_line(error)}); write it again with "
-            "`c2r profile`, `c2r import` or `c2r plan`"
-        ) from None
+        raise _no_file_of_ours(source, error) from None
     header = _parse_header(source, metadata.get("c2r"))
     found = header.pop("kind")
-    if kind is not None and found != kind:
-        raise ArtifactError(
-            f"{source} holds a {one_line(found)}, not a {kind}; give a {kind} file here"
-        )
+    _check_kind(source, found, kind)
     return Artifact(kind=found, header=header, arrays=arrays)
 
 

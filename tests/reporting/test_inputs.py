@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_an_empty_profile(write):
 )
 def test_files_that_cannot_be_shown(write, content, words):
     refused(words, write(content))
+
+
+def test_a_profile_is_read_layer_by_layer(write):
+    """Its file, a copy of all arrays and the profile were in memory at once."""
+    profile = clustered_profile(num_layers=24, num_experts=128, num_tokens=500)
+    path = write(profile, "large")
+    tracemalloc.start()
+    try:
+        read_inputs([path])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    arrays = profile.to_artifact().arrays.values()
+    assert most < 1.4 * sum(array.nbytes for array in arrays)
 
 
 def test_missing_foreign_and_truncated_files(write, tmp_path):

@@ -1,7 +1,7 @@
 """The collaboration profile: counts of which experts were chosen together, per MoE layer."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.artifacts import Artifact, damaged_file, read_artifact, write_artifact
+from c2r.artifacts import Artifact, damaged_file, read_arrays, read_header, write_artifact
 from c2r.errors import ArtifactError, InputError
 from c2r.profiling.checks import check_layer, check_set_ids
 from c2r.profiling.sets import MAX_DISTINCT_SETS, RoutingSets
@@ -176,26 +176,32 @@ class CollaborationProfile(Summarised):
 
     @classmethod
     def load(cls, path: str | Path) -> "CollaborationProfile":
-        """Reads a profile. Raises `ArtifactError` if the file is damaged or of another kind."""
-        return cls.from_artifact(read_artifact(path, "profile"), path)
+        """Reads a profile, layer by layer: of the file no more is in memory than one.
+
+        Raises `ArtifactError` if the file is damaged or of another kind.
+        """
+        header = read_header(path, "profile")
+        return cls._of(header, lambda index: read_arrays(path, f"layers.{index}."), path)
 
     @classmethod
     def from_artifact(
         cls, artifact: Artifact, source: str | Path = "the data"
     ) -> "CollaborationProfile":
         """The profile in an artifact; `source` names it in errors. Raises `ArtifactError`."""
+        return cls._of(artifact.header, lambda _: artifact.arrays, source)
+
+    @classmethod
+    def _of(
+        cls, header: Mapping[str, Any], arrays_of: Callable[[int], Arrays], source: str | Path
+    ) -> "CollaborationProfile":
         with damaged_file(source):
-            profile = cls(
-                layers=tuple(
-                    read_layer(index, entry, artifact.arrays)
-                    for index, entry in enumerate(artifact.header["layers"])
-                ),
-                provenance=artifact.header["provenance"],
-            )
-            if not isinstance(profile.provenance, dict):
+            if not isinstance(header["provenance"], dict):
                 raise ValueError("provenance")
-            for layer in profile.layers:
-                check_layer(layer)
+            layers = []
+            for index, entry in enumerate(header["layers"]):
+                layers.append(read_layer(index, entry, arrays_of(index)))
+                check_layer(layers[-1])
+            profile = cls(layers=tuple(layers), provenance=header["provenance"])
         if not profile.layers:
             raise ArtifactError(f"{source} is a profile without layers; profile the model again")
         return profile

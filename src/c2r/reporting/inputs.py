@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from c2r.artifacts import damaged_file, decode_artifact
+from c2r.artifacts import damaged_file, read_kind
 from c2r.errors import ArtifactError, InputError
 from c2r.plans import ClusterTopology, Plan
 from c2r.profiling import CollaborationProfile
@@ -135,11 +135,13 @@ def read_inputs(paths: Sequence[str | Path]) -> Inputs:
 
 def _read(path: Path) -> Source:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            is_binary = b"\0" in file.read(8)  # the length that a safetensors file begins with
+        content = b"" if is_binary else path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
-    if b"\0" in content[:8]:  # the length that a safetensors file begins with
-        kind = decode_artifact(content, source=path).kind
+    if is_binary:
+        kind = read_kind(path)
         return Source(path=path, kind=kind, value=_load(path, kind))
     document = _parse(path, content)
     if "points" in document:
