@@ -7,8 +7,9 @@ and command, new gloo processes do the command on the embedded model, which impo
 that it needs; then on the large one. Memory is what a process holds of its own (`RssAnon`) beyond
 what it held between the two, at its peak, sampled every 2 ms. `share` is what the rank must hold:
 its weights; in fine-tuning their gradients, AdamW's two moments and what one forward pass keeps for
-backward; and, as room to work, the experts of its largest layer once more. Fine-tuning writes a
-checkpoint at every step, and the tuned model. The bound is 1.15 times the share; `even` is the
+backward; and, as room to work, the experts of its largest layer once more; with `--fsdp`, by which
+`finetune` shards weights, the largest part of the model that is gathered as one. Fine-tuning writes
+a checkpoint at every step, and the tuned model. The bound is 1.15 times the share; `even` is the
 highest peak over the lowest. Prints a table and a JSON line.
 """
 
@@ -18,6 +19,7 @@ import gc
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +34,7 @@ import c2r
 from c2r.adapters.huggingface import load_parallel
 from c2r.adapters.huggingface.expert_parallel.spread import local_experts
 from c2r.assets import tiny_folder
-from c2r.parallel import join_world, merge_profiles
+from c2r.parallel import is_sharded_module, join_world, merge_profiles, own_part
 from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.training import FinetuneSettings, finetune
 
@@ -85,7 +87,7 @@ def windows(length):
     ]
 
 
-def work(command, folder, plan, out, length):
+def work(command, folder, plan, out, length, fsdp):
     world = join_world()
     model = load_parallel(folder, plan, dtype=torch.float32)
     if command == "profile":
@@ -94,31 +96,41 @@ def work(command, folder, plan, out, length):
     elif command == "run":
         c2r.run(model, batches(length))
     else:
-        finetune(model, windows(length), plan, SETTINGS, out)
+        batch_size = max(SETTINGS.batch_size, world.size)
+        settings = replace(SETTINGS, batch_size=batch_size, fsdp=fsdp)
+        finetune(model, windows(length), plan, settings, out)
     return model
 
 
 def kept_for_backward(model, length):
     """Bytes that a forward pass of a rank's part of a step keeps, parameters left out."""
-    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.train()(**{k: v.long() for k, v in batches(length)[0].items()}, use_cache=False)
-    return sum(size for size, _ in kept.values())
+    # What was gathered for a layer is empty by now; the outermost module still has it.
+    owned = {own_part(p).untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(storage.nbytes() for start, storage in kept.items() if start not in owned)
+
+
+def at_once(model):
+    """Parameters that a rank has in use together: of experts, or gathered as one by FSDP2."""
+    taken = set()
+    for module in reversed([m for m in model.modules() if is_sharded_module(m)]):
+        yield set(module.parameters()) - taken
+        taken |= set(module.parameters())
+    for _, experts, _ in local_experts(model):
+        yield set(experts.parameters())
 
 
 def share_of(model, command, length):
-    weights = sum(p.nbytes for p in model.parameters())
-    largest = max(
-        sum(p.nbytes for p in experts.parameters()) for _, experts, _ in local_experts(model)
-    )
+    weights = sum(own_part(p).nbytes for p in model.parameters())
+    largest = max(sum(p.nbytes for p in parameters) for parameters in at_once(model))
     copies = 4 if command == "finetune" else 1
     activations = kept_for_backward(model, length) if command == "finetune" else 0
     return (copies * weights + largest + activations) / MIB, weights / MIB
@@ -135,14 +147,15 @@ def measure(rank, args, command, mesh, folder, out):
     meeting = f"file://{folder / f'meeting-{command}-{num_groups}x{num_ranks}'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     tiny = make_plan([f"model.layers.{i}.mlp.gate" for i in range(4)], 32, 4, num_ranks)
-    work(command, tiny_folder(), tiny, folder / f"tiny-{command}-{size}-{num_ranks}", 32)
+    began = folder / f"tiny-{command}-{size}-{num_ranks}"
+    work(command, tiny_folder(), tiny, began, 32, args.fsdp)
     names = [f"model.layers.{i}.mlp.gate" for i in range(args.layers)]
     plan = make_plan(names, NUM_EXPERTS, 4, num_ranks)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     with PeakMemory() as memory:
         tuned = folder / f"{command}-{size}-{num_ranks}"
-        model = work(command, folder / "model", plan, tuned, args.length)
+        model = work(command, folder / "model", plan, tuned, args.length, args.fsdp)
     share, weights = share_of(model, command, args.length)
     out.put({"rank": rank, "weights": weights, "share": share, "peak": memory.peak["anonymous"]})
     dist.barrier()
@@ -154,6 +167,7 @@ def main():
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
     parser.add_argument("--mesh", nargs="+", default=["1x2", "1x4", "2x2"])
     parser.add_argument("--command", nargs="+", default=["profile", "run", "finetune"])
+    parser.add_argument("--fsdp", action="store_true")
     args = parser.parse_args()
     rows, started = [], time.time()
     with tempfile.TemporaryDirectory() as name:

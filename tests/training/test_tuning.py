@@ -1,5 +1,7 @@
 """What each mode trains, under which routing, towards what."""
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -100,6 +102,17 @@ def test_router_mode_builds_no_graph_below_the_first_router():
     handle.remove()
     assert trained == set(router_parameters(model))
     assert not seen["into"].requires_grad
+
+
+def test_weights_that_others_replace_while_they_train_are_freed():
+    model = tiny()
+    norm = model.model.norm
+    with training_only(model, "full", 1, routers=False):
+        before = weakref.ref(norm.weight)
+        norm.weight = torch.nn.Parameter(norm.weight.detach().clone(), requires_grad=False)
+        gc.collect()
+        assert before() is None
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_lora_trains_adapters_and_routers_and_merges_them():

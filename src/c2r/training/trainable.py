@@ -60,7 +60,8 @@ def training_only(
     Raises:
         InputError: `lora` without PEFT installed.
     """
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # By name: where the weights are sharded meanwhile, the parameters are others.
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     adapted = None
     try:
         if mode != "full":
@@ -74,8 +75,8 @@ def training_only(
     finally:
         if adapted is not None:
             adapted.merge_and_unload()
-        for parameter, requires_grad in before:
-            parameter.requires_grad_(requires_grad)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
 
 
 def _with_adapters(model: nn.Module, rank: int) -> Any:
