@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from c2r.adapters.huggingface import (
     apply,
     check_ids,
+    freeing_at_once,
     is_offloaded,
     is_parallel,
     load_model,
@@ -107,7 +108,9 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
     plan = unconstrained(plan) if settings.control else plan
     apply(model, plan, strict=False)
     start = time.perf_counter()
-    with _restoring(model), _folder(out) as folder:
+    # What is gathered for a layer would leave holes of its size.
+    freeing = freeing_at_once() if settings.fsdp else nullcontext()
+    with freeing, _restoring(model), _folder(out) as folder:
         arguments = _arguments(settings, len(windows), folder, str(model.device))
         if settings.expert_parallel and not is_parallel(model):
             parallelize(model, plan.folded(arguments.world_size))

@@ -11,7 +11,10 @@ from c2r.adapters.huggingface.batches import (
 )
 from c2r.adapters.huggingface.constrained_folder import constrain_folder
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
-from c2r.adapters.huggingface.expert_parallel.loading import has_expert_parallelism
+from c2r.adapters.huggingface.expert_parallel.loading import (
+    freeing_at_once,
+    has_expert_parallelism,
+)
 from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
 from c2r.adapters.huggingface.expert_parallel.sharding import shard
 from c2r.adapters.huggingface.expert_parallel.spread import (
@@ -104,6 +107,7 @@ __all__ = [
     "find_source",
     "fingerprint",
     "forward_inputs",
+    "freeing_at_once",
     "from_pretrained",
     "gather_state_dict",
     "held_rows",
