@@ -52,6 +52,23 @@ def test_the_loss_is_that_of_one_process(capsys, plan):
         assert layer["remote_copies"] < layer["copies"]
 
 
+@pytest.mark.distributed
+def test_sharded_over_two_groups_the_loss_is_the_same(capsys, plan):
+    arguments = ["--tokens", "2500", "--seq-len", "256", "--batch-size", "1", "--json"]
+    assert run_command(["run", "tiny", "--plan", plan, *arguments]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    result = torchrun("--plan", plan, "--fsdp", *arguments, num_ranks=4)
+    assert result.returncode == 0, result.stderr
+    together = json.loads(result.stdout)
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert together["num_predicted"] == alone["num_predicted"]
+
+
+def test_one_process_is_not_sharded(capsys, plan):
+    assert run_command(["run", "tiny", "--plan", plan, "--fsdp", *ARGUMENTS]) == 2
+    assert "--fsdp needs several processes; start it by `torchrun" in capsys.readouterr().err
+
+
 def test_chunks_that_are_no_number(capsys, plan):
     for text in ("0", "many"):
         assert run_command(["run", "tiny", "--plan", plan, "--chunks", text]) == 2

@@ -29,7 +29,7 @@ _GROUPS = {
     "Training": (
         "mode", "preset", "control", "num_steps", "num_epochs", "batch_per_pass", "learning_rate",
         "warmup", "weight_decay", "kl_weight", "aux_weight", "anneal_steps", "lora_rank", "bf16",
-        "gradient_checkpointing", "fsdp", "save_every", "async_save", "log_every", "wandb",
+        "gradient_checkpointing", "save_every", "async_save", "log_every", "wandb",
     ),
     "Tasks": ("tasks", "tasks_dir", "task_file", "trust_task_code", "limit", "shots"),
     "Comparison": ("against", "against_plan", "no_compare", "compare"),
@@ -37,7 +37,7 @@ _GROUPS = {
         "device", "device_map", "offload_folder", "dtype", "attn_implementation", "revision",
         "trust_remote_code", "other_weights",
     ),
-    "Run": ("expert_parallel", "timeout", "jobs", "seed"),
+    "Run": ("expert_parallel", "fsdp", "timeout", "jobs", "seed"),
     "Output": (
         "out", "plot", "figure", "figures", "save_recording", "force", "json", "quiet", "config",
         "help",

@@ -17,6 +17,7 @@ from c2r.cli.models import (
 )
 from c2r.cli.processes import is_first_process, is_launched
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
+from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
@@ -45,6 +46,12 @@ def run(
             help="Parts of a batch that travel and compute at the same time; auto tries several."
         ),
     ] = "1",
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            "--fsdp", help="Shard all else over the processes too, experts over groups (FSDP2)."
+        ),
+    ] = False,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,
     loading: ModelOptions = DEFAULT_LOADING,
     json: JsonOption = False,
@@ -52,13 +59,18 @@ def run(
     """Run a model on text with its experts spread over ranks.
 
     Reports loss, speed and traffic. Start it by `torchrun --nproc-per-node P -m c2r run MODEL
-    --plan PLAN`, with as many processes as the plan has ranks. In one process the model runs whole,
-    for comparison: the loss is the same.
+    --plan PLAN`, with as many processes as the plan has ranks, or a multiple. In one process the
+    model runs whole, for comparison: the loss is the same.
     """
+    if fsdp and not is_launched():
+        raise InputError(
+            "--fsdp needs several processes; start it by `torchrun --nproc-per-node NUMBER -m c2r "
+            "run ...`"
+        )
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
     with together(timeout, loading.backend) as ranks:
         from c2r import measuring
-        from c2r.adapters.huggingface import ParallelOptions
+        from c2r.adapters.huggingface import ParallelOptions, shard
         from c2r.plans import Plan
         from c2r.text import named_beginning, token_batches
 
@@ -67,10 +79,11 @@ def run(
         )
         chosen, texts = Plan.load(plan), resolve_texts(text)
         facts = {"the text": [item.digest for item in texts], "the plan": chosen.fingerprint}
-        ranks.agree(
-            {**facts, **cutting, "the dispatcher": [dispatcher, chunks], "dtype": loading.dtype}
-        )
+        told = {"the dispatcher": [dispatcher, chunks], "dtype": loading.dtype, "--fsdp": fsdp}
+        ranks.agree({**facts, **cutting, **told})
         loaded, tokenizer = _load(model, loading, chosen, options)
+        if fsdp:
+            shard(loaded)
         batches = list(token_batches(texts, tokenizer, **cutting))
         with progress_bar("running, tokens of this rank", None) as advance:
             result = measuring.run(loaded, batches, advance)
