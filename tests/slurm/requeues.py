@@ -54,6 +54,8 @@ def is_through(job):
     if state_of(job) == "PENDING":
         with suppress(CalledProcessError):  # the node was not down
             _set_node("state=resume")
+        with suppress(CalledProcessError):  # held, for the node was not ready after its loss
+            text_of("scontrol", "release", job)
         with suppress(CalledProcessError):  # it runs by now
             text_of("scontrol", "update", f"jobid={job}", "starttime=now")
     return is_over(job)
