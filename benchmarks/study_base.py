@@ -43,6 +43,10 @@ class Scale:
     heldout_tokens: int = 65536
     bf16: bool = False
 
+    def measured_form(self, model):
+        """The model in the numbers that it is measured in."""
+        return model.bfloat16() if self.bf16 and model.device.type == "cpu" else model
+
 
 SCALES = {
     "embedded": Scale(

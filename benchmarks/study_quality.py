@@ -6,9 +6,10 @@
 
 For each policy and mode (none, router, full, lora) and three seeds: held-out loss, copies per
 token, load and predicted time. The baseline, `control`, is tuned by the same steps on the same data
-in the same order without the constraint. Everything done is kept in the folder `--out`, tuned
-models included, so that the study goes on where it was stopped; `--minutes` stops it in time.
-Prints a table in Markdown and one JSON line.
+in the same order without the constraint. A case is POLICY=STRENGTH, or POLICY=STRENGTH@VARIANT for
+another placement than the one of all cases, or other strengths (`study_plans.py`). Everything done
+is kept in the folder `--out`, tuned models included, so that the study goes on where it was
+stopped; `--minutes` stops it in time. Prints a table in Markdown and one JSON line.
 
 Text: what every Python installation carries, as `scripts/train_tiny.py` collects it; for the model
 that `make_base.py` made (`--base`), what `base_model/texts.py` keeps for each purpose. Experts are
@@ -33,28 +34,21 @@ import numpy as np
 import torch
 from harness import finish
 from study_base import SCALES, ByteMaterial
+from study_plans import PLACED_FOR, WORKLOAD, Case, StudyPlans, cluster_of, parse_cases
 from transformers import TrainerCallback
 
-from c2r.adapters.huggingface import prepare, profile
+from c2r.adapters.huggingface import prepare
 from c2r.measuring import Tally, measure_plans
-from c2r.planning import make_plan, parse_policy, with_policy
-from c2r.plans import Plan, contiguous_placement
-from c2r.prediction import Phase, Workload, find_cluster
 from c2r.prediction.shares import measured_shares
 from c2r.prediction.time import layer_time
-from c2r.prediction.workload import UNKNOWN_SIZES
-from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement
 from c2r.training import FinetuneSettings, finetune
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
-CONTROL, CONTIGUOUS = "top_k", "in order"
+CONTIGUOUS = "in order"
 CASES = ("c2r=16", "c2r=8", "c2r=3", "priced=0.03", "priced=0.1", "priced=0.3", "pruned=0.1")
 UNTUNED = ("none", 0, 0.0)  # mode, steps, learning rate
-MAX_LOAD = 1.1
-PLACED_FOR = "hosts-4-10g"
 TIMED_ON = (PLACED_FOR, "hosts-4-100g", "h100-8")
-WORKLOAD = Workload(sizes=UNKNOWN_SIZES, tokens_per_rank=4096, phase=Phase.TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +61,11 @@ class Run:
     seed: int
     steps: int
     learning_rate: float
+    variant: str = ""
 
     @property
     def case(self):
-        return case_of(self.policy, self.strength)
+        return Case(policy=self.policy, strength=self.strength, variant=self.variant)
 
     @property
     def setting(self):
@@ -78,14 +73,9 @@ class Run:
         return (self.mode, self.steps, self.learning_rate)
 
 
-def case_of(policy, strength):
-    """What a policy at a strength is called; plain top-k is the control."""
-    return "control" if policy == CONTROL else f"{policy} {strength:g}"
-
-
 def tuned_folder(out, mode, case, seed):
     """Where a study keeps a tuned model."""
-    return out / "models" / f"{mode}-{case.replace(' ', '-')}-{seed}"
+    return out / "models" / f"{mode}-{case.slug}-{seed}"
 
 
 class OutOfTimeError(Exception):
@@ -121,42 +111,18 @@ class Deadline(TrainerCallback):
             raise
 
 
-def parse_cases(texts):
-    """Policies with their strengths, the control first."""
-    parsed = [parse_policy(text) for text in texts]
-    return [(CONTROL, 0.0), *((policy, value) for policy, values in parsed for value in values)]
-
-
 def runs_of(args, scale):
     """The runs that were asked for, seed by seed, so that a study cut short has whole seeds."""
-    runs = [_untuned(*case) for case in parse_cases(args.cases)]
+    mode, steps, rate = UNTUNED
+    untuned = {"mode": mode, "steps": steps, "learning_rate": rate, "seed": 0}
+    runs = [Run(**asdict(case), **untuned) for case in parse_cases(args.cases)]
     cases = parse_cases(args.cases if args.tuned_cases is None else args.tuned_cases)
     for seed in args.seeds:
         for mode in args.modes:
             rate = args.learning_rate or scale.learning_rates[mode]
-            for policy, strength in cases:
-                runs.append(
-                    Run(
-                        policy=policy,
-                        strength=strength,
-                        mode=mode,
-                        seed=seed,
-                        steps=args.steps or scale.steps,
-                        learning_rate=rate,
-                    )
-                )
+            tuned = {"mode": mode, "steps": args.steps or scale.steps, "learning_rate": rate}
+            runs += [Run(**asdict(case), **tuned, seed=seed) for case in cases]
     return runs
-
-
-def _untuned(policy, strength):
-    mode, steps, rate = UNTUNED
-    return Run(policy=policy, strength=strength, mode=mode, seed=0, steps=steps, learning_rate=rate)
-
-
-def cluster_of(name, num_ranks):
-    """A preset with as many ranks: on nodes of one rank each, or on one node, as it has them."""
-    cluster = find_cluster(name)
-    return cluster.of_size(num_ranks, 1 if cluster.num_nodes == 1 else num_ranks)
 
 
 def milliseconds(found, cluster, dispatcher="zero_redundancy"):
@@ -180,8 +146,7 @@ class ResumableSweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines = self.folder / "runs.jsonl"
         self.material = self._material()
-        self.profile = self._profile()
-        self.placed = self._placed()
+        self.plans = StudyPlans(self.folder, self.material, args.ranks, args.max_load)
         self.heldout = self.material.heldout()
 
     def _material(self):
@@ -192,49 +157,17 @@ class ResumableSweep:
         with self.deadline.watching():
             return ByteMaterial(self.folder, self.scale, self.args.device, [self.deadline])
 
-    def _profile(self):
-        """The base model's profile on the text that experts are placed by, kept."""
-        path = self.folder / "profile.safetensors"
-        if not path.exists():
-            profile(self._measured_form(self.material.open()), self.material.calibration()).save(
-                path
-            )
-        return CollaborationProfile.load(path)
-
-    def _measured_form(self, model):
-        return model.bfloat16() if self.scale.bf16 and self.args.device == "cpu" else model
-
-    def _placed(self):
-        """Plain top-k on the placement of all runs, found once."""
-        path = self.folder / "placed.safetensors"
-        if not path.exists():
-            cluster = cluster_of(PLACED_FOR, self.args.ranks)
-            make_plan(
-                self.profile,
-                num_ranks=cluster.num_ranks,
-                num_nodes=cluster.num_nodes,
-                policy=CONTROL,
-                cluster=cluster,
-                workload=WORKLOAD,
-                max_load=MAX_LOAD,
-            ).save(path)
-        return Plan.load(path)
-
     def in_order(self):
         """What plain top-k sends with the experts in the order of their ids, measured once."""
         path = self.folder / "in_order.json"
         if not path.exists():
-            layers = tuple(
-                replace(layer, placement=contiguous_placement(layer.num_experts, self.args.ranks))
-                for layer in self.placed.layers
-            )
-            (found,) = self._measure(self.material.open(), [replace(self.placed, layers=layers)])
+            (found,) = self._measure(self.material.open(), [self.plans.in_order()])
             path.write_text(json.dumps(found.to_json()))
         return json.loads(path.read_text())
 
     def _measure(self, model, plans):
         """Of each plan, against the first one, in one pass over the text."""
-        model = self._measured_form(model)
+        model = self.scale.measured_form(model)
         prepared = [prepare(model, plan, strict=False) for plan in plans]
         tallies = [Tally() for _ in plans]
         for _ in measure_plans(model, self.heldout, prepared, tallies):
@@ -244,25 +177,19 @@ class ResumableSweep:
 
     def done(self):
         """The results so far, by run."""
-        if not self.lines.exists():
-            return {}
-        entries = map(json.loads, self.lines.read_text().splitlines())
-        return {Run(**entry["run"]): entry for entry in entries}
+        return read_runs(self.lines)
 
     def run_untuned(self, runs):
         """Measures all of them on the same batches, and writes a line each."""
-        found = self._measure(self.material.open(), [self._plan(run) for run in runs])
+        found = self._measure(self.material.open(), [self.plans.of(run.case) for run in runs])
         for run, each in zip(runs, found, strict=True):
             self._keep(run, each)
 
     def run(self, run):
         """Tunes, measures, and writes a line."""
-        model, plan = self.material.open(), self._plan(run)
+        model, plan = self.material.open(), self.plans.of(run.case)
         self._tune(model, run, plan)
         self._keep(run, *self._measure(model, [plan]))
-
-    def _plan(self, run):
-        return with_policy(self.placed, self.profile, run.policy, run.strength or None)
 
     def _keep(self, run, found):
         with self.lines.open("a") as file:
@@ -291,10 +218,16 @@ class ResumableSweep:
             weight_decay=0.1 if run.mode == "full" else 0.0,
             aux_weight=0.01,
             seed=run.seed,
-            control=run.policy == CONTROL,
+            control=run.case.is_control,
             bf16=self.scale.bf16,
             log_every=10,
         )
+
+
+def read_runs(path):
+    """The results that a study kept, by run."""
+    entries = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {Run(**entry["run"]): entry for entry in entries}
 
 
 def summarise(entries, in_order, num_ranks):
@@ -306,13 +239,13 @@ def summarise(entries, in_order, num_ranks):
     clusters = {name: cluster_of(name, num_ranks) for name in TIMED_ON}
     k_fold = {name: milliseconds(in_order, each, "k_fold") for name, each in clusters.items()}
     controls = {
-        (run.setting, run.seed): entry for run, entry in entries.items() if run.policy == CONTROL
+        (run.setting, run.seed): entry for run, entry in entries.items() if run.case.is_control
     }
     groups = defaultdict(list)
     for run, entry in entries.items():
         control = controls.get((run.setting, run.seed))
         if control is not None:
-            groups[run.setting, run.case].append((entry, control))
+            groups[run.setting, run.case.name].append((entry, control))
     groups = {(UNTUNED, CONTIGUOUS): [(in_order, in_order)]} | groups
     rows = []
     for (setting, case), pairs in sorted(groups.items(), key=lambda item: item[0][0] != UNTUNED):
@@ -363,9 +296,9 @@ def table(rows):
         "|---" * (9 + len(TIMED_ON)) + "|",
     ]
     for row in rows:
-        over = "-" if row["case"] in (CONTIGUOUS, "control") else _percent(row)
+        over = "-" if row["case"].split(",")[0] in (CONTIGUOUS, "control") else _percent(row)
         lines.append(
-            f"| {_tuning(row)} | {row['case']} | {row['seeds']} | {row['loss']:.4f} | {over} | "
+            f"| {tuning(row)} | {row['case']} | {row['seeds']} | {row['loss']:.4f} | {over} | "
             f"{row['copies']:.3f} | {row['of_contiguous']:.2f} | {row['busiest']:.2f} | "
             f"{row['rank_load_max_over_mean']:.2f} | "
             + " | ".join(f"{row[f'time_{name}']:.3f}" for name in TIMED_ON)
@@ -374,7 +307,8 @@ def table(rows):
     return "\n".join(lines)
 
 
-def _tuning(row):
+def tuning(row):
+    """How a row was tuned, in words."""
     if row["mode"] == "none":
         return "none"
     return f"{row['mode']}, {row['steps']} steps at {row['learning_rate']:g}"
@@ -394,8 +328,9 @@ def parse_arguments():
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--modes", nargs="*", default=["full", "router"])
-    parser.add_argument("--cases", nargs="*", default=CASES, metavar="POLICY=STRENGTH")
-    parser.add_argument("--tuned-cases", nargs="*", metavar="POLICY=STRENGTH", help="default: all")
+    parser.add_argument("--max-load", type=float, default=1.1, help="bound of the placement")
+    parser.add_argument("--cases", nargs="*", default=CASES, metavar="CASE")
+    parser.add_argument("--tuned-cases", nargs="*", metavar="CASE", help="default: all")
     parser.add_argument("--steps", type=int, help="of fine-tuning")
     parser.add_argument("--learning-rate", type=float, help="for all modes")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, go on later")
@@ -435,7 +370,8 @@ def main():
         return
     rows = summarise(*results, args.ranks)
     print(table(rows))
-    settings = {"scale": args.scale, "ranks": args.ranks, **asdict(scale)}
+    settings = {"scale": args.scale, "ranks": args.ranks, "max_load": args.max_load}
+    settings |= asdict(scale)
     finish("study_quality", "control", rows, settings, command=" ".join(sys.argv))
 
 

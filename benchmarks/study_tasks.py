@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import finish
-from study_quality import case_of, parse_cases, tuned_folder
+from study_plans import parse_cases
+from study_quality import tuned_folder
 
 from c2r.adapters.huggingface import load_tokenizer
 from c2r.artifacts import write_text
@@ -71,12 +72,12 @@ class Answers:
         """By name: answers, and the name of what they are compared with."""
         found = {DENSE: (self.of(DENSE, self.args.base.parent / "dense-mixture"), PLAIN)}
         for prefix in ("", "tuned ") if self.args.tuned else ("",):
-            for policy, strength in parse_cases(self.args.cases):
-                case = case_of(policy, strength)
+            for case in parse_cases(self.args.cases):
                 tuned = tuned_folder(self.args.out, "full", case, 0)
                 folder = tuned if prefix else self.args.base / "model"
-                plan = with_policy(self.placed, self.profile, policy, strength or None)
-                found[prefix + case] = (self.of(prefix + case, folder, plan), prefix + PLAIN)
+                plan = with_policy(self.placed, self.profile, case.policy, case.strength or None)
+                name = prefix + case.name
+                found[name] = (self.of(name, folder, plan), prefix + PLAIN)
         return found
 
 

@@ -56,6 +56,6 @@ class Settings:
 
 VARIANTS = {
     "fine": Settings(num_experts=32, top_k=8, num_shared=768, tokens=600_000),
-    "coarse": Settings(num_experts=8, top_k=2, num_shared=0, tokens=600_000, experts="eager"),
+    "coarse": Settings(num_experts=8, top_k=4, num_shared=0, tokens=300_000),
 }
 """Fine-grained with a shared expert, as Qwen-MoE and DeepSeek; and few experts, as LLaMA-MoE."""

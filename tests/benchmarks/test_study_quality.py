@@ -10,7 +10,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_quality.py"
 
 def study(folder, *options):
     command = [sys.executable, str(SCRIPT), "--out", str(folder), "--scale", "smoke"]
-    command += ["--seeds", "0", "1", "--modes", "router", "--cases", "priced=0.1", *options]
+    command += ["--seeds", "0", "1", "--modes", "router", "--tuned-cases", "priced=0.1"]
+    command += ["--cases", "priced=0.1", "priced=0.1@again", "top_k@replicas", *options]
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
@@ -21,7 +22,7 @@ def test_a_study_cut_short_goes_on_to_the_same_rows_as_its_runs(tmp_path):
     rows = {(r["mode"], r["case"]): r for r in json.loads(whole.stdout.splitlines()[-1])["rows"]}
     assert set(rows) == {
         (mode, case) for mode in ("none", "router") for case in ("control", "priced 0.1")
-    } | {("none", "in order")}
+    } | {("none", case) for case in ("in order", "priced 0.1, again", "control, replicas")}
     tuned = rows["router", "priced 0.1"]
     runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     losses = {
@@ -35,4 +36,7 @@ def test_a_study_cut_short_goes_on_to_the_same_rows_as_its_runs(tmp_path):
     low, high = tuned["interval"]
     assert low <= tuned["over_control"] <= high
     assert tuned["of_contiguous"] < 0.6
+    held = rows["none", "control, replicas"]
+    assert held["copies"] < rows["none", "control"]["copies"]
+    assert held["loss"] == rows["none", "control"]["loss"]
     assert not (tmp_path / "tuning").exists() or not any((tmp_path / "tuning").iterdir())
