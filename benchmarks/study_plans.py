@@ -30,7 +30,7 @@ VARIANTS = ("copies", "replicas", "again", "per-layer")
 _CONTROL = "top_k"
 _REPLICAS = 2
 _SPREAD_STRENGTHS = (0.03, 0.1, 0.3)
-_SPREAD_BATCHES = 2
+_SPREAD_BATCHES = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
