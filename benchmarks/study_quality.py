@@ -233,8 +233,8 @@ def read_runs(path):
 def summarise(entries, in_order, num_ranks):
     """Rows of means over seeds, each against the control of the same tuning and seed.
 
-    Times are ratios to k-fold dispatch of the untuned model's plain top-k, experts in order; the
-    first row is of the same, each token sent once per rank.
+    Times are ratios to those of the untuned model's plain top-k, experts in order, each token sent
+    once per expert; the first row is of the same, each token sent once per rank.
     """
     clusters = {name: cluster_of(name, num_ranks) for name in TIMED_ON}
     k_fold = {name: milliseconds(in_order, each, "k_fold") for name, each in clusters.items()}
@@ -289,7 +289,7 @@ def table(rows):
     lines = [
         (
             "| tuning | routing | seeds | loss | over its control, % (95 %) | copies | "
-            "of contiguous | busiest | load | "
+            "of in order | busiest | load | "
             + " | ".join(f"time, {name}" for name in TIMED_ON)
             + " |"
         ),
