@@ -28,7 +28,13 @@ GPT_OSS_20B = {
     "num_moe_layers": 24,
     "dense_parameters": 1_200_000_000,
 }
-CLUSTERS = (("h100-8", 4, 1), ("h100-8", 8, 1), ("h100-8x2", 8, 2), ("hosts-4-10g", 4, 4))
+CLUSTERS = (
+    ("h100-8", 4, 1),
+    ("h100-8", 8, 1),
+    ("h100-8x2", 8, 2),
+    ("h100-8x2", 16, 2),
+    ("hosts-4-10g", 4, 4),
+)
 PLANS = {
     "in order": None,
     "few copies": {},

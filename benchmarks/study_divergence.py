@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import finish
-from make_base import open_mixture
 from study_base import SCALES
 from study_plans import StudyPlans
 from study_quality import UNTUNED, read_runs, tuned_folder, tuning
-from study_smollm import MixtureMaterial
 
 from c2r import apply
 from c2r.artifacts import write_text
@@ -61,6 +59,8 @@ def _divergence(reference, ours):
 
 def model_of(run, args, material, plans):
     """The model of a run, under its plan."""
+    from make_base import open_mixture
+
     folder = args.base / "model"
     if run.mode != UNTUNED[0]:
         folder = tuned_folder(args.out, run.mode, run.case, run.seed)
@@ -72,6 +72,8 @@ def model_of(run, args, material, plans):
 
 def measure_all(args):
     """The divergences of every run of the study, measured once."""
+    from study_smollm import MixtureMaterial
+
     material = MixtureMaterial(args.base, _SCALE)
     plans = StudyPlans(args.out, material, args.ranks, args.max_load)
     path = args.out / "divergence.json"

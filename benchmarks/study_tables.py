@@ -6,12 +6,16 @@ python benchmarks/study_tables.py
 import json
 from pathlib import Path
 
+import study_divergence
 import study_quality
 import study_tasks
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = {
     "study_smollm_4.json": study_quality.table,
+    "study_smollm_8.json": study_quality.table,
+    "study_smollm_coarse.json": study_quality.table,
+    "study_smollm_divergence.json": study_divergence.table,
     "study_smollm_tasks.json": study_tasks.table,
 }
 
