@@ -94,7 +94,7 @@ def summarise(measured):
     for run, found in measured:
         groups[run.setting, run.case.name].append(found)
     rows = []
-    for (setting, case), found in groups.items():
+    for (setting, case), found in sorted(groups.items(), key=lambda item: item[0][0] != UNTUNED):
         row = {"case": case, "mode": setting[0], "steps": setting[1], "learning_rate": setting[2]}
         from_dense, from_mixture = np.mean(found, 0)
         row |= {"from_dense": float(from_dense), "from_mixture": float(from_mixture)}
