@@ -329,7 +329,7 @@ def _conclude(
         f"a token sent {DISPATCH_WORDS[fastest.dispatcher]}. {WORTH_RULE} Of {BATCHES[0]}, "
         f"{BATCHES[1]}, {BATCHES[2]}, ... {BATCHES[-1]:,} tokens a rank, the plan pays {pays}. "
         f"Exchange took {100 * plain.exchange_share:.0f} % of the step; what a plan saves beyond "
-        "that is the busiest rank's products, which it evens out."
+        "that is what the busiest rank computes and copies, which it evens out."
     )
     if saving.worth is Worth.SLOWER:
         complain(f"WARNING: {said} Do not use the plan here, or plan for this cluster.")

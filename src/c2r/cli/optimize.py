@@ -224,11 +224,11 @@ def _gain(found: "Optimized") -> str:
 
     chosen = found.chosen
     low, high = (100 * end for end in chosen.loss_increase_interval)
-    cost = "no loss, for it places experts only"
+    cost = "It costs no loss, for it places experts only"
     if chosen.policy != "top_k":
         cost = (
-            f"{100 * chosen.loss_increase:+.2f} % of the loss (95 %: {low:+.2f} to {high:+.2f}) "
-            "without fine-tuning"
+            f"The loss changes by {100 * chosen.loss_increase:+.2f} % (95 %: {low:+.2f} to "
+            f"{high:+.2f}) without fine-tuning"
         )
     by = "placement alone"
     if chosen.policy != "top_k":
@@ -236,7 +236,7 @@ def _gain(found: "Optimized") -> str:
     return (
         f"{found.saving.headline}, by {by} ({_steps(found)}; a layer "
         f"{milliseconds(found.before.layer)} to {milliseconds(found.after.layer)}). Exchange took "
-        f"{100 * found.before.exchange_share:.0f} % of it. It costs {cost}. "
+        f"{100 * found.before.exchange_share:.0f} % of it. {cost}. "
         f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, load of the busiest rank "
         f"{chosen.rank_load_max_over_mean:.2f}."
     )
