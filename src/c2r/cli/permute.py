@@ -64,7 +64,7 @@ def permute(
     if not undo:
         note(
             "this saves traffic where the engine sends a token once per rank: vLLM with "
-            "--all2all-backend deepep_high_throughput or deepep_low_latency, SGLang with "
-            "--moe-a2a-backend deepep; by default both send all tokens to all ranks, and no "
-            "placement changes that"
+            "--all2all-backend deepep_high_throughput, SGLang with --moe-a2a-backend deepep; "
+            "deepep_low_latency sends once per expert, and by default both send all tokens to all "
+            "ranks, which no placement changes"
         )

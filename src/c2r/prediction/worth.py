@@ -15,8 +15,8 @@ PREDICTION_ERROR = 0.04
 docs/how-it-works.md. A difference that is smaller says nothing."""
 
 WORTH_RULE = (
-    f"Predictions were off by {100 * PREDICTION_ERROR:.0f} % in the median and by 20 % at worst, on "
-    "emulated hosts: a difference below the median is none that they can tell."
+    f"Predictions were off by {100 * PREDICTION_ERROR:.0f} % in the median and by 20 % at worst, "
+    "on emulated hosts: a difference below the median is none that they can tell."
 )
 
 BATCHES = tuple(1 << exponent for exponent in range(17))

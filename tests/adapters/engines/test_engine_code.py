@@ -123,7 +123,7 @@ def test_sglangs_parser_takes_the_launch_line(tmp_path):
 @needs("vllm")
 def test_vllms_parser_takes_the_launch_lines(tmp_path):
     flags = ask("vllm", "vllm_flags", lines_of_page("vllm serve PERMUTED")[0])
-    assert flags["all2all_backend"] == "deepep_low_latency"
+    assert flags["all2all_backend"] == "deepep_high_throughput"
     assert flags["enable_expert_parallel"]
     assert ask("vllm", "vllm_flags", "vllm serve MODEL --enable-return-routed-experts")[
         "enable_return_routed_experts"

@@ -45,7 +45,8 @@ def launch_line(slots: SlotMap, path: Path) -> str:
     }
     return (
         f"vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel "
-        f"--all2all-backend deepep_low_latency --enable-eplb --eplb-config '{json.dumps(config)}'"
+        f"--all2all-backend deepep_high_throughput --enable-eplb "
+        f"--eplb-config '{json.dumps(config)}'"
     )
 
 
