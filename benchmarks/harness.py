@@ -80,6 +80,25 @@ def _cell(value):
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def children(pid):
+    """Of a process, those that it started; none where it has ended."""
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+def seconds_used(pid):
+    """Processor seconds of a process, without those of its children; 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def finish(benchmark, baseline, rows, settings, **others):
     """Prints the line of JSON.
 

@@ -23,6 +23,7 @@ from study_quality import UNTUNED, read_runs, tuned_folder, tuning
 from c2r import apply
 from c2r.artifacts import write_text
 from c2r.cli.console import note
+from c2r.measuring import Tally
 
 _SCALE = SCALES["smollm"]
 
@@ -45,16 +46,13 @@ class Divergence:
     def of(self, model):
         """Mean KL in nats per token from each reference."""
         ours = self._logits(model)
-        return [_divergence(reference, ours) for reference in self.references]
+        return [self._from(reference, ours) for reference in self.references]
 
-
-def _divergence(reference, ours):
-    total = 0.0
-    parts = (logits.flatten(0, 1).split(512) for logits in (reference, ours))
-    for theirs, mine in zip(*parts, strict=True):
-        theirs, mine = theirs.float().log_softmax(-1), mine.float().log_softmax(-1)
-        total += float((theirs.exp() * (theirs - mine)).sum())
-    return total / ours.shape[:2].numel()
+    def _from(self, reference, ours):
+        tally = Tally()
+        for rows in zip(ours, reference, self.windows, strict=True):
+            tally.add_window(*rows)  # of all places: the loss that is tallied too means nothing
+        return tally.kl / sum(tally.num_predicted)
 
 
 def model_of(run, args, material, plans):
@@ -75,7 +73,7 @@ def measure_all(args):
     from study_smollm import MixtureMaterial
 
     material = MixtureMaterial(args.base, _SCALE)
-    plans = StudyPlans(args.out, material, args.ranks, args.max_load)
+    plans = StudyPlans(args.out, material)
     path = args.out / "divergence.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     divergence = None
@@ -117,8 +115,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--base", type=Path, required=True, help="what make_base.py made")
-    parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--max-load", type=float, default=1.1)
     parser.add_argument("--windows", type=int, default=16, help="of 512 tokens")
     args = parser.parse_args()
     rows = summarise(measure_all(args))

@@ -69,7 +69,7 @@ def parse_cases(texts):
             raise InputError(f"{text}: there is no variant {variant}; it is {', '.join(VARIANTS)}")
         policy, strengths = parse_policy(setting)
         for strength in strengths or (0.0,):
-            found.append(Case(policy=policy, strength=strength or 0.0, variant=variant))
+            found.append(Case(policy=policy, strength=strength, variant=variant))
     return list(dict.fromkeys(found))
 
 
@@ -80,9 +80,12 @@ def cluster_of(name, num_ranks):
 
 
 class StudyPlans:
-    """The plans of a study, kept in its folder; `material` as `study_base.ByteMaterial`."""
+    """The plans of a study, kept in its folder; `material` as `study_base.ByteMaterial`.
 
-    def __init__(self, folder, material, num_ranks, max_load):
+    Ranks and bound are of a placement that is made: one that is kept stays.
+    """
+
+    def __init__(self, folder, material, num_ranks=4, max_load=1.1):
         self.folder, self.material = folder, material
         self.num_ranks, self.max_load = num_ranks, max_load
         self.profile = self._profile()
@@ -90,7 +93,7 @@ class StudyPlans:
 
     def of(self, case):
         """The plan of a case."""
-        if case == CONTROL or not case.variant:
+        if not case.variant:
             return self._with_policy(self.placed, case)
         make = getattr(self, f"_{case.variant.replace('-', '_')}")
         return self._kept(f"plan-{case.slug}", lambda: make(case))
@@ -113,10 +116,10 @@ class StudyPlans:
         """The base model's profile on the text that experts are placed by."""
         path = self.folder / "profile.safetensors"
         if not path.exists():
-            self._profile_under(None).save(path)
+            self._profile_under().save(path)
         return CollaborationProfile.load(path)
 
-    def _profile_under(self, plan):
+    def _profile_under(self, plan=None):
         model = self._open()
         if plan is not None:
             apply(model, plan, strict=False)

@@ -16,16 +16,14 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import finish
-from study_plans import parse_cases
+from study_base import SCALES
+from study_plans import StudyPlans, parse_cases
 from study_quality import tuned_folder
 
 from c2r.adapters.huggingface import load_tokenizer
 from c2r.artifacts import write_text
 from c2r.cli.console import note
 from c2r.measuring import free_plan
-from c2r.planning import with_policy
-from c2r.plans import Plan
-from c2r.profiling import CollaborationProfile
 from c2r.tasks import TaskEvaluation, TaskRequest, compare_evaluations, evaluate, load_tasks
 
 CASES = ("priced=0.03", "priced=0.1", "c2r=16")
@@ -39,8 +37,12 @@ class Answers:
         self.args = args
         self.folder = args.out / "answers"
         self.folder.mkdir(exist_ok=True)
-        self.placed = Plan.load(args.out / "placed.safetensors")
-        self.profile = CollaborationProfile.load(args.out / "profile.safetensors")
+
+    @cached_property
+    def plans(self):
+        from study_smollm import MixtureMaterial
+
+        return StudyPlans(self.args.out, MixtureMaterial(self.args.base, SCALES["smollm"]))
 
     @cached_property
     def tasks(self):
@@ -75,9 +77,8 @@ class Answers:
             for case in parse_cases(self.args.cases):
                 tuned = tuned_folder(self.args.out, "full", case, 0)
                 folder = tuned if prefix else self.args.base / "model"
-                plan = with_policy(self.placed, self.profile, case.policy, case.strength or None)
                 name = prefix + case.name
-                found[name] = (self.of(name, folder, plan), prefix + PLAIN)
+                found[name] = (self.of(name, folder, self.plans.of(case)), prefix + PLAIN)
         return found
 
 

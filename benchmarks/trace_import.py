@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import finish, print_table, spread
+from harness import children, finish, print_table, spread
 
 NUM_EXPERTS, TOP_K = 128, 8
 RECORD_TOKENS, NUM_BLOCKS = 8_192, 64
@@ -99,13 +99,6 @@ def measure(format_, folder):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return float(process.stdout.read()), cpu, peak, peak_of_all
-
-
-def children(pid):
-    try:
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
 
 
 def anonymous_bytes(pid):

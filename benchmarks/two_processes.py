@@ -17,9 +17,8 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
-from harness import finish, interleave, print_table, ratios, spread
+from harness import children, finish, interleave, print_table, ratios, seconds_used, spread
 
 TOKENS = 442_368
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -102,23 +101,6 @@ def seconds_of_commands(words, tokens, launcher=("-m", "c2r")):
     statuses = [process.returncode for process in started]
     assert not any(statuses), statuses
     return seconds, used
-
-
-def children(pid):
-    """Of a process, those that it started."""
-    try:
-        return map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    except OSError:
-        return ()
-
-
-def seconds_used(pid):
-    """Processor seconds of a process, without those of its children; 0 where it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "c2r")

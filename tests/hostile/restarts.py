@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness import children, seconds_used
 from tests.hostile import kills
 
 MAX_RESTARTS = 3
@@ -142,20 +143,10 @@ def workers(pid):
     """The ranks that are at work, in order."""
     found = []
     with suppress(OSError):  # those that end while we look
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if b"c2r" in words:
-                found.append(int(child))
+        for child in children(pid):
+            if b"c2r" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                found.append(child)
     return found
-
-
-def seconds_used(pid):
-    """Processor seconds of a process; 0 where it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def said(work):

@@ -223,16 +223,14 @@ def _gain(found: "Optimized") -> str:
     from c2r.prediction.time import milliseconds
 
     chosen = found.chosen
-    low, high = (100 * end for end in chosen.loss_increase_interval)
-    cost = "It costs no loss, for it places experts only"
+    by, cost = "placement alone", "It costs no loss, for it places experts only"
     if chosen.policy != "top_k":
+        by = f"{_name(chosen)} on the placement found"
+        low, high = (100 * end for end in chosen.loss_increase_interval)
         cost = (
             f"The loss changes by {100 * chosen.loss_increase:+.2f} % (95 %: {low:+.2f} to "
             f"{high:+.2f}) without fine-tuning"
         )
-    by = "placement alone"
-    if chosen.policy != "top_k":
-        by = f"{_name(chosen)} on the placement found"
     return (
         f"{found.saving.headline}, by {by} ({_steps(found)}; a layer "
         f"{milliseconds(found.before.layer)} to {milliseconds(found.after.layer)}). Exchange took "

@@ -14,9 +14,13 @@ PREDICTION_ERROR = 0.04
 """Share of a step by which predictions were off in the median, where they were measured: see
 docs/how-it-works.md. A difference that is smaller says nothing."""
 
+WORST_PREDICTION_ERROR = 0.20
+"""The same at worst."""
+
 WORTH_RULE = (
-    f"Predictions were off by {100 * PREDICTION_ERROR:.0f} % in the median and by 20 % at worst, "
-    "on emulated hosts: a difference below the median is none that they can tell."
+    f"Predictions were off by {100 * PREDICTION_ERROR:.0f} % in the median and by "
+    f"{100 * WORST_PREDICTION_ERROR:.0f} % at worst, on emulated hosts: a difference "
+    "below the median is none that they can tell."
 )
 
 BATCHES = tuple(1 << exponent for exponent in range(17))
@@ -24,7 +28,6 @@ BATCHES = tuple(1 << exponent for exponent in range(17))
 
 UNEVEN = 1.3
 """Load of the busiest rank over the mean from which it is worth saying what would even it out."""
-
 
 _SMALL = 512
 """Hidden size below which a model is one for trying things out: none in use has less."""

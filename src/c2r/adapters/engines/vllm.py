@@ -45,7 +45,7 @@ def launch_line(slots: SlotMap, path: Path) -> str:
     }
     return (
         f"vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel "
-        f"--all2all-backend deepep_high_throughput --enable-eplb "
+        "--all2all-backend deepep_high_throughput --enable-eplb "
         f"--eplb-config '{json.dumps(config)}'"
     )
 
