@@ -118,5 +118,5 @@ def test_no_bars_of_other_libraries_and_one_line_on_what_is_to_be_done(tmp_path)
     lines = [line for line in done.stderr.splitlines() if " a second" not in line]
     told, runs, work, wrote = lines  # but for progress, on a slow machine
     assert told.startswith("no --text") and runs.startswith("model runs on cpu in bfloat16")
-    assert work == "profiling up to 256 tokens: 2 batches of 2 x 64"
+    assert work == "profiling up to 256 tokens: 4 windows of up to 64, 2 at a time"
     assert wrote.startswith("wrote p.safetensors") and done.returncode == 0

@@ -43,7 +43,10 @@ def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     assert run_command([*command, "--max-loss-increase", "0.5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["is_worth_it"]
-    assert found["planned"]["step"] < found["contiguous"]["step"] < found["k_fold"]["step"]
+    in_order = found["contiguous"]
+    assert (
+        found["planned"]["step"] < in_order["zero_redundancy"]["step"] < in_order["k_fold"]["step"]
+    )
     assert run_command([*command, "--max-loss-increase", "-1"]) == 2  # another request
     assert "replace it with --force" in capsys.readouterr().err
     assert run_command([*command, "--max-loss-increase", "-1", "--force"]) == 0

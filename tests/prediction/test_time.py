@@ -124,7 +124,7 @@ def test_decoding_reads_the_weights_of_the_experts_that_are_used():
 def test_one_chunk_is_the_sum_of_the_parts():
     cluster = replace(ONE, launch_microseconds=1000.0, memory_gigabytes_per_second=10.0)
     found = layer_time(shares([[0, 0], [0, 1]]), cluster, replace(MILLION, phase=Phase.TRAINING))
-    parts = found.exchange + found.compute + found.index + found.launches
+    parts = found.exchange + found.compute + found.reorder + found.launches
     assert found.total == pytest.approx(parts)
 
 

@@ -12,14 +12,23 @@ from c2r.reporting.next_steps import PlanFiles, cluster_options, model_in
 LAYER = LayerPlan(num_experts=4, top_k=2, placement=np.array([0, 0, 1, 1]))
 
 
-def step(layer, worth=Worth.PAYS, is_measured=False, lacks_replicas=False):
+def step(layer, worth=Worth.PAYS, is_measured=False, is_own_text=False, lacks_replicas=False):
     plan = Plan(layers=(layer,), topology=ClusterTopology(num_ranks=2, num_nodes=1))
     files = PlanFiles(plan=plan, file="my plan", where="--ranks 2", model="MODEL")
-    return files.next_step(worth, is_measured=is_measured, lacks_replicas=lacks_replicas).command
+    return files.next_step(
+        worth, is_measured=is_measured, is_own_text=is_own_text, lacks_replicas=lacks_replicas
+    ).command
 
 
 def test_a_placement_renumbers_the_checkpoint():
     assert step(LAYER) == "c2r permute MODEL --plan 'my plan' --out renumbered"
+
+
+def test_a_plan_that_pays_on_its_own_text_is_judged_on_another():
+    command = step(LAYER, is_own_text=True)
+    assert command.startswith("c2r profile MODEL --text OTHER.txt --out other.safetensors && ")
+    assert command.endswith("c2r report other.safetensors 'my plan'")
+    assert "permute" in step(LAYER)
 
 
 def test_a_placement_with_replicas_is_for_engines_that_know_them():

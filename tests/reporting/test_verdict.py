@@ -70,15 +70,21 @@ def test_it_saves(verdict_of):
     assert sum(verdict.bars[0].parts.values()) == pytest.approx(before.total)
     assert verdict.facts[0].number == "0 %" and "stays the same" in verdict.facts[0].unit
     assert verdict.command == "c2r permute MODEL --plan 'file 1' --out renumbered"
-    assert "4,096 tokens a rank, prefill, on hosts-4-10g" in verdict.reason
+    assert "4,096 tokens a rank, prefill, on hosts-4-10g" in verdict.basis
+    assert "experts in order, a token sent once per rank." in verdict.basis
+    assert "fewer rows save" in verdict.reason and "ranks take as long" in verdict.reason
+    assert "a token visits 1.00 ranks, 2.00 before" in verdict.reason
+    assert "once per expert" not in verdict.reason  # its own saving is the larger part
+    assert verdict.facts[3].question == "For which batches?" and verdict.facts[3].number != "none"
 
 
 def test_a_difference_that_no_prediction_can_tell(verdict_of):
     verdict = verdict_of(profile_of(APART), IN_ORDER, cluster=SLOW)
     assert (verdict.state, verdict.word) == ("plain", "no difference")
     assert verdict.headline.startswith("No difference that a prediction can tell: the same time")
-    assert verdict.reason.startswith("Because in a layer exchanges go from")
-    assert "off by 4 % in the median" in verdict.reason and "replicas" not in verdict.reason
+    assert "rows take as long" in verdict.reason and "ranks take as long" in verdict.reason
+    assert "off by 4 % in the median" in verdict.basis and "replicas" not in verdict.reason
+    assert verdict.facts[3].number == "none"
     assert verdict.command.startswith("c2r estimate 'file 0' --plan 'file 1' --cluster hosts-4-10g")
 
 
@@ -104,16 +110,30 @@ def test_the_text_of_the_plan_is_named_and_the_model(verdict_of):
     origin = {"request": {"model": "my model"}}
     profile = replace(profile_of(APART), provenance=origin)
     own = verdict_of(profile, replace(TOGETHER, provenance={"profile": origin}), cluster=SLOW)
-    assert "Both on the text that the plan was made from" in own.reason
-    assert own.command == "c2r permute 'my model' --plan 'file 1' --out renumbered"
+    assert "Both on text that the plan was made from" in own.basis
+    assert (own.state, own.word) == ("plain", "worth it on its own text")
+    assert own.headline.endswith("on hosts-4-10g, on the text that it was planned on")
+    assert own.command.startswith("c2r profile 'my model' --text OTHER.txt")
     other = verdict_of(profile, TOGETHER, cluster=SLOW)
-    assert "the text that the plan was made from" not in other.reason
+    assert (other.state, other.word) == ("good", "worth it")
+    assert "planned on" not in other.headline and "the plan was made from" not in other.basis
+    assert other.command == "c2r permute 'my model' --plan 'file 1' --out renumbered"
 
 
-def test_where_exchanges_take_little_the_busiest_rank_is_named(verdict_of):
+def test_where_exchanges_take_little_the_busiest_rank_is_named_too(verdict_of):
     verdict = verdict_of(profile_of(APART), IN_ORDER, cluster=replace(SLOW, outer_gigabytes=1e4))
-    assert verdict.reason.startswith("Because exchanges are")
-    assert "load is 1.00 times the mean" in verdict.reason
+    assert "Exchange took 0 % of the step" in verdict.reason
+    assert "load of the busiest 1.00, 1.00 before" in verdict.reason
+
+
+def test_a_plan_that_parts_partners_says_that_it_saves_by_evener_ranks(verdict_of):
+    """Partners are on one rank in order, and one of them does most of the work."""
+    profile = profile_of([[0, 1]] * 6 + [[2, 3], [4, 5], [6, 7], [4, 6]])
+    fast = replace(SLOW, outer_gigabytes=1e4, teraflops=1.0)
+    verdict = verdict_of(profile, plan_of([0, 1, 0, 1, 2, 2, 3, 3]), cluster=fast)
+    assert "more rows cost" in verdict.reason or "rows take as long" in verdict.reason
+    assert "evener ranks save" in verdict.reason
+    assert "a token visits 1.80 ranks, 1.10 before" in verdict.reason
 
 
 def test_slower(verdict_of):
@@ -165,14 +185,14 @@ def test_a_measurement_tells_the_quality_with_its_interval(verdict_of):
     plan = constrained(profile)
     unknown = verdict_of(profile, plan, cluster=SLOW)
     assert unknown.facts[0].number == "not measured" and "c2r measure" in unknown.command
-    assert "plain top-k's routing on the plan's placement" in unknown.reason
+    assert "plain top-k's routing on the plan's placement" in unknown.basis
     assert (unknown.state, unknown.word) == ("plain", "not known")
     assert "The policy was not measured; its placement alone takes" in unknown.headline
     found = verdict_of(profile, plan, measured(plan, profile, 0.001, 0.002), cluster=SLOW)
     assert found.facts[0].number == "+0.15 %" and found.facts[0].state == "good"
     assert "+0.10 % to +0.20 %" in found.facts[0].unit
     assert found.facts[2].number == "\N{MINUS SIGN}25 %"  # 1.8 copies of 2.4
-    assert found.word == "worth it" and "as measured under the plan" in found.reason
+    assert found.word == "worth it" and "as measured under the plan" in found.basis
     costly = verdict_of(profile, plan, measured(plan, profile, 0.01, 0.02), cluster=SLOW)
     assert (costly.state, costly.word) == ("warning", "at a price")
     assert "quality falls" in costly.headline and "c2r finetune" in costly.command
@@ -191,12 +211,12 @@ def test_a_measurement_of_another_plan_or_shape_does_not_count(verdict_of):
 def test_the_cluster_is_the_plans_or_that_of_the_option_or_h100s(verdict_of):
     profile = clustered_profile()
     plan = make_plan(profile, num_ranks=4, num_nodes=4, cluster=SLOW)
-    assert "on hosts-4-10g" in verdict_of(profile, plan).reason
+    assert "on hosts-4-10g" in verdict_of(profile, plan).basis
     other = PRESETS["hosts-4-100g"]
-    assert "on hosts-4-100g" in verdict_of(profile, plan, cluster=other).reason
+    assert "on hosts-4-100g" in verdict_of(profile, plan, cluster=other).basis
     plain = make_plan(profile, num_ranks=4, num_nodes=4)
-    assert "on h100-8" in verdict_of(profile, plain).reason
-    assert "128 tokens a rank" in verdict_of(profile, plain, tokens_per_rank=128).reason
+    assert "on h100-8" in verdict_of(profile, plain).basis
+    assert "128 tokens a rank" in verdict_of(profile, plain, tokens_per_rank=128).basis
 
 
 def test_without_a_profile_or_a_plan_the_next_command_makes_one(verdict_of):

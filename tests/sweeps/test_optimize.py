@@ -79,7 +79,7 @@ def test_the_fastest_within_the_loss_is_taken(profile):
     found = choose(result, profile, CLUSTER, WORKLOAD, 0.003)
     assert (found.chosen.policy, found.chosen.strength) == ("priced", 0.1)
     assert found.plan.layers[0].policy == "priced"
-    assert found.after.total < found.placed.total < found.k_fold.total
+    assert found.after.total < found.placed.total < found.in_order["k_fold"].total
     assert found.is_worth_it and found.declined is None
     assert found.plan.provenance["expected"]["time"]["step"] == found.after.total
 

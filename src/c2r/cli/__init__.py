@@ -24,6 +24,7 @@ from c2r.cli import (
     optimize,
     permute,
     plan,
+    presets,
     profile,
     push,
     report,
@@ -113,6 +114,7 @@ add_command(
     f"{_TORCHRUN.format(4)} bench",
 )
 app.add_typer(_bench, name="bench")
+_add("clusters", presets.clusters, "--json")
 _add("demo", demo.demo, "--out demo/")
 _add("doctor", doctor.doctor, "--json")
 

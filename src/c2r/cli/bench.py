@@ -293,7 +293,7 @@ def _show(report: "TimingReport") -> None:
         "ms",
         "predicted",
         "of the first",
-        "copies",
+        "reorder",
         "out",
         "compute",
         "back",
@@ -306,13 +306,13 @@ def _show(report: "TimingReport") -> None:
         compute = f"compute emulated, {device['rows_per_second']:,.0f} rows a second"
         compute += f" and {launch:.0f} us a start"
     title = f"One MoE layer, forward and backward; {compute}"
-    print_table(title, [*columns, "load", "rows in", "MB"], rows)
+    print_table(title, [*columns, "rank load", "rows in", "MB"], rows)
     print(
         "loss: held-out increase over the model's own routing. predicted: ms by the time model.\n"
-        "of the first: median ratio of a round, with quartiles. copies, out, compute, back: mean\n"
-        "ms of a rank in copying rows, waiting on the way to the experts, in the experts,\n"
-        "waiting on the way back. load: expert rows of the busiest rank over the mean. rows in:\n"
-        "that come to the rank with most of them. MB: sent by all ranks, of predicted."
+        "of the first: median ratio of a round, with quartiles. reorder, out, compute, back: mean\n"
+        "ms of a rank: getting rows in order, waiting on the way to the experts, in the experts,\n"
+        "waiting on the way back. rank load: expert rows of the busiest rank over the mean. rows\n"
+        "in: that come to the rank with most of them. MB: sent by all ranks, of predicted."
     )
 
 

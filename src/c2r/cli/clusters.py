@@ -8,21 +8,23 @@ from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
-    from c2r.prediction import Cluster, ModelSizes, Workload
+    from c2r.prediction import Cluster, ModelSizes, StepTime, Workload
     from c2r.profiling import CollaborationProfile
 
 ClusterOption = Annotated[
     str | None,
     typer.Option(
-        help="Where it will run: h100-8, h100-8x2, h100-8x4, h200-8, h200-8x2, a100-8, "
-        "gb200-nvl72, hosts-4-10g, hosts-4-100g, emulated-4, or a YAML file.",
+        help="Where it will run: h100-8, h100-8x2 (2 nodes of 8), h100-8x4, h200-8, h200-8x2, "
+        "a100-8, gb200-nvl72, hosts-4-10g (4 hosts, 10 Gbit/s), hosts-4-100g, emulated-4, or a "
+        "YAML file; `c2r clusters` has their figures.",
         show_default="H100s, as many as --ranks says",
     ),
 ]
 PlannedClusterOption = Annotated[
     str | None,
     typer.Option(
-        help="Where times are predicted: a preset such as h100-8, or a YAML file.",
+        help="Where times are predicted: h100-8 and so on (`c2r clusters` lists them), or a YAML "
+        "file.",
         show_default="that of the plan, else H100s, as many as the plan has ranks",
     ),
 ]
@@ -47,6 +49,21 @@ TokensOption = Annotated[
     ),
 ]
 PhaseOption = Annotated[str, typer.Option(help="training, prefill or decode.")]
+
+
+PARTS = (
+    "layer: an MoE layer. exchange: rows to their experts and back. reorder: rows of the busiest "
+    "rank, read and written in the order in which they are sent, computed and summed."
+)
+"""What the columns of a table of steps are."""
+
+
+def baseline_is(step: "StepTime") -> str:
+    """What a table of steps calls the baseline."""
+    from c2r.prediction.rows import DISPATCH_WORDS
+
+    sent = DISPATCH_WORDS[step.dispatcher]
+    return f"baseline: experts in the order of their ids, a token sent {sent}."
 
 
 def cluster_of(name: str | None, ranks: int | None, nodes: int | None) -> "Cluster":

@@ -220,7 +220,7 @@ def _write_report(sweep: "SweepResult", out: Path) -> Path:
 
 
 def _show(rows: list[dict[str, Any]], out: Path) -> None:
-    base = rows[0]
+    base = rows[1]
     table = [
         [
             row["routing"],
@@ -235,13 +235,14 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
         ]
         for row in rows
     ]
-    columns = ["routing", "a token is sent", "loss", "change", "copies", "busiest", "load"]
+    columns = ["routing", "a token is sent", "loss", "change", "copies", "busiest", "rank load"]
     title = f"Quality, traffic and predicted time on {_CLUSTER}, held-out text"
-    print_table(title, [*columns, "layer, ms", "of first"], table)
+    print_table(title, [*columns, "layer, ms", "of baseline"], table)
     print(
         "loss: nats per byte. copies: rows sent per token and layer. busiest: copies, were every\n"
-        "rank sent as many rows as the busiest. load: expert rows of the busiest over the mean.\n"
-        "layer: predicted milliseconds, 4,096 tokens a rank, from what was measured here.\n"
+        "rank sent as many rows as the busiest. rank load: expert rows of the busiest rank over\n"
+        "the mean. layer: predicted milliseconds, 4,096 tokens a rank, from what was measured\n"
+        "here. baseline: experts in order, a token sent once per rank, the second row.\n"
         "c2r: each token's other experts are among the T closest collaborators of its first.\n"
         "priced: a token visits a rank only if that adds enough to what it keeps."
     )

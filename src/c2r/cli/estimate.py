@@ -1,5 +1,6 @@
 """`c2r estimate`: how long an MoE layer and a step would take on a cluster."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import (
+    PARTS,
     ClusterOption,
     NodesOption,
     PhaseOption,
     RanksOption,
     TokensOption,
+    baseline_is,
     cluster_for,
     cluster_of,
     describe,
@@ -215,31 +218,40 @@ def _compare(
     json: bool,
 ) -> None:
     """Every dispatcher, with experts in order and as planned."""
-    from c2r.prediction import break_even_tokens
-    from c2r.prediction.worth import smallness
+    from c2r.prediction.shares import all_shares
+    from c2r.prediction.time import baseline
+    from c2r.prediction.worth import fewness, is_of_own_text, paying_batches, smallness
 
     _check_memory(profile, plan, cluster, workload)
-    before = _times(profile, None, cluster, workload)
-    after = {} if plan is None else _times(profile, plan, cluster, workload)
-    even = None if plan is None else break_even_tokens(profile, plan, cluster, workload)
+    where = cluster, workload
+    before = _times(profile, None, *where)
+    after: dict[str, StepTime] = {}
+    batches: tuple[int, ...] = ()
+    if plan is not None:
+        after = _times(profile, plan, *where)
+        in_order, placed = (all_shares(profile, each, cluster.topology) for each in (None, plan))
+        batches = paying_batches(in_order, placed, *where)
     if json:
         print_json(
             {
                 **describe(cluster, workload),
                 "contiguous": {name: step.to_json() for name, step in before.items()},
                 "planned": {name: step.to_json() for name, step in after.items()},
-                "break_even_tokens_per_rank": even,
+                "break_even_tokens_per_rank": next(iter(batches), None),
             }
         )
         return
     tokens = f"{workload.tokens_per_rank:,} tokens a rank"
     _show(before, after, f"{tokens}, {workload.phase}, on {cluster.place}")
     print_text(f"{cluster.name}: {cluster.source}")
-    small = smallness(min(before.values(), key=_total), workload)
-    if small:
-        print_text(small)
+    for remark in (
+        fewness(profile.num_tokens, profile.top_k, profile.num_experts),
+        smallness(baseline(before), workload),
+    ):
+        if remark:
+            print_text(remark)
     if plan is not None:
-        _conclude(before, after, even)
+        _conclude(before, after, batches, is_of_own_text(profile, plan))
 
 
 def _check_memory(
@@ -288,54 +300,50 @@ def _times(
 
 def _show(before: "dict[str, StepTime]", after: "dict[str, StepTime]", title: str) -> None:
     from c2r.prediction.rows import DISPATCH_WORDS
+    from c2r.prediction.time import baseline
 
-    base = before["k_fold"].total
+    base = baseline(before)
     rows = [
         [
             DISPATCH_WORDS[name],
             placed,
-            step.part("index"),
+            step.part("reorder"),
             step.part("exchange"),
             step.part("compute"),
             step.layer,
             step.total,
-            f"{step.total / base:.2f}",
+            f"{step.total / base.total:.2f}",
             f"{100 * step.exchange_share:.0f} %",
         ]
         for placed, steps in (("in order", before), ("placed", after))
         for name, step in steps.items()
     ]
-    columns = ["a token is sent", "experts", "local copies", "exchange", "compute", "layer", "step"]
-    print_table(f"Milliseconds, predicted: {title}", [*columns, "ratio", "exchange of step"], rows)
-    print_text(
-        "in order: of their ids. local copies: rows copied on the busiest rank, before and after "
-        "they are sent. layer: an MoE layer. ratio: of the step to the first row."
-    )
+    columns = ["a token is sent", "experts", "reorder", "exchange", "compute", "layer", "step"]
+    columns += ["step of baseline", "exchange of step"]
+    print_table(f"Milliseconds, predicted: {title}", columns, rows)
+    print_text(f"{baseline_is(base)} {PARTS}")
 
 
 def _conclude(
-    before: "dict[str, StepTime]", after: "dict[str, StepTime]", even: int | None
+    before: "dict[str, StepTime]",
+    after: "dict[str, StepTime]",
+    batches: Sequence[int],
+    is_own_text: bool,
 ) -> None:
     from c2r.prediction import Saving, Worth
-    from c2r.prediction.rows import DISPATCH_WORDS
-    from c2r.prediction.time import milliseconds
-    from c2r.prediction.worth import BATCHES, WORTH_RULE
+    from c2r.prediction.rows import dispatch_words
+    from c2r.prediction.time import baseline, milliseconds
+    from c2r.prediction.worth import WORTH_RULE, pays_at, switching
 
-    plain, fastest = (min(steps.values(), key=_total) for steps in (before, after))
-    saving = Saving(plain, fastest)
-    pays = "at none" if even is None else f"from {even:,} on"
+    saving = Saving(baseline(before), baseline(after))
+    plain, planned = saving.before, saving.after
+    own = ", on the text that it was planned on" if is_own_text else ""
     said = (
-        f"{saving.headline}, {milliseconds(plain.total)} to {milliseconds(fastest.total)} ms, with "
-        f"a token sent {DISPATCH_WORDS[fastest.dispatcher]}. {WORTH_RULE} Of {BATCHES[0]}, "
-        f"{BATCHES[1]}, {BATCHES[2]}, ... {BATCHES[-1]:,} tokens a rank, the plan pays {pays}. "
-        f"Exchange took {100 * plain.exchange_share:.0f} % of the step; what a plan saves beyond "
-        "that is what the busiest rank computes and copies, which it evens out."
+        f"{saving.headline}{own}: {milliseconds(plain.total)} to {milliseconds(planned.total)} ms, "
+        f"a token sent {dispatch_words(plain.dispatcher, planned.dispatcher)}. {saving.origin} It "
+        f"pays {pays_at(batches)}. {WORTH_RULE} {switching(before.values(), saving)}"
     )
     if saving.worth is Worth.SLOWER:
         complain(f"WARNING: {said} Do not use the plan here, or plan for this cluster.")
     else:
         print_text(said)
-
-
-def _total(step: "StepTime") -> float:
-    return step.total

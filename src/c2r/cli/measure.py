@@ -115,9 +115,9 @@ _FIGURES = {
     "loss_increase": "loss increase (95 %)",
     "kl": "KL of plain top-k, nats a token",
     "top1_agreement": "likeliest token is the same",
-    "copies": "copies a token",
-    "copies_contiguous": "copies, experts in order",
-    "remote_copies": "copies to other ranks",
+    "copies": "copies per token",
+    "copies_contiguous": "copies per token, experts in order",
+    "remote_copies": "copies per token to other ranks",
     "node_copies": "nodes that a token visits",
     "rank_load_max_over_mean": "load of the busiest rank, over mean",
     "active_experts_per_rank": "experts of a rank that a batch uses",
@@ -167,6 +167,8 @@ def _times(
 
 
 def _show_time(time: dict[str, Any], policy: str) -> None:
+    from c2r.prediction.rows import dispatch_words
+
     rows = [
         [name, step["layer"], step["step"], f"{100 * step['exchange_share']:.0f} %"]
         for name, step in (
@@ -177,7 +179,8 @@ def _show_time(time: dict[str, Any], policy: str) -> None:
     workload = time["workload"]
     title = (
         f"Milliseconds, predicted from the above: {workload['tokens_per_rank']:,} tokens a rank, "
-        f"{workload['phase']}, on {place_of(time)}"
+        f"{workload['phase']}, on {place_of(time)}, a token sent "
+        f"{dispatch_words(time['top_k']['dispatcher'], time['policy']['dispatcher'])}"
     )
     print_table(title, ["routing", "layer", "step", "exchange of step"], rows)
 

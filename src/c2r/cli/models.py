@@ -96,10 +96,10 @@ def check_all_data(*paths: Path) -> None:
 def note_work(what: str, num_tokens: int, seq_len: int, batch_size: int) -> None:
     """Says how much is to be done, before it is."""
     if is_first_process():
-        num_batches = -(-num_tokens // (seq_len * batch_size))
+        num_windows = -(-num_tokens // seq_len)
         note(
-            f"{what} up to {num_tokens:,} tokens: {num_batches:,} batches of {batch_size} x "
-            f"{seq_len:,}"
+            f"{what} up to {num_tokens:,} tokens: {num_windows:,} windows of up to {seq_len:,}, "
+            f"{batch_size} at a time"
         )
 
 

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2r.cli.clusters import PhaseOption, TokensOption, describe, tokens_for
+from c2r.cli.clusters import (
+    PARTS,
+    PhaseOption,
+    TokensOption,
+    baseline_is,
+    describe,
+    tokens_for,
+)
 from c2r.cli.console import JsonOption, print_json, print_table, print_text, progress_bar
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
@@ -32,7 +39,11 @@ _FOUND = ("plan.safetensors", "report.html")
 def optimize(
     model: ModelArgument,
     cluster: Annotated[
-        str, typer.Option(help="Where it will run: a preset such as h100-8x2, or a YAML file.")
+        str,
+        typer.Option(
+            help="Where it will run: h100-8x2 and so on (`c2r clusters` lists them), or a YAML "
+            "file."
+        ),
     ],
     text: RequiredTextOption = None,
     max_loss_increase: Annotated[
@@ -143,53 +154,66 @@ def _document(found: "Optimized", out: Path, report: Path) -> dict[str, object]:
         **describe(found.cluster, found.workload),
         "chosen": found.chosen.to_json(),
         "declined": None if found.declined is None else found.declined.to_json(),
-        "k_fold": found.k_fold.to_json(),
-        "contiguous": found.before.to_json(),
+        "contiguous": {name: step.to_json() for name, step in found.in_order.items()},
         "placed": found.placed.to_json(),
         "planned": found.after.to_json(),
     }
 
 
 def _show(found: "Optimized") -> None:
-    steps = {
-        "once per expert, in order": found.k_fold,
-        "once per rank, in order": found.before,
-        "once per rank, placed": found.placed,
-    }
+    from c2r.prediction.rows import DISPATCH_WORDS
+
+    steps = [("in order", step) for step in found.in_order.values()]
+    steps.append(("placed", found.placed))
     if found.chosen.policy != "top_k":
-        steps[f"once per rank, placed, {_name(found.chosen)}"] = found.after
+        steps.append((f"placed, {_name(found.chosen)}", found.after))
     rows = [
         [
+            DISPATCH_WORDS[step.dispatcher],
             name,
-            step.part("index"),
+            step.part("reorder"),
             step.part("exchange"),
             step.part("compute"),
             step.layer,
             step.total,
-            f"{step.total / found.k_fold.total:.2f}",
+            f"{step.total / found.before.total:.2f}",
         ]
-        for name, step in steps.items()
+        for name, step in steps
     ]
-    columns = ["a token is sent", "local copies", "exchange", "compute", "layer", "step", "ratio"]
+    columns = ["a token is sent", "experts", "reorder", "exchange", "compute", "layer", "step"]
     where = f"{found.workload.tokens_per_rank:,} tokens a rank on {found.cluster.name}"
-    print_table(f"Milliseconds, predicted: {where}", columns, rows)
-    print_text(
-        "local copies: rows copied on the busiest rank, before and after they are sent. layer: an "
-        "MoE layer. ratio: of the step to the first row."
-    )
+    print_table(f"Milliseconds, predicted: {where}", [*columns, "step of baseline"], rows)
+    print_text(f"{baseline_is(found.before)} {PARTS}")
 
 
 def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
     """One paragraph: what it saves and costs, or why it does not; and what to run next."""
     from c2r.prediction import Worth
-    from c2r.prediction.worth import WORTH_RULE, hindrance, smallness
+    from c2r.prediction.worth import (
+        WORTH_RULE,
+        fewness,
+        hindrance,
+        pays_at,
+        smallness,
+        switching,
+    )
     from c2r.reporting.next_steps import PlanFiles, cluster_options, workload_options
 
     saving, topology = found.saving, found.cluster.topology
-    experts = found.plan.layers[0].num_experts / topology.num_ranks
+    layer = found.plan.layers[0]
+    experts = layer.num_experts / topology.num_ranks
     hindered = hindrance(experts, topology, found.chosen.rank_load_max_over_mean)
     said = _gain(found) if saving.worth is Worth.PAYS else _no_gain(found)
-    small = smallness(found.before, found.workload)
+    remarks = (
+        said,
+        _declined(found),
+        f"It pays {pays_at(found.batches)}.",
+        switching(found.in_order.values(), saving),
+        hindered,
+        fewness(found.chosen.num_tokens, layer.top_k, layer.num_experts),
+        WORTH_RULE,
+        smallness(found.before, found.workload),
+    )
     files = PlanFiles(
         plan=found.plan,
         file=str(plan),
@@ -197,10 +221,12 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
         where=cluster_options(found.cluster) + workload_options(found.workload),
         model=model,
     )
-    step = files.next_step(saving.worth, is_measured=True, lacks_replicas=bool(hindered))
+    step = files.next_step(
+        saving.worth, is_measured=True, is_own_text=False, lacks_replicas=bool(hindered)
+    )
     return "\n".join(
         [
-            " ".join(filter(None, (said, _declined(found), hindered, WORTH_RULE, small))),
+            " ".join(filter(None, remarks)),
             f"Next: {step.todo}: {step.command}",
             f"Figures: {report}",
         ]
@@ -211,17 +237,15 @@ def _no_gain(found: "Optimized") -> str:
     """Why the plan does not pay, and what would change that."""
     saving = found.saving
     return (
-        f"{saving.headline}, by the best plan within the loss ({_steps(found)}). Exchange takes "
-        f"{100 * found.before.exchange_share:.0f} % of a step. What would change that: more tokens "
-        "a rank, a slower network, replicas (`c2r plan --replicas auto`), or more loss "
-        "(--max-loss-increase)."
+        f"{saving.headline}, by the best plan within the loss ({_steps(found)}). {saving.origin} "
+        f"Exchange takes {100 * found.before.exchange_share:.0f} % of a step. What would change "
+        "that: more tokens a rank, a slower network, replicas (`c2r plan --replicas auto`), or "
+        "more loss (--max-loss-increase)."
     )
 
 
 def _gain(found: "Optimized") -> str:
     """What the plan saves, and what it costs."""
-    from c2r.prediction.time import milliseconds
-
     chosen = found.chosen
     by, cost = "placement alone", "It costs no loss, for it places experts only"
     if chosen.policy != "top_k":
@@ -232,11 +256,8 @@ def _gain(found: "Optimized") -> str:
             f"{high:+.2f}) without fine-tuning"
         )
     return (
-        f"{found.saving.headline}, by {by} ({_steps(found)}; a layer "
-        f"{milliseconds(found.before.layer)} to {milliseconds(found.after.layer)}). Exchange took "
-        f"{100 * found.before.exchange_share:.0f} % of it. {cost}. "
-        f"Copies {chosen.copies_contiguous:.2f} to {chosen.copies:.2f}, load of the busiest rank "
-        f"{chosen.rank_load_max_over_mean:.2f}."
+        f"{found.saving.headline}, by {by} ({_steps(found)}). {found.saving.origin} Exchange took "
+        f"{100 * found.before.exchange_share:.0f} % of the step. {cost}."
     )
 
 
@@ -256,9 +277,12 @@ def _declined(found: "Optimized") -> str:
 
 
 def _steps(found: "Optimized") -> str:
+    from c2r.prediction.rows import dispatch_words
     from c2r.prediction.time import milliseconds
 
-    return f"{milliseconds(found.before.total)} to {milliseconds(found.after.total)} ms"
+    sent = dispatch_words(found.before.dispatcher, found.after.dispatcher)
+    total = f"{milliseconds(found.before.total)} to {milliseconds(found.after.total)} ms"
+    return f"{total}, a token sent {sent}"
 
 
 def _name(found: "Measurement") -> str:

@@ -63,8 +63,8 @@ def permute(
     )
     if not undo:
         note(
-            "this saves traffic where the engine sends a token once per rank: vLLM with "
+            "fewer rows are sent only where the engine sends a token once per rank: vLLM with "
             "--all2all-backend deepep_high_throughput, SGLang with --moe-a2a-backend deepep; "
             "deepep_low_latency sends once per expert, and by default both send all tokens to all "
-            "ranks, which no placement changes"
+            "ranks: there the plan saves what evener ranks do, and no row"
         )

@@ -1,6 +1,7 @@
 """`c2r plan`: from a profile and a cluster to a routing policy and a placement."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,8 @@ from c2r.policy_names import STRENGTH_NAMES
 
 if TYPE_CHECKING:
     from c2r.plans import Plan
-    from c2r.prediction import Cluster, Saving, Workload
+    from c2r.prediction import Cluster, Saving, StepTime, Workload
+    from c2r.profiling import CollaborationProfile
     from c2r.reporting.next_steps import PlanFiles
 
 _POLICIES = tuple(STRENGTH_NAMES)
@@ -137,7 +139,7 @@ def plan(
     is the one named, or with --sweep the measured one that meets a target.
     """
     from c2r.planning import make_plan
-    from c2r.prediction import Saving, TrafficReport, best_time, predict_traffic
+    from c2r.prediction import TrafficReport, predict_traffic
 
     if out is None and not json:
         raise InputError("where should the plan go? Give --out PLAN.safetensors, or --json")
@@ -180,15 +182,13 @@ def plan(
                 on_traffic=reports.append,
             )
     report = reports[0] if reports else predict_traffic(loaded, made)
-    saving = Saving(
-        *(best_time(loaded, tried, where, workload, chunks=(1,)) for tried in (None, made))
-    )
+    judged = _Judged.of(loaded, made, where, workload)
     if json:
         document = _document(made, report.to_json(), out)
-        print_json({**document, "time": {**describe(where, workload), **_times(saving)}})
+        print_json({**document, "time": {**describe(where, workload), **judged.to_json()}})
     _tell(made, report.mean, workload)
     files = _files(made, out, profile[0], _where(cluster, where, workload))
-    _judge(files, saving, report.mean, where.name, workload)
+    _judge(files, judged, loaded)
     if out is not None:
         made.save(out)
         note(f"wrote {out}")
@@ -232,8 +232,8 @@ def _tell(made: "Plan", mean: Any, workload: "Workload") -> None:
     note(
         f"{made.num_layers} layers on {made.topology.num_ranks} ranks, {first.policy}{strength}: "
         f"{mean.copies_placed:.3f} copies per token (in order {mean.copies_contiguous:.3f}, sent "
-        f"once per expert {mean.copies_k_fold:.3f}); the busiest rank has {loads[1]:.2f} times the "
-        f"mean work (in order {loads[0]:.2f})"
+        f"once per expert {mean.copies_k_fold:.3f}); load of the busiest rank {loads[1]:.2f} times "
+        f"the mean (in order {loads[0]:.2f})"
     )
     if made.provenance.get("load_margin"):
         note(
@@ -261,49 +261,97 @@ def _tell_memory(made: "Plan", workload: "Workload") -> None:
     note(said)
 
 
-def _judge(
-    files: "PlanFiles", saving: "Saving", mean: Any, cluster: str, workload: "Workload"
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judged:
+    """A step without the plan and under it, by plain top-k's routing that was profiled."""
+
+    cluster: "Cluster"
+    workload: "Workload"
+    saving: "Saving"
+    others: "tuple[StepTime, ...]"
+    batches: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        profile: "CollaborationProfile",
+        made: "Plan",
+        cluster: "Cluster",
+        workload: "Workload",
+    ) -> "_Judged":
+        from c2r.prediction import Saving
+        from c2r.prediction.shares import all_shares
+        from c2r.prediction.time import measured_time, steps_by_dispatcher
+        from c2r.prediction.worth import paying_batches
+
+        before, after = (all_shares(profile, tried, cluster.topology) for tried in (None, made))
+        return cls(
+            cluster=cluster,
+            workload=workload,
+            saving=Saving(*(measured_time(each, cluster, workload) for each in (before, after))),
+            others=tuple(steps_by_dispatcher(before, cluster, workload).values()),
+            batches=paying_batches(before, after, cluster, workload),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "contiguous": self.saving.before.to_json(),
+            "planned": self.saving.after.to_json(),
+            "saving": self.saving.to_json(),
+        }
+
+
+def _judge(files: "PlanFiles", judged: _Judged, profile: "CollaborationProfile") -> None:
     """Whether the plan pays where it was made for, why not, and what to do next."""
     from c2r.prediction import Worth
+    from c2r.prediction.rows import dispatch_words
     from c2r.prediction.time import milliseconds
-    from c2r.prediction.worth import WORTH_RULE, hindrance, smallness
+    from c2r.prediction.worth import (
+        WORTH_RULE,
+        fewness,
+        hindrance,
+        pays_at,
+        smallness,
+        switching,
+    )
 
-    made, before, after = files.plan, saving.before, saving.after
-    topology = made.topology
+    made, saving = files.plan, judged.saving
+    before, after, topology = saving.before, saving.after, made.topology
     note(
-        f"predicted on {cluster}: {milliseconds(after.layer)} ms a layer (in order "
-        f"{milliseconds(before.layer)}), {milliseconds(after.total)} ms a step (in order "
-        f"{milliseconds(before.total)})"
+        f"predicted on {judged.cluster.name}, a token sent "
+        f"{dispatch_words(before.dispatcher, after.dispatcher)}: {milliseconds(after.layer)} ms a "
+        f"layer (in order {milliseconds(before.layer)}), {milliseconds(after.total)} ms a step (in "
+        f"order {milliseconds(before.total)})"
     )
     headline = saving.headline
+    if saving.worth is Worth.PAYS:
+        headline += ", on the text that it was planned on"
     if made.is_constrained:
         headline = f"By its placement alone, under plain top-k: {headline}"
-    said = f"{headline}. {WORTH_RULE}"
+    said = f"{headline}. {saving.origin} It pays {pays_at(judged.batches)}. {WORTH_RULE}"
     if saving.worth is Worth.SLOWER:
         complain(f"WARNING: {said} Do not use the plan here")
     else:
         note(said)
     hindered = ""
     if not made.num_replicas:
-        hindered = hindrance(
-            made.layers[0].num_experts / topology.num_ranks, topology, mean.rank_load_max_over_mean
-        )
-    if hindered:
-        complain(f"NOTE: {hindered}")
-    small = smallness(saving.before, workload)
-    if small:
-        complain(f"NOTE: {small}")
+        experts = made.layers[0].num_experts / topology.num_ranks
+        hindered = hindrance(experts, topology, after.part("load"))
+    for remark in (
+        switching(judged.others, saving),
+        hindered,
+        fewness(profile.num_tokens, profile.top_k, profile.num_experts),
+        smallness(before, judged.workload),
+    ):
+        if remark:
+            complain(f"NOTE: {remark}")
     if topology.num_ranks == 1:
         return
-    note(
-        "all told of the text that was profiled; `c2r report` with the plan and a profile of other "
-        "text tells whether it holds there"
-    )
     is_measured = made.provenance.get("expected") is not None
     step = files.next_step(
         Worth.PAYS if is_measured else saving.worth,
         is_measured=is_measured,
+        is_own_text=not is_measured,
         lacks_replicas=bool(hindered),
     )
     note(f"next: {step.todo}: {step.command}")
@@ -424,10 +472,6 @@ def _parse_numbers(option: str, text: str | None) -> Any:
             f"{option} {text} is not a number, or numbers with commas between; try {option} 8"
         ) from None
     return values[0] if len(values) == 1 else values
-
-
-def _times(saving: "Saving") -> dict[str, Any]:
-    return {"contiguous": saving.before.to_json(), "planned": saving.after.to_json()}
 
 
 def _document(made: Any, traffic: dict[str, Any], out: Path | None) -> dict[str, Any]:

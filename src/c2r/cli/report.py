@@ -29,7 +29,8 @@ def report(
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Where times are predicted: a preset such as h100-8x2, or a YAML file.",
+            help="Where times are predicted: h100-8x2 and so on (`c2r clusters` lists them), or a "
+            "YAML file.",
             show_default="that of the plan or the sweep, else H100s",
         ),
     ] = None,
@@ -93,6 +94,7 @@ def report(
 def _show(made: "Report") -> None:
     verdict = made.verdict
     lines = [f"{verdict.word.upper()}: {verdict.headline}", f"  {verdict.reason}"]
+    lines += [f"  {verdict.basis}"] if verdict.basis else []
     for answer in made.answers:
         lines += [answer.question, f"  {answer.number} {answer.unit}", f"  {answer.text}"]
     lines += [f"Next: {verdict.todo}", f"  {verdict.command}"]

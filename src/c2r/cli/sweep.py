@@ -167,8 +167,10 @@ def _show(found: "SweepResult") -> None:
         _show_transfer(found.transfer)
     print_text(
         "loss: nats per token of held-out text. copies: rows sent per token and layer, the token's "
-        "own rank counted; of in order: over those of plain top-k with experts in order. ms: "
-        "predicted for the cluster from what came to each rank."
+        "own rank counted; of in order: over those of plain top-k with experts in order. rank "
+        "load: expert rows of the busiest rank over the mean. ms: predicted for the cluster from "
+        "what came to each rank, a token sent once per rank, or once per node, then per rank, "
+        "where that is faster."
     )
 
 

@@ -40,10 +40,10 @@ def traffic(
 ) -> None:
     """Predict copies per token and time, layer by layer.
 
-    Experts are in the order of their ids, and placed as planned. A token is copied once for each of
-    its k experts, or once for each rank that holds any of them; its own rank counts. The routing is
-    the profile's, without the plan's policy: to see a constrained model's traffic and time, profile
-    the folder that `c2r apply` wrote.
+    Experts are in the order of their ids, and placed as planned. A token's row is sent once for
+    each of its k experts, or once to each rank that holds any of them; its own rank counts. The
+    routing is the profile's, without the plan's policy: to see a constrained model's traffic and
+    time, profile the folder that `c2r apply` wrote.
     """
     from c2r.plans import Plan
     from c2r.prediction import bytes_per_token, predict_traffic
@@ -61,9 +61,9 @@ def traffic(
     columns = {
         "copies_k_fold": "sent once per expert",
         "copies_contiguous": "once per rank, in order",
-        "copies_placed": "placed",
+        "copies_placed": "once per rank, placed",
         "remote_copies_placed": "of them to other ranks",
-        "rank_load_max_over_mean": "load, placed",
+        "rank_load_max_over_mean": "rank load, placed",
     }
     if document["num_nodes"] > 1:
         columns["node_copies_contiguous"] = "nodes visited, in order"
@@ -116,12 +116,15 @@ def _add_times(
 
 def _said(time: dict[str, Any], plan: "Plan") -> str:
     """What the times are of, and the step."""
+    from c2r.prediction.rows import dispatch_words
+
     before, after = time["contiguous"], time["planned"]
     policies = sorted({layer.policy for layer in plan.layers} - {"top_k"})
     of_plan = f", not of the plan's policy ({', '.join(policies)})" if policies else ""
     workload = time["workload"]
     return (
-        "load: of the busiest rank over the mean. ms: a layer, predicted with the fastest dispatch "
+        "rank load: expert rows of the busiest rank over the mean. ms: a layer, predicted, a token "
+        f"sent {dispatch_words(before['dispatcher'], after['dispatcher'])}, "
         f"for {workload['tokens_per_rank']:,} "
         f"tokens a rank ({workload['phase']}) on {place_of(time)}, under the profile's "
         f"routing{of_plan}. A step: {before['step']:.3f} to {after['step']:.3f} ms."

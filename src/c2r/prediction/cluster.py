@@ -375,6 +375,7 @@ def find_cluster(name_or_path: str) -> Cluster:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
         raise InputError(
-            f"there is no cluster {name_or_path}; choose {', '.join(PRESETS)}, or give a YAML file"
+            f"there is no cluster {name_or_path}; choose {', '.join(PRESETS)} (`c2r clusters` has "
+            "their figures), or give a YAML file"
         )
     return read_cluster(path)

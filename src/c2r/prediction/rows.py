@@ -18,6 +18,12 @@ DISPATCH_WORDS = {
 """How each sends a token's row, as outputs call it."""
 
 
+def dispatch_words(before: str, after: str) -> str:
+    """How each sends a token's row without a plan and under it."""
+    one, other = (DISPATCH_WORDS.get(name, name) for name in (before, after))
+    return one if one == other else f"{one} before, {other} after"
+
+
 def rows_by_rank(
     shares: RankShares, topology: ClusterTopology, dispatcher: str
 ) -> tuple[Float, Float]:

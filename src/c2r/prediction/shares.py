@@ -40,6 +40,14 @@ class RankShares:
         )
         return replace(self, rows=rows, visits=visits, expert_chances=None)
 
+    @property
+    def evened(self) -> "RankShares":
+        """As if all ranks, and all nodes, had alike."""
+        rows, visits, nodes = (
+            np.full_like(each, each.mean()) for each in (self.rows, self.visits, self.node_visits)
+        )
+        return RankShares(rows=rows, visits=visits, node_visits=nodes)
+
     @classmethod
     def of(cls, ranks: Int, sets: Int, counts: Counts, topology: ClusterTopology) -> "RankShares":
         """The shares of tokens whose experts `sets` `[sets, k]` are computed on `ranks`."""
@@ -79,6 +87,17 @@ def all_shares(
         layer_shares(profile, index, None if plan is None else plan.layers[index], topology)
         for index in layers
     )
+
+
+def with_chances(
+    measured: Sequence[RankShares], planned: Sequence[RankShares]
+) -> tuple[RankShares, ...]:
+    """What was measured, reading the experts' weights as plain top-k would on the same placement.
+
+    A measurement does not tell which experts were used. Both are of as many layers.
+    """
+    pairs = zip(measured, planned, strict=True)
+    return tuple(replace(layer, expert_chances=other.expert_chances) for layer, other in pairs)
 
 
 class Measured(Protocol):

@@ -18,12 +18,13 @@ ranks, the sum over peers of rows b / bandwidth to that peer. The parts of a lay
     dispatch, combine   an exchange each, of the same rows in opposite directions
     compute             the largest over ranks of max(2 rows w / rate, w_read d / memory bandwidth):
                         w parameters of an expert, w_read those of the experts that have any row
-    index               copies of rows on the rank, read and written once each: as sent, as
-                        received, as the experts take and give them, over the memory bandwidth
+    reorder             rows on the rank, read and written once each: as sent, as received, as
+                        the experts take and give them, over the memory bandwidth
 
-In training exchanges and copies come twice and products three times (backward: one for the rows,
-one for the weights). With chunks an exchange takes latency and its share of the rows, the device
-works for a launch and its share of compute and index, both at the same time: see `pipeline_time`.
+In training exchanges and reordering come twice and products three times (backward: one for the
+rows, one for the weights). With chunks an exchange takes latency and its share of the rows, the
+device works for a launch and its share of compute and reordering, both at the same time: see
+`pipeline_time`.
 
 `k_fold` sends a row per expert: l_r in the place of v_r. `all_gather` sends every token to every
 rank, and each rank's sums back: v_r = 1. `hierarchical` sends a token once to each node that it
@@ -31,19 +32,19 @@ visits, to the rank of the same place there, and then inside: first T u_n (N - 1
 share that visits node n, then T v_r (R - N).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from c2r.errors import PlanMismatchError
-from c2r.plans import Plan
+from c2r.plans import Plan, load_max_over_mean
 from c2r.prediction.cluster import Cluster
 from c2r.prediction.links import seconds_by_link
 from c2r.prediction.pipeline import pipeline_time
-from c2r.prediction.rows import rows_by_rank, visits_by_rank
-from c2r.prediction.shares import RankShares, layer_shares
+from c2r.prediction.rows import DISPATCHERS, rows_by_rank, visits_by_rank
+from c2r.prediction.shares import RankShares, all_shares
 from c2r.prediction.traffic import check_fit
 from c2r.prediction.workload import Workload
 from c2r.profiling import CollaborationProfile
@@ -64,25 +65,35 @@ class LayerTime:
         dispatch: rows on their way to the experts.
         combine: rows on their way back.
         compute: the routed experts of the busiest rank.
-        index: copies on the busiest rank.
+        reorder: rows of the busiest rank, read and written in another order: by the ranks that
+            they go to, by the experts that take them, and back.
         launches: what is spent besides, growing with the chunks.
         latency: of the exchange of a chunk, in `dispatch` and `combine` for each.
         num_chunks: parts in which exchanges and compute overlap.
         passes: 2 in training: forward, and backward with twice the compute.
         busiest_rank: the rank that computes longest.
         busiest_link: what bounds the exchange: `"inside rank 3"` or `"between nodes, rank 3"`.
+        even: `dispatch`, `combine` and `reorder`, were all ranks given alike: what the number of
+            rows takes, whomever they go to.
+        copies: distinct ranks that a token visits, its own counted.
+        node_copies: distinct nodes that a token visits, its own counted.
+        load: expert rows of the busiest rank over the mean.
     """
 
     dispatch: float
     combine: float
     compute: float
-    index: float
+    reorder: float
     launches: float
     latency: float
     num_chunks: int
     passes: int
     busiest_rank: int
     busiest_link: str
+    even: float
+    copies: float
+    node_copies: float
+    load: float
 
     @property
     def exchange(self) -> float:
@@ -98,7 +109,7 @@ class LayerTime:
             pipeline_time(
                 self.num_chunks,
                 rows,
-                self.index / self.passes + self.compute * share,
+                self.reorder / self.passes + self.compute * share,
                 latency=self.latency,
                 launch=self.launches / (self.passes * self.num_chunks),
             )
@@ -134,10 +145,10 @@ class StepTime:
     def exchange_share(self) -> float:
         """Share of the step in which rows are exchanged and nothing else can run.
 
-        A plan saves more only by what it takes off the busiest rank's products and copies.
+        A plan saves more only by what it takes off the busiest rank's products and reordering.
         """
         waiting = sum(
-            layer.total - layer.index - layer.launches - layer.compute for layer in self.layers
+            layer.total - layer.reorder - layer.launches - layer.compute for layer in self.layers
         )
         return max(waiting, 0.0) / self.total
 
@@ -151,12 +162,12 @@ class StepTime:
         return min(fixed / self.total, 1.0)
 
     def part(self, name: str) -> float:
-        """Mean milliseconds of a part of a layer: the name of an attribute of `LayerTime`."""
+        """Mean over layers of an attribute of `LayerTime`, of a part milliseconds."""
         return sum(float(getattr(layer, name)) for layer in self.layers) / len(self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """The step as JSON data, milliseconds; parts are means over layers."""
-        parts = ("dispatch", "combine", "compute", "index", "launches")
+        parts = ("dispatch", "combine", "compute", "reorder", "launches")
         return {
             "dispatcher": self.dispatcher,
             "step": self.total,
@@ -164,6 +175,8 @@ class StepTime:
             "rest": self.rest,
             **{name: self.part(name) for name in parts},
             "exchange_share": self.exchange_share,
+            "copies": self.part("copies"),
+            "rank_load_max_over_mean": self.part("load"),
             "num_chunks": [layer.num_chunks for layer in self.layers],
             "busiest_link": self.layers[0].busiest_link,
             "busiest_rank": [layer.busiest_rank for layer in self.layers],
@@ -179,21 +192,29 @@ def layer_time(
     num_chunks: int = 1,
 ) -> LayerTime:
     """The time of a layer whose ranks are given `shares`; raises `InputError` as `rows_by_rank`."""
-    seconds, latency, link = _exchange(shares, cluster, workload, dispatcher)
-    seconds = workload.passes * (seconds + (num_chunks - 1) * latency)
+    where = cluster, workload, dispatcher
+    seconds, latency, link = _exchange(shares, *where)
+    even, _, _ = _exchange(shares.evened, *where)
+    seconds, even = (
+        workload.passes * (each + (num_chunks - 1) * latency) for each in (seconds, even)
+    )
     compute = _compute(shares, cluster, workload)
     busiest = int(compute.argmax())
     return LayerTime(
         dispatch=1e3 * seconds,
         combine=1e3 * seconds,
         compute=1e3 * float(compute[busiest]),
-        index=1e3 * _index(shares, cluster, workload, dispatcher),
+        reorder=1e3 * _reorder(shares, *where),
         launches=1e3 * cluster.launch_microseconds * _SECONDS * num_chunks * workload.passes,
         latency=1e3 * latency,
         num_chunks=num_chunks,
         passes=workload.passes,
         busiest_rank=busiest,
         busiest_link=link,
+        even=1e3 * (2 * even + _reorder(shares.evened, *where)),
+        copies=float(shares.visits.sum()),
+        node_copies=float(shares.node_visits.sum()),
+        load=load_max_over_mean(shares.rows),
     )
 
 
@@ -244,8 +265,8 @@ def _compute(shares: RankShares, cluster: Cluster, workload: Workload) -> Float:
     return seconds
 
 
-def _index(shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str) -> float:
-    """Seconds of the copies of the rank with most of them."""
+def _reorder(shares: RankShares, cluster: Cluster, workload: Workload, dispatcher: str) -> float:
+    """Seconds in which the rank with most rows reads and writes them in another order."""
     visits = visits_by_rank(shares, dispatcher)
     sent = visits.sum() + (shares.node_visits.sum() if dispatcher == "hierarchical" else 0.0)
     rows = workload.tokens_per_rank * (sent + len(visits) * (visits + 2 * shares.rows))
@@ -292,20 +313,10 @@ def predict_time(
             with other layers.
         InputError: as `predict_traffic`, or the dispatcher is unknown.
     """
-    topology = cluster.topology
     if plan is not None:
         check_ranks(profile, plan, cluster)
-    layers = [
-        layer_time(
-            layer_shares(profile, index, None if plan is None else plan.layers[index], topology),
-            cluster,
-            workload,
-            dispatcher,
-            num_chunks,
-        )
-        for index in range(profile.num_layers)
-    ]
-    return StepTime(dispatcher=dispatcher, layers=tuple(layers), rest=rest_time(cluster, workload))
+    shares = all_shares(profile, plan, cluster.topology)
+    return step_time(shares, cluster, workload, dispatcher, num_chunks)
 
 
 def check_ranks(profile: CollaborationProfile, plan: Plan, cluster: Cluster) -> None:
@@ -322,15 +333,41 @@ def check_ranks(profile: CollaborationProfile, plan: Plan, cluster: Cluster) -> 
 
 def measured_time(shares: Sequence[RankShares], cluster: Cluster, workload: Workload) -> StepTime:
     """The least time over dispatchers of a step whose layers were measured to have these shares."""
-    steps = (
-        StepTime(
-            dispatcher=name,
-            layers=tuple(layer_time(layer, cluster, workload, name) for layer in shares),
-            rest=rest_time(cluster, workload),
-        )
-        for name in _dispatchers(cluster)
-    )
+    steps = (step_time(shares, cluster, workload, name) for name in _dispatchers(cluster))
     return min(steps, key=lambda step: step.total)
+
+
+def steps_by_dispatcher(
+    shares: Sequence[RankShares], cluster: Cluster, workload: Workload
+) -> dict[str, StepTime]:
+    """The step by each of `DISPATCHERS`; `hierarchical` only where it is another one."""
+    return {
+        name: step_time(shares, cluster, workload, name)
+        for name in DISPATCHERS
+        if cluster.is_nested or name != "hierarchical"
+    }
+
+
+def baseline(steps: Mapping[str, StepTime]) -> StepTime:
+    """Of the steps by dispatcher the one that savings and ratios are told over.
+
+    The fastest that never sends more rows than another: once per rank, or on nodes of several ranks
+    once per node, then per rank.
+    """
+    never_more = (steps[name] for name in ("zero_redundancy", "hierarchical") if name in steps)
+    return min(never_more, key=lambda step: step.total)
+
+
+def step_time(
+    shares: Sequence[RankShares],
+    cluster: Cluster,
+    workload: Workload,
+    dispatcher: str,
+    num_chunks: int = 1,
+) -> StepTime:
+    """The step of a model whose layers have these shares. Raises `InputError` as `layer_time`."""
+    layers = (layer_time(layer, cluster, workload, dispatcher, num_chunks) for layer in shares)
+    return StepTime(dispatcher=dispatcher, layers=tuple(layers), rest=rest_time(cluster, workload))
 
 
 def _dispatchers(cluster: Cluster) -> tuple[str, ...]:
@@ -365,16 +402,16 @@ def bottleneck_weights(
     """Seconds of a layer for an expert row per token, a visit and a visit of a node.
 
     Of the busiest rank and node each: the slopes of `layer_time`, for a search that tries many
-    placements. Where reading weights takes longer than the products, load counts for its copies
-    only.
+    placements. Where reading weights takes longer than the products, load counts for its
+    reordering only.
     """
     sizes, num_ranks = workload.sizes, cluster.num_ranks
     per_node, tokens = cluster.topology.ranks_per_node, workload.tokens_per_rank
     memory = cluster.memory_gigabytes_per_second * _BYTES_PER_SECOND
     batch = tokens * num_ranks
     products = workload.products * 2.0 * sizes.expert_parameters * batch
-    copies = 4 * workload.passes * batch * workload.row_bytes / memory
-    load = 2 * copies
+    reorder = 4 * workload.passes * batch * workload.row_bytes / memory
+    load = 2 * reorder
     reading = sizes.expert_parameters * workload.value_bytes / memory
     if products / (cluster.teraflops * 1e12) > workload.products * reading:
         load += products / (cluster.teraflops * 1e12)
@@ -384,11 +421,11 @@ def bottleneck_weights(
     if dispatcher == "hierarchical":
         return (
             load,
-            copies + inside * (num_ranks - cluster.num_nodes),
+            reorder + inside * (num_ranks - cluster.num_nodes),
             between * (cluster.num_nodes - 1),
         )
     slower = max(inside * (per_node - 1), between * (num_ranks - per_node))
-    return load, copies + slower, 0.0
+    return load, reorder + slower, 0.0
 
 
 def milliseconds(value: float) -> str:

@@ -1,12 +1,15 @@
 """Whether a plan saves time: one rule for every command that judges one."""
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction.cluster import Cluster
-from c2r.prediction.shares import all_shares
-from c2r.prediction.time import StepTime, check_ranks, measured_time
+from c2r.prediction.rows import DISPATCH_WORDS
+from c2r.prediction.shares import RankShares, all_shares
+from c2r.prediction.time import StepTime, check_ranks, measured_time, milliseconds
 from c2r.prediction.workload import Workload
 from c2r.profiling import CollaborationProfile
 
@@ -81,22 +84,150 @@ class Saving:
         percent = f"{100 * abs(self.share):.1f} %"
         return f"Saves {percent} of a step" if self.share > 0 else f"Adds {percent} to a step"
 
+    @property
+    def by_rows(self) -> float:
+        """Milliseconds of a step that fewer rows save, were all ranks given alike."""
+        return sum(layer.even for layer in self.before.layers) - sum(
+            layer.even for layer in self.after.layers
+        )
+
+    @property
+    def by_load(self) -> float:
+        """Milliseconds of a step that evener ranks save: all but `by_rows`."""
+        return self.before.total - self.after.total - self.by_rows
+
+    @property
+    def origin(self) -> str:
+        """Where the saving comes from, in words: fewer rows, or evener ranks, or neither."""
+        (copies, nodes, load), (new_copies, new_nodes, new_load) = (
+            (step.part("copies"), step.part("node_copies"), step.part("load"))
+            for step in (self.before, self.after)
+        )
+        ranks = f"a token visits {new_copies:.2f} ranks, {copies:.2f} before"
+        if not nodes == new_nodes == 1 and (nodes, new_nodes) != (copies, new_copies):
+            ranks += f", on {new_nodes:.2f} nodes, {nodes:.2f} before"
+        least = 0.0005 * self.before.total
+        rows = f"{_saved(self.by_rows, least, ('fewer rows', 'more rows', 'rows'))} ({ranks})"
+        names = ("evener ranks", "less even ranks", "ranks")
+        busiest = f"load of the busiest {new_load:.2f}, {load:.2f} before"
+        even = f"{_saved(self.by_load, least, names)} ({busiest})"
+        return f"Of a step, {rows}; {even}."
+
+    def to_json(self) -> dict[str, float | str]:
+        """JSON data; milliseconds of a step."""
+        return {
+            "worth": self.worth,
+            "share": self.share,
+            "by_rows": self.by_rows,
+            "by_load": self.by_load,
+        }
+
+
+def _saved(value: float, least: float, names: tuple[str, str, str]) -> str:
+    """What saves or costs so many milliseconds, of which fewer than `least` are none."""
+    better, worse, same = names
+    if abs(value) < least:
+        return f"{same} take as long"
+    said = f"{better} save" if value > 0 else f"{worse} cost"
+    return f"{said} {milliseconds(abs(value))} ms"
+
 
 def break_even_tokens(
     profile: CollaborationProfile, plan: Plan, cluster: Cluster, workload: Workload
 ) -> int | None:
-    """The fewest tokens a rank of `BATCHES` from which the plan pays; None where it never does.
+    """The fewest tokens a rank of `BATCHES` at which the plan pays; None where it never does.
 
-    Each step is that of the fastest dispatcher. Arguments and errors as `predict_time`.
+    Arguments and errors as `predict_time`.
     """
     check_ranks(profile, plan, cluster)
     before, after = (all_shares(profile, tried, cluster.topology) for tried in (None, plan))
-    for tokens in BATCHES:
-        size = replace(workload, tokens_per_rank=tokens)
-        steps = (measured_time(shares, cluster, size) for shares in (before, after))
-        if Saving(*steps).worth is Worth.PAYS:
-            return tokens
-    return None
+    return next(iter(paying_batches(before, after, cluster, workload)), None)
+
+
+def paying_batches(
+    before: Sequence[RankShares],
+    after: Sequence[RankShares],
+    cluster: Cluster,
+    workload: Workload,
+) -> tuple[int, ...]:
+    """Which of `BATCHES` a plan pays at, of layers that have these shares without it and under it.
+
+    Each step is that of the fastest dispatcher.
+    """
+    sizes = {tokens: replace(workload, tokens_per_rank=tokens) for tokens in BATCHES}
+    return tuple(
+        tokens
+        for tokens, size in sizes.items()
+        if Saving(*(measured_time(side, cluster, size) for side in (before, after))).worth
+        is Worth.PAYS
+    )
+
+
+def pays_at(batches: Sequence[int]) -> str:
+    """What `paying_batches` found, in words."""
+    if not batches:
+        return f"at none of up to {BATCHES[-1]:,} tokens a rank"
+    if batches[-1] == BATCHES[-1]:
+        return f"from {batches[0]:,} tokens a rank on"
+    return f"from {batches[0]:,} to {batches[-1]:,} tokens a rank"
+
+
+def switching(others: Iterable[StepTime], saving: Saving) -> str:
+    """Where how a token is sent decides more than the plan, what that saves; else empty.
+
+    Args:
+        others: the step without the plan, as `steps_by_dispatcher` gives it.
+        saving: of the plan.
+    """
+    sent, total = saving.before.dispatcher, saving.before.total
+    least = max(total - saving.after.total, PREDICTION_ERROR * total)
+    slower = [
+        f"{DISPATCH_WORDS[step.dispatcher]} ({milliseconds(step.total)} ms)"
+        for step in others
+        if step.total - total > least
+    ]
+    if not slower:
+        return ""
+    return (
+        f"An engine whose step sends each token {', or '.join(slower)} gains more by sending it "
+        f"{DISPATCH_WORDS[sent]} ({milliseconds(total)} ms) than by the plan."
+    )
+
+
+def is_of_own_text(profile: CollaborationProfile, plan: Plan) -> bool:
+    """Whether the plan was made from the profile, or from another one that shares a text with it.
+
+    False where the files do not tell their texts.
+    """
+    origin = plan.provenance.get("profile")
+    if not isinstance(origin, Mapping):
+        return False
+    own = dict(profile.provenance)
+    return origin == own or not _digests(origin).isdisjoint(_digests(own))
+
+
+def _digests(provenance: object) -> set[object]:
+    """Of all texts that a profile, or those that were merged into it, was counted on."""
+    if isinstance(provenance, Mapping):
+        known = {provenance["digest"]} if isinstance(provenance.get("digest"), str) else set()
+        return known.union(*map(_digests, provenance.values()))
+    if isinstance(provenance, list | tuple):
+        return set().union(*map(_digests, provenance))
+    return set()
+
+
+def fewness(num_tokens: int, top_k: int, num_experts: int) -> str:
+    """How little few tokens tell of the load of experts; empty where they tell enough."""
+    rows = num_tokens * top_k / num_experts
+    error = 1 / math.sqrt(max(rows, 1.0))
+    if error <= PREDICTION_ERROR:
+        return ""
+    enough = math.ceil(num_experts / top_k / PREDICTION_ERROR**2)
+    return (
+        f"Few tokens were counted: {num_tokens:,}, some {rows:,.0f} for each expert, which tells "
+        f"its load to about {round(100 * error, 1):g} %; {enough:,} tell it to "
+        f"{100 * PREDICTION_ERROR:.0f} %."
+    )
 
 
 def smallness(step: StepTime, workload: Workload) -> str:

@@ -181,9 +181,10 @@ class Verdict:
         state: good, bad, to be looked at, or not known.
         word: the state in one or two words.
         headline: what the plan does to the time of a step.
-        reason: why, and what the times are of.
+        reason: why, and what to know about it.
+        basis: what the times are of, and what a difference of them tells.
         bars: a step before and after; empty where no time is known.
-        facts: quality, load and copies.
+        facts: quality, load, copies, and the batches that it pays at.
         todo: what to do next.
         command: the same as a command.
     """
@@ -192,6 +193,7 @@ class Verdict:
     word: str
     headline: str
     reason: str
+    basis: str
     bars: tuple[Bar, ...]
     facts: tuple[Answer, ...]
     todo: str

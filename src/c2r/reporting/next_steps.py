@@ -37,18 +37,21 @@ class PlanFiles:
     where: str
     model: str = "MODEL"
 
-    def next_step(self, worth: Worth, *, is_measured: bool, lacks_replicas: bool) -> NextStep:
+    def next_step(
+        self, worth: Worth, *, is_measured: bool, is_own_text: bool, lacks_replicas: bool
+    ) -> NextStep:
         """The step after a verdict.
 
         Args:
             worth: what the plan is on its cluster.
             is_measured: whether loss and routing were measured under the plan.
+            is_own_text: whether it was judged on the text that it was made from.
             lacks_replicas: whether replicas would save what its placement cannot.
         """
         if self.plan.is_constrained and not is_measured:
             return self.measure()
         if worth is Worth.PAYS:
-            return self.use()
+            return self.judge() if is_own_text else self.use()
         plan = f"c2r plan {shlex.quote(self.profile)} {self.where}"
         if lacks_replicas:
             command = f"{plan} --replicas auto --out {shlex.quote(self.file)}"
@@ -60,6 +63,14 @@ class PlanFiles:
             f"c2r estimate {shlex.quote(self.profile)} --plan {shlex.quote(self.file)} {self.where}"
         )
         return NextStep("see for which batches it would pay", command)
+
+    def judge(self) -> NextStep:
+        """To find out whether the plan saves as much on text that it was not made from."""
+        command = (
+            f"c2r profile {shlex.quote(self.model)} --text OTHER.txt --out other.safetensors && "
+            f"c2r report other.safetensors {shlex.quote(self.file)}"
+        )
+        return NextStep("judge it on other text than it was planned on", command)
 
     def measure(self) -> NextStep:
         """To find out what the plan's policy costs and sends."""

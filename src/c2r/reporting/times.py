@@ -8,7 +8,7 @@ from c2r.errors import InputError, PlanMismatchError
 from c2r.plans import Plan, load_max_over_mean
 from c2r.prediction import PRESETS, Cluster, ModelSizes, Phase, Saving, StepTime, Workload
 from c2r.prediction.cluster import DEFAULT, planned_cluster
-from c2r.prediction.shares import RankShares, all_shares, measured_shares
+from c2r.prediction.shares import RankShares, all_shares, measured_shares, with_chances
 from c2r.prediction.time import measured_time
 from c2r.prediction.workload import UNKNOWN_SIZES
 from c2r.profiling import CollaborationProfile
@@ -159,7 +159,7 @@ class Times:
 
     Attributes:
         setting: where.
-        before: experts in the order of their ids, plain top-k, once per rank.
+        before: experts in the order of their ids, plain top-k.
         after: under the plan.
         is_measured: whether `after` is of the routing that was measured under the plan; else it is
             of plain top-k on the plan's placement.
@@ -234,9 +234,7 @@ def _with_equal_weights(
     """
     if placed is None:
         return tuple(replace(layer, expert_chances=None) for layer in before), tuple(after)
-    pairs = zip(after, placed, strict=True)
-    chances = (replace(layer, expert_chances=other.expert_chances) for layer, other in pairs)
-    return tuple(before), tuple(chances)
+    return tuple(before), with_chances(after, placed)
 
 
 def _side(shares: tuple[RankShares, ...], setting: Setting) -> Side:

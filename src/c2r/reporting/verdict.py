@@ -8,8 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from c2r.prediction import StepTime, Worth
-from c2r.prediction.time import milliseconds
-from c2r.prediction.worth import PREDICTION_ERROR, WORTH_RULE, hindrance, smallness
+from c2r.prediction.rows import dispatch_words
+from c2r.prediction.time import milliseconds, steps_by_dispatcher
+from c2r.prediction.worth import (
+    WORTH_RULE,
+    fewness,
+    hindrance,
+    is_of_own_text,
+    smallness,
+    switching,
+)
 from c2r.profiling import CollaborationProfile
 from c2r.reporting.charts import Answer, Bar, State, Verdict
 from c2r.reporting.inputs import Inputs
@@ -24,13 +32,14 @@ from c2r.reporting.times import Times, mean_load
 from c2r.types import Int
 
 _UNKNOWN = "not known"
+_ON_OWN_TEXT = "worth it on its own text"
 _AT_A_PRICE = "at a price"
 _STATES: dict[Worth, State] = {
     Worth.PAYS: "good",
     Worth.NO_DIFFERENCE: "plain",
     Worth.SLOWER: "bad",
 }
-_PARTS = ("dispatch", "combine", "compute", "copies", "rest")
+_PARTS = ("dispatch", "combine", "compute", "reorder", "rest")
 """Of a step, as `Bar` holds them."""
 
 
@@ -40,7 +49,7 @@ def judge(inputs: Inputs, times: Times | None, facts: Sequence[Answer]) -> Verdi
     Args:
         inputs: the files.
         times: of a step before and after; None where they are not known.
-        facts: quality, load and what is sent, in this order.
+        facts: quality, load, what is sent and the batches that it pays at; quality first.
     """
     verdict = _unknown(inputs) if times is None else _by_time(inputs, times, facts[0])
     collapse = _collapse(inputs.profile, times)
@@ -70,6 +79,7 @@ def _unknown(inputs: Inputs) -> Verdict:
         word=_UNKNOWN,
         headline=f"Add {missing} to see what it saves",
         reason="Times are predicted from a profile and a plan.",
+        basis="",
         bars=(),
         facts=(),
         todo=todo,
@@ -80,18 +90,21 @@ def _unknown(inputs: Inputs) -> Verdict:
 def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     state, word, headline = _sentence(inputs, times, quality)
     todo, command = _next_step(inputs, times, word)
+    setting = times.setting
+    steps = steps_by_dispatcher(times.before.shares, setting.cluster, setting.workload)
     reasons = (
         _because(times),
+        switching(steps.values(), times.saving),
         _hindrance(inputs, times),
-        _source(inputs, times),
-        WORTH_RULE,
-        smallness(times.before.time, times.setting.workload),
+        _fewness(inputs),
+        smallness(times.before.time, setting.workload),
     )
     return Verdict(
         state=state,
         word=word,
         headline=headline,
         reason=" ".join(filter(None, reasons)),
+        basis=f"{_source(inputs, times)} {WORTH_RULE}",
         bars=(_bar("before", times.before.time), _bar("after", times.after.time)),
         facts=(),
         todo=todo,
@@ -107,31 +120,29 @@ def _sentence(inputs: Inputs, times: Times, quality: Answer) -> tuple[State, str
         return "plain", _UNKNOWN, f"The policy was not measured; {placed}"
     if saving.worth is Worth.PAYS and quality.state == "bad":
         return "warning", _AT_A_PRICE, f"{headline}, but quality falls"
+    if saving.worth is Worth.PAYS and _is_own_text(inputs, times):
+        return "plain", _ON_OWN_TEXT, f"{headline}, on the text that it was planned on"
     return _STATES[saving.worth], saving.worth, headline
 
 
 def _because(times: Times) -> str:
-    """What changes in a layer, and what could at most be saved."""
+    """What a step and a layer take, and where the difference comes from."""
     before, after = times.before.time, times.after.time
-    share = f"{100 * before.exchange_share:.1f} %"
-    exchanges, compute = (
-        f"{milliseconds(before.part(part))} to {milliseconds(after.part(part))} ms"
-        for part in ("exchange", "compute")
-    )
     layer, step = (
         f"{milliseconds(one)} to {milliseconds(other)} ms"
         for one, other in ((before.layer, after.layer), (before.total, after.total))
     )
-    said = f"exchanges go from {exchanges} and the experts of the busiest rank from {compute}"
-    if times.saving.worth is Worth.PAYS:
-        return f"A step goes from {step}, an MoE layer from {layer}."
-    if before.exchange_share < PREDICTION_ERROR:
-        load = mean_load(times.before.shares)
-        return (
-            f"Because exchanges are {share} of a step. A plan can save these and the time that "
-            f"ranks wait for the busiest one, whose load is {load:.2f} times the mean."
-        )
-    return f"Because in a layer {said}. Exchanges are {share} of a step."
+    return (
+        f"A step goes from {step}, an MoE layer from {layer}. {times.saving.origin} Exchange took "
+        f"{100 * before.exchange_share:.0f} % of the step."
+    )
+
+
+def _fewness(inputs: Inputs) -> str:
+    profile = inputs.profile
+    if profile is None:
+        return ""
+    return fewness(profile.num_tokens, profile.top_k, profile.num_experts)
 
 
 def _hindrance(inputs: Inputs, times: Times) -> str:
@@ -148,30 +159,28 @@ def _source(inputs: Inputs, times: Times) -> str:
         routing = "After: the routing as measured under the plan on held-out text."
     else:
         routing = "After: plain top-k's routing on the plan's placement."
-        if _is_of_own_text(inputs):
-            routing += (
-                " Both on the text that the plan was made from; a profile of other text in its "
-                "place tells whether it holds there."
-            )
+        if _is_own_text(inputs, times):
+            routing += " Both on text that the plan was made from."
     notes = f" {times.setting.note}" if times.setting.note else ""
     work = times.setting.workload
+    sent = dispatch_words(times.before.time.dispatcher, times.after.time.dispatcher)
     return (
         f"Predicted for {work.tokens_per_rank:,} tokens a rank, {work.phase}, on "
-        f"{times.setting.place}. {routing}{notes}"
+        f"{times.setting.place}. Before: experts in order, a token sent {sent}. {routing}{notes}"
     )
 
 
-def _is_of_own_text(inputs: Inputs) -> bool:
-    """Whether the plan was made from the profile that it is judged on."""
+def _is_own_text(inputs: Inputs, times: Times) -> bool:
+    """Whether the plan is judged on text that it was made from."""
     plan, profile = inputs.plan, inputs.profile
-    if plan is None or profile is None:
+    if plan is None or profile is None or times.is_measured:
         return False
-    return plan.provenance.get("profile") == dict(profile.provenance)
+    return is_of_own_text(profile, plan)
 
 
 def _bar(name: str, step: StepTime) -> Bar:
     layers = len(step.layers)
-    inside = (step.part(part) * layers for part in ("dispatch", "combine", "compute", "index"))
+    inside = (step.part(part) * layers for part in ("dispatch", "combine", "compute", "reorder"))
     launches = step.part("launches") * layers
     values = (*inside, step.rest + launches)
     return Bar(name=name, parts=dict(zip(_PARTS, values, strict=True)), layer=step.layer)
@@ -197,6 +206,7 @@ def _next_step(inputs: Inputs, times: Times, word: str) -> NextStep:
     return files.next_step(
         times.saving.worth,
         is_measured=times.is_measured,
+        is_own_text=_is_own_text(inputs, times),
         lacks_replicas=bool(_hindrance(inputs, times)),
     )
 

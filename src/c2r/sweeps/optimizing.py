@@ -1,6 +1,6 @@
 """From a model and a cluster to the plan that takes the least time within a loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from c2r.adapters.huggingface import is_parallel
 from c2r.errors import InputError
 from c2r.parallel import Comm
-from c2r.planning import make_plan, placing
+from c2r.planning import make_plan, placing, with_policy
 from c2r.plans import Plan
 from c2r.prediction import (
     Cluster,
@@ -17,11 +17,11 @@ from c2r.prediction import (
     StepTime,
     Workload,
     Worth,
-    best_time,
     find_cluster,
 )
-from c2r.prediction.shares import measured_shares
-from c2r.prediction.time import measured_time
+from c2r.prediction.shares import all_shares, measured_shares, with_chances
+from c2r.prediction.time import baseline, measured_time, steps_by_dispatcher
+from c2r.prediction.worth import paying_batches
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.resumable import Progress, SweepRequest, no_progress, sweep
@@ -39,10 +39,11 @@ class Optimized:
         declined: the fastest policy within the loss, where it saves less over placement alone than
             a prediction can tell: no quality is paid for that. None where a policy was chosen or
             none is faster.
-        before: the step with experts in the order of their ids, plain top-k, once per rank.
-        k_fold: the same with a row sent per token and expert.
+        before: the step with experts in the order of their ids and plain top-k: the baseline.
+        in_order: the same by each dispatcher, `before` among them.
         placed: the step with the experts placed, plain top-k, as measured.
         after: the step under the plan, as measured.
+        batches: tokens a rank that it pays at, as `paying_batches` gives them.
         cluster: where.
         workload: what runs there.
         sweep: all that was measured.
@@ -53,9 +54,10 @@ class Optimized:
     chosen: Measurement
     declined: Measurement | None
     before: StepTime
-    k_fold: StepTime
+    in_order: Mapping[str, StepTime]
     placed: StepTime
     after: StepTime
+    batches: tuple[int, ...]
     cluster: Cluster
     workload: Workload
     sweep: SweepResult
@@ -155,34 +157,32 @@ def choose(
     max_loss_increase: float,
 ) -> Optimized:
     """The measured plan of least time that is worth its loss; arguments as `optimize`."""
-    times = {
-        id(found): measured_time(measured_shares(found), cluster, workload)
+    where = cluster, workload
+    plan = make_plan(profile, policy="top_k", **placing(result.request, profile))
+    in_order, planned = (all_shares(profile, each, cluster.topology) for each in (None, plan))
+    shares = {
+        id(found): with_chances(measured_shares(found), planned)
         for found in (result.baseline, *result.points)
     }
+    times = {key: measured_time(each, *where) for key, each in shares.items()}
     placed = times[id(result.baseline)]
     allowed = [found for found in result.points if found.loss_increase <= max_loss_increase]
     fastest = min((result.baseline, *allowed), key=lambda found: times[id(found)].total)
     is_worth_its_loss = Saving(placed, times[id(fastest)]).worth is Worth.PAYS
     chosen = fastest if is_worth_its_loss else result.baseline
-    plan = make_plan(
-        profile,
-        policy=chosen.policy,
-        strength=chosen.strength,
-        **placing(result.request, profile),
-    )
+    if chosen is not result.baseline:
+        plan = with_policy(plan, profile, chosen.policy, chosen.strength)
     expected = {**chosen.to_json(), "time": times[id(chosen)].to_json()}
-    before, k_fold = (
-        best_time(profile, None, cluster, workload, chunks=(1,), dispatchers=names)
-        for names in (None, ("k_fold",))
-    )
+    steps = steps_by_dispatcher(in_order, *where)
     return Optimized(
         plan=replace(plan, provenance={**plan.provenance, "expected": expected}),
         chosen=chosen,
         declined=None if fastest is chosen else with_times(fastest, cluster, workload),
-        before=before,
-        k_fold=k_fold,
+        before=baseline(steps),
+        in_order=steps,
         placed=placed,
         after=times[id(chosen)],
+        batches=paying_batches(in_order, shares[id(chosen)], *where),
         cluster=cluster,
         workload=workload,
         sweep=result,

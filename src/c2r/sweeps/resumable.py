@@ -276,12 +276,16 @@ class _ResumableSweep:
         first = list(islice(batches, 1))
         if not first and self.crew.rank > 0:
             return None
+        counted = 0
         with self.progress("profiling, tokens", self.request.num_tokens) as advance:
+
+            def on_batch(num_tokens: int) -> None:
+                nonlocal counted
+                advance((num_tokens - counted) * self.crew.size)
+                counted = num_tokens
+
             return profile(
-                self.model,
-                chain(first, batches),
-                seed=self.request.seed,
-                on_batch=lambda _: advance(self._batch_tokens * self.crew.size),
+                self.model, chain(first, batches), seed=self.request.seed, on_batch=on_batch
             )
 
     def _spread(
@@ -344,12 +348,12 @@ class _ResumableSweep:
         level = running.to_json()  # every plan with as many batches
         try:
             with self.progress(label, self.request.num_tokens) as advance:
-                advance(running.num_batches * each)
+                advance(min(running.num_batches * each, self.request.num_tokens))
                 batches = share.of(self._batches(texts, self.request.num_tokens))
                 # Closed at once: Ctrl-C would hold the generator, and with it the taps.
                 with closing(running.run(self.model, batches)) as run:
-                    for _ in run:
-                        advance(each)
+                    for num_tokens in run:
+                        advance(num_tokens * share.size)
                         level = running.to_json()
                         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
                             keep(level)

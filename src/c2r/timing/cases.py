@@ -82,8 +82,8 @@ class CaseTimes:
         case: what ran.
         seconds: of a layer, until the last rank has finished; over rounds.
         ratio: seconds over the seconds of the first case in the same round.
-        parts: mean seconds of a rank: `index` work and copies, waiting in `dispatch` and in
-            `combine` (each with its backward), and expert `compute`.
+        parts: mean seconds of a rank: getting rows in order (`reorder`), waiting in `dispatch` and
+            in `combine` (each with its backward), and expert `compute`.
         compute_alone: seconds of the expert compute of all ranks at once, nothing sent.
         communication_alone: seconds of all other parts, without the experts.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean.

@@ -25,11 +25,11 @@ class Meter:
 
     def end(self) -> None:
         """A step ends."""
-        self.watch.lap("index")
+        self.watch.lap("reorder")
 
     def waiting(self) -> None:
         """Waiting for an exchange begins."""
-        self.watch.lap("index")
+        self.watch.lap("reorder")
 
     def waited(self) -> None:
         """Waiting is over."""
@@ -39,9 +39,9 @@ class Meter:
         """`experts`, its time and that of its backward counted as compute."""
 
         def clocked(rows: Tensor, counts: Tensor) -> Tensor:
-            self.watch.lap("index")
+            self.watch.lap("reorder")
             output = experts(_boundary(rows, self._cross("compute", "dispatch")), counts)
-            output = _boundary(output, self._cross("index", "combine"))
+            output = _boundary(output, self._cross("reorder", "combine"))
             self.watch.lap("compute")
             self.phase = "combine"
             return output

@@ -31,7 +31,7 @@ from c2r.types import Int
 
 _PASSES = 4  # rows travel to the experts and back, forward and backward
 _UNKNOWN = Network()
-_PARTS = ("index", "dispatch", "compute", "combine")
+_PARTS = ("reorder", "dispatch", "compute", "combine")
 
 ExpertsFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -333,7 +333,7 @@ class _Runner:
             )
             for index, layer in enumerate(self.layers)
         ]
-        parts = ("total", "dispatch", "combine", "compute", "index", "launches")
+        parts = ("total", "dispatch", "combine", "compute", "reorder", "launches")
         return {
             part: 1e-3 * float(np.mean([getattr(layer, part) for layer in layers]))
             for part in parts

@@ -39,7 +39,7 @@ def show_collaboration(
     size = -(-profile.num_experts // MAX_CELLS)
     notes = ["The stronger the colour, the more tokens chose both."]
     if plan is not None:
-        notes.append("Experts of a rank stand together, so a good plan shows strong blocks.")
+        notes.append("Experts are drawn rank by rank, with a line between ranks.")
     if size > 1:
         notes.append(
             f"{size} neighbouring experts are summed into one cell, to keep the page small."
@@ -77,8 +77,11 @@ def _on_one_rank(profile: CollaborationProfile, plan: Plan | None) -> str:
     if not pairs[2]:
         return ""
     placed, unplaced = 100 * pairs[:2] / pairs[2]
+    without = " (replicas not counted)" if plan.num_replicas else ""
+    parted = ": this plan parts partners" if placed < unplaced else ""
     return (
-        f" Of all pairs, {placed:.0f} % are on one rank under the plan, {unplaced:.0f} % in order."
+        f" Of all pairs, {placed:.0f} % are on one rank under the plan{without}, {unplaced:.0f} % "
+        f"in order{parted}."
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from c2r.prediction.rows import DISPATCH_WORDS
+from c2r.prediction.rows import dispatch_words
 from c2r.prediction.shares import RankShares
 from c2r.reporting.charts import Chart, Section, Series
 from c2r.reporting.times import Times
@@ -41,14 +41,9 @@ def show_time(times: Times) -> Section:
         slug="time",
         title="Where the time goes",
         text="A layer is through when its last rank is: the busiest rank decides. Rows are sent "
-        f"{_change(times.before.time.dispatcher, times.after.time.dispatcher)}.",
+        f"{dispatch_words(times.before.time.dispatcher, times.after.time.dispatcher)}.",
         charts=(*by_rank, by_layer),
     )
-
-
-def _change(before: str, after: str) -> str:
-    one, other = (DISPATCH_WORDS.get(name, name) for name in (before, after))
-    return one if one == other else f"{one} before, {other} after"
 
 
 def _by_place(name: str, values: Sequence[float]) -> Series:
