@@ -196,7 +196,7 @@ def test_a_policy_with_its_strength_is_the_policy_and_its_strength(capsys, folde
         (["c2r=8"], ["c2r", "--top-t", 8]),
     ]:
         ours, theirs = (call_json(capsys, *plan, "--policy", *words) for words in (together, apart))
-        assert ours["fingerprint"] == theirs["fingerprint"]
+        assert ours["plan_fingerprint"] == theirs["plan_fingerprint"]
     both = [*plan, "--policy", "priced=0.1", "--strength", 0.2, "--json"]
     assert_refused(capsys, ["--policy priced=0.1 and --strength 0.2", "leave one out"], *both)
     both = [*plan, "--policy", "c2r=8", "--top-t", 8, "--json"]

@@ -45,12 +45,12 @@ def charts_of(report):
 def test_a_profile_alone(report_of):
     profile = clustered_profile(model="m")
     report = report_of(profile)
-    collaboration, traffic, saving, quality, load, batches = report.answers
+    collaboration, traffic, saving, quality, load = report.answers
     mean = mean_metrics([measure_collaboration(layer) for layer in profile.layers])
     assert collaboration.number == f"{mean.effective_collaborators:.1f} of 15"
     assert traffic.number == "4" and "c2r plan" in traffic.text
     assert saving.number == "not known" and "c2r sweep" in saving.text
-    assert quality.number == "not measured" and load.number == batches.number == "not known"
+    assert quality.number == "not measured" and load.number == "not known"
     slugs = [section.slug for section in report.sections]
     assert slugs == ["collaboration", "load", "provenance"]
     assert report.title == "m" and "3 MoE layers, 16 experts, k = 4" in report.summary
@@ -61,7 +61,7 @@ def test_a_profile_and_a_plan(report_of):
     plan = make_plan(profile, num_ranks=4)
     report = report_of(profile, plan)
     mean = predict_traffic(profile, plan).mean
-    _, traffic, saving, quality, load, batches = report.answers
+    _, traffic, saving, quality, load = report.answers
     assert traffic.number == f"{mean.copies_contiguous:.2f}"
     assert f"{mean.remote_copies_contiguous:.2f} of" in traffic.text
     assert mean.copies_placed == mean.copies_contiguous
@@ -75,7 +75,6 @@ def test_a_profile_and_a_plan(report_of):
         for p in (None, plan)
     ]
     assert load.number == "{:.2f} \N{RIGHTWARDS ARROW} {:.2f}".format(*loads)
-    assert batches.number == "none" or batches.text.startswith(f"It pays from {batches.number}")
 
 
 def test_charts_hold_the_numbers_of_the_library(report_of):

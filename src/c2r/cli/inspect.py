@@ -113,7 +113,7 @@ def _describe_plan(file: Path) -> dict[str, Any]:
         "num_ranks": plan.topology.num_ranks,
         "num_nodes": plan.topology.num_nodes,
         "num_layers": plan.num_layers,
-        "fingerprint": plan.fingerprint,
+        "plan_fingerprint": plan.fingerprint,
         "layers": [
             {
                 "layer": index,

@@ -94,7 +94,7 @@ def report(
 def _show(made: "Report") -> None:
     verdict = made.verdict
     lines = [f"{verdict.word.upper()}: {verdict.headline}", f"  {verdict.reason}"]
-    lines += [f"  {verdict.basis}"] if verdict.basis else []
+    lines += [f"  {line}" for line in (*verdict.remarks, verdict.basis) if line]
     for answer in made.answers:
         lines += [answer.question, f"  {answer.number} {answer.unit}", f"  {answer.text}"]
     lines += [f"Next: {verdict.todo}", f"  {verdict.command}"]

@@ -9,7 +9,6 @@ from c2r.profiling import CollaborationMetrics, measure_collaboration
 from c2r.reporting.charts import Answer, Report, Section
 from c2r.reporting.inputs import Inputs
 from c2r.reporting.sections.answers import (
-    answer_batches,
     answer_collaboration,
     answer_load,
     answer_quality,
@@ -59,19 +58,17 @@ def build_report(
         times = find_times(inputs.profile, inputs.plan, measured, found.setting)
     saving = answer_saving(inputs, found.traffic, chosen, found.setting)
     quality, load = answer_quality(inputs, chosen), answer_load(times, chosen)
-    batches = answer_batches(times)
     answers = (
         answer_collaboration(inputs, found.metrics),
         answer_traffic(inputs, found.traffic),
         saving,
         quality,
         load,
-        batches,
     )
     return Report(
         title=inputs.model_name,
         summary=_summary(inputs),
-        verdict=judge(inputs, times, (quality, load, saving, batches)),
+        verdict=judge(inputs, times, (quality, load, saving)),
         answers=answers,
         sections=tuple(_sections(inputs, found, times, answers)),
     )

@@ -181,10 +181,11 @@ class Verdict:
         state: good, bad, to be looked at, or not known.
         word: the state in one or two words.
         headline: what the plan does to the time of a step.
-        reason: why, and what to know about it.
+        reason: what changes, where from, and for which batches.
+        remarks: what else to know, a sentence or two each.
         basis: what the times are of, and what a difference of them tells.
         bars: a step before and after; empty where no time is known.
-        facts: quality, load, copies, and the batches that it pays at.
+        facts: quality, load and copies.
         todo: what to do next.
         command: the same as a command.
     """
@@ -193,6 +194,7 @@ class Verdict:
     word: str
     headline: str
     reason: str
+    remarks: tuple[str, ...]
     basis: str
     bars: tuple[Bar, ...]
     facts: tuple[Answer, ...]

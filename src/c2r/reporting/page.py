@@ -55,15 +55,27 @@ def _render_link(section: Section) -> str:
 def _render_verdict(verdict: Verdict) -> str:
     known = [fact for fact in verdict.facts if verdict.bars or fact.unit]
     facts = "".join(map(_render_fact, known))
-    basis = f'<p class="note">{_render_prose(verdict.basis)}</p>' if verdict.basis else ""
     word = verdict.word[0].upper() + verdict.word[1:]
+    remarks = "".join(f"<li>{_render_prose(remark)}</li>" for remark in verdict.remarks)
     return (
         f'<div class="verdict {verdict.state}"><p class="word">{_render_sign(verdict.state)}'
         f"{html.escape(word)}</p><h2>{_render_prose(verdict.headline)}</h2>"
-        f'<p class="text">{_render_prose(verdict.reason)}</p>{_render_steps(verdict.bars)}{basis}'
+        f"<p>{_render_prose(verdict.reason)}</p>"
+        f"{f'<ul>{remarks}</ul>' if remarks else ''}{_render_steps(verdict.bars)}"
         f'<p class="next"><b>Next:</b> {html.escape(verdict.todo)} '
         f"<code>{_render_words(verdict.command)}</code></p></div>"
-        f'<div class="facts">{facts}</div>'
+        f'<div class="facts">{facts}</div>{_render_basis(verdict.basis)}'
+    )
+
+
+def _render_basis(basis: str) -> str:
+    """What the times are of, and what is not said by the names of their parts."""
+    if not basis:
+        return ""
+    return (
+        f'<p class="basis note">{_render_prose(basis)} Reorder rows: the busiest rank reads and '
+        "writes them in the order in which they are sent, computed and summed. Change: of each "
+        "row.</p>"
     )
 
 
@@ -91,8 +103,6 @@ def _render_steps(bars: Sequence[Bar]) -> str:
     return (
         '<table class="steps"><thead><tr><th scope="col">ms of a step</th><td></td>'
         f"{head}</tr></thead><tbody>{lines}</tbody></table>"
-        '<p class="note">Change: of each row. Reorder rows: the busiest rank reads and writes them '
-        "in the order in which they are sent, computed and summed.</p>"
     )
 
 

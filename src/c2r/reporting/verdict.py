@@ -15,6 +15,8 @@ from c2r.prediction.worth import (
     fewness,
     hindrance,
     is_of_own_text,
+    paying_batches,
+    pays_at,
     smallness,
     switching,
 )
@@ -49,7 +51,7 @@ def judge(inputs: Inputs, times: Times | None, facts: Sequence[Answer]) -> Verdi
     Args:
         inputs: the files.
         times: of a step before and after; None where they are not known.
-        facts: quality, load, what is sent and the batches that it pays at; quality first.
+        facts: quality, load and what is sent, in this order.
     """
     verdict = _unknown(inputs) if times is None else _by_time(inputs, times, facts[0])
     collapse = _collapse(inputs.profile, times)
@@ -79,6 +81,7 @@ def _unknown(inputs: Inputs) -> Verdict:
         word=_UNKNOWN,
         headline=f"Add {missing} to see what it saves",
         reason="Times are predicted from a profile and a plan.",
+        remarks=(),
         basis="",
         bars=(),
         facts=(),
@@ -90,20 +93,21 @@ def _unknown(inputs: Inputs) -> Verdict:
 def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     state, word, headline = _sentence(inputs, times, quality)
     todo, command = _next_step(inputs, times, word)
-    setting = times.setting
-    steps = steps_by_dispatcher(times.before.shares, setting.cluster, setting.workload)
-    reasons = (
-        _because(times),
+    where = times.setting.cluster, times.setting.workload
+    steps = steps_by_dispatcher(times.before.shares, *where)
+    batches = paying_batches(times.before.shares, times.after.shares, *where)
+    remarks = (
         switching(steps.values(), times.saving),
         _hindrance(inputs, times),
         _fewness(inputs),
-        smallness(times.before.time, setting.workload),
+        smallness(times.before.time, times.setting.workload),
     )
     return Verdict(
         state=state,
         word=word,
         headline=headline,
-        reason=" ".join(filter(None, reasons)),
+        reason=f"{_because(times)} It pays {pays_at(batches)}.",
+        remarks=tuple(filter(None, remarks)),
         basis=f"{_source(inputs, times)} {WORTH_RULE}",
         bars=(_bar("before", times.before.time), _bar("after", times.after.time)),
         facts=(),
@@ -121,7 +125,7 @@ def _sentence(inputs: Inputs, times: Times, quality: Answer) -> tuple[State, str
     if saving.worth is Worth.PAYS and quality.state == "bad":
         return "warning", _AT_A_PRICE, f"{headline}, but quality falls"
     if saving.worth is Worth.PAYS and _is_own_text(inputs, times):
-        return "plain", _ON_OWN_TEXT, f"{headline}, on the text that it was planned on"
+        return "plain", _ON_OWN_TEXT, headline
     return _STATES[saving.worth], saving.worth, headline
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from c2r.prediction import TrafficReport
-from c2r.prediction.worth import BATCHES, PREDICTION_ERROR, paying_batches, pays_at
 from c2r.profiling import CollaborationMetrics, mean_metrics
 from c2r.reporting.charts import MINUS, Answer, State
 from c2r.reporting.inputs import Inputs
@@ -17,7 +16,6 @@ _TRAFFIC = "What does its traffic cost today?"
 _SAVING = "How much is sent?"
 _QUALITY = "What does it cost in quality?"
 _LOAD = "How even is the work?"
-_BATCHES = "For which batches?"
 
 _NOT_MEASURED = "not measured"
 """Of a quality that no file tells."""
@@ -198,21 +196,6 @@ def answer_load(times: Times | None, chosen: ChosenPoint | None) -> Answer:
         unit="expert rows of the busiest rank over the mean",
         text="1 is even. All other ranks wait for the busiest.",
         state=state,
-    )
-
-
-def answer_batches(times: Times | None) -> Answer:
-    """From how many tokens a rank the plan pays."""
-    if times is None:
-        return Answer(question=_BATCHES, number=_UNKNOWN, unit="", text="Add a profile and a plan.")
-    where = times.setting.cluster, times.setting.workload
-    batches = paying_batches(times.before.shares, times.after.shares, *where)
-    number = f"{batches[0]:,}" if batches else "none"
-    return Answer(
-        question=_BATCHES,
-        number=number,
-        unit=f"tokens a rank, the fewest that save {100 * PREDICTION_ERROR:.0f} % of a step",
-        text=f"It pays {pays_at(batches)}; asked of 1, 2, 4, ... {BATCHES[-1]:,}.",
     )
 
 

@@ -188,8 +188,8 @@ def show_plan(plan: Plan) -> Section:
         slug="plan",
         title="The plan",
         text=f"Policy {', '.join(policies)}; {plan.num_layers} layers on "
-        f"{plan.topology.num_ranks} ranks of {plan.topology.num_nodes} node(s). Fingerprint "
-        f"{plan.fingerprint}.",
+        f"{plan.topology.num_ranks} ranks of {plan.topology.num_nodes} node(s). Plan "
+        f"fingerprint {plan.fingerprint}.",
         table=Table(columns=columns, rows=tuple(rows)),
     )
 
