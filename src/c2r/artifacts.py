@@ -176,7 +176,7 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON ({error}); give another file") from None
+        raise ArtifactError(f"{path} is not JSON ({one_line(error)}); give another file") from None
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -244,15 +244,15 @@ def _read_header(path: str | Path) -> dict[str, Any]:
             metadata = json.loads(file.read(length)).get("__metadata__") or {}
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _no_file_of_ours(path, error) from None
+    except (ValueError, AttributeError, RecursionError):
+        raise _no_file_of_ours(path) from None
     return _parse_header(path, metadata.get("c2r"))
 
 
-def _no_file_of_ours(source: str | Path, error: Exception) -> ArtifactError:
+def _no_file_of_ours(source: str | Path) -> ArtifactError:
     return ArtifactError(
-        f"{source} is truncated or not a c2r file ({one_line(error)}); write it again with "
-        "`c2r profile`, `c2r import` or `c2r plan`"
+        f"{source} is truncated or not a c2r file; write it again with `c2r profile`, `c2r import` "
+        "or `c2r plan`"
     )
 
 
@@ -272,10 +272,8 @@ def read_arrays(path: str | Path, prefix: str) -> Arrays:
         with safe_open(path, framework="np") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path} is truncated or cannot be read ({one_line(error)}); write it again"
-        ) from None
+    except (OSError, SafetensorError):
+        raise ArtifactError(f"{path} is truncated or cannot be read; write it again") from None
 
 
 def decode_artifact(
@@ -289,8 +287,8 @@ def decode_artifact(
         arrays = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise _no_file_of_ours(source, error) from None
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
+        raise _no_file_of_ours(source) from None
     header = _parse_header(source, metadata.get("c2r"))
     found = header.pop("kind")
     _check_kind(source, found, kind)

@@ -14,6 +14,7 @@ Every message says what is wrong, with the numbers, and what to do. The command 
 one line and exits with status 2. Anything else that escapes is a bug of ours.
 """
 
+import json
 import unicodedata
 
 _MOST_CHARACTERS = 200
@@ -22,8 +23,13 @@ _MOST_CHARACTERS = 200
 def one_line(value: object) -> str:
     """The first line of what a file or a library says, as a message may quote it.
 
-    Control characters are taken out, and it is cut after 200 characters.
+    Control characters are taken out, and it is cut after 200 characters. Of what is no JSON or no
+    text it does not say at which byte, for nobody looks for one.
     """
+    if isinstance(value, json.JSONDecodeError):
+        value = f"it is cut off or damaged: {value.msg}"
+    elif isinstance(value, UnicodeDecodeError):
+        value = f"it is not {value.encoding} text"
     first = str(value).strip().partition("\n")[0]
     return without_controls(first)[:_MOST_CHARACTERS].rstrip()
 

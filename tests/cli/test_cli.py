@@ -232,6 +232,8 @@ def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, m
     assert status == 130 and "run the same command to go on" in err
     partial = call_json(capsys, "inspect", out)
     assert partial["num_tokens"] == 3 * 4 * 256 and not partial["complete"]
+    assert partial["is_running"] is False and partial["provenance"]["request"]["dtype"] == "float32"
+    assert "this profile was interrupted" in call(capsys, "inspect", out)[2]
     status, _, err = call(capsys, *command)
     assert status == 0 and "3,072 tokens of this run" in err
     whole = CollaborationProfile.load(folder / "profile.safetensors")
@@ -239,6 +241,35 @@ def test_an_interrupted_profile_is_valid_and_goes_on(capsys, folder, tmp_path, m
     for a, b in zip(whole.layers, resumed.layers, strict=True):
         assert np.array_equal(a.coactivation, b.coactivation)
         assert np.array_equal(a.routing_sets()[1], b.routing_sets()[1])
+
+
+def test_a_profile_that_is_being_counted_is_not_called_interrupted(
+    capsys, folder, tmp_path, monkeypatch
+):
+    """Another process holds the record of the run; without a record nobody can tell."""
+    import c2r.traces
+
+    out, seen = tmp_path / "p.safetensors", []
+    profile = CollaborationProfile.load(folder / "profile.safetensors")
+    update = c2r.traces.ProfileBuilder.update
+
+    def looked_at(builder, trace):
+        if not seen:
+            unfinished = replace(profile, provenance={**profile.provenance, "complete": False})
+            unfinished.save(out)
+            inspected = [sys.executable, "-m", "c2r", "inspect", str(out)]
+            seen.append(subprocess.run(inspected, capture_output=True, text=True, check=True))
+        update(builder, trace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(c2r.traces.ProfileBuilder, "update", looked_at)
+        assert call(capsys, "profile", "tiny", "--tokens", 3000, "--out", out)[0] == 0
+    assert "still being counted; it is written every minute" in seen[0].stderr
+    assert call_json(capsys, "inspect", out)["is_running"] is False
+    copied = tmp_path / "copied.safetensors"
+    replace(profile, provenance={**profile.provenance, "complete": False}).save(copied)
+    assert call_json(capsys, "inspect", copied)["is_running"] is None
+    assert "still being counted, or was interrupted" in call(capsys, "inspect", copied)[2]
 
 
 @pytest.mark.distributed

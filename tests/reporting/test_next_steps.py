@@ -45,7 +45,8 @@ def test_a_policy_is_measured_first_and_then_applied():
 
 def test_what_does_not_pay():
     assert step(LAYER, Worth.NO_DIFFERENCE).startswith("c2r estimate profile.safetensors --plan")
-    assert step(LAYER, Worth.SLOWER) == "c2r plan profile.safetensors --ranks 2 --out 'my plan'"
+    again = "c2r plan profile.safetensors --ranks 2 --out 'my plan' --force"
+    assert step(LAYER, Worth.SLOWER) == again
     for worth in (Worth.NO_DIFFERENCE, Worth.SLOWER):
         assert "--replicas auto" in step(LAYER, worth, lacks_replicas=True)
 

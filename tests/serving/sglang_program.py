@@ -152,7 +152,9 @@ def main():
 
     topk.get_model = lambda: types.SimpleNamespace(shared_experts=SharedExpertsConfig())
     topk.resolve_routing_inputs = lambda **_options: (None, None)
-    runtime_context.get_server_args = lambda: types.SimpleNamespace(model_path="no/such-model")
+    runtime_context.get_server_args = lambda: types.SimpleNamespace(
+        model_path="no/such-model", init_expert_location="trivial"
+    )
     logits, weight = (torch.from_numpy(np.load(path)) for path in sys.argv[1:])
     plain = {name: routed(layer, logits) for name, layer in layers(topk, is_draft=False).items()}
     load_plugins()

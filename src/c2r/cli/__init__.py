@@ -55,8 +55,9 @@ app = typer.Typer(
     name="c2r",
     help="Make Mixture-of-Experts models cheaper to run across devices: profile which experts "
     "collaborate, plan lists and placement, constrain the routing, measure quality and traffic.\n\n"
-    "The road: c2r profile MODEL --out p.safetensors, then c2r plan p.safetensors --ranks 4 --out "
-    "plan.safetensors, then c2r traffic and c2r apply. c2r demo walks it on an embedded model.",
+    "In this order: c2r profile MODEL --text corpus.txt --out profile.safetensors; c2r plan "
+    "profile.safetensors --cluster h100-8x2 --out plan.safetensors; c2r report; c2r permute. To "
+    "save more, at a loss: c2r optimize, then c2r apply. c2r demo shows it on an embedded model.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -77,29 +78,29 @@ _add = partial(add_command, app)
 _TORCHRUN = "torchrun --nproc-per-node {} -m c2r"
 
 _add("profile", profile.profile, "MODEL --text corpus.txt --out profile.safetensors")
-_add("import", import_.import_, "traces/ --format npz --num-experts 64 --out profile.safetensors")
-_add("inspect", inspect.inspect, "profile.safetensors --layer 2")
 _add("plan", plan.plan, "profile.safetensors --ranks 4 --policy priced=0.1 --out plan.safetensors")
-_add("sweep", sweep.sweep, "MODEL --ranks 4 --policy priced=0.03,0.1 --out sweep.json")
-_add("traffic", traffic.traffic, "profile.safetensors --plan plan.safetensors")
+_add("report", report.report, "profile.safetensors plan.safetensors sweep.json --out report.html")
+_add("permute", permute.permute, "MODEL --plan plan.safetensors --out permuted/")
 _add(
     "optimize",
     optimize.optimize,
     "MODEL --text corpus.txt --cluster h100-8x2 --max-loss-increase 0.003",
 )
+_add("apply", apply.apply, "MODEL --plan plan.safetensors --out constrained/")
+_add("run", run.run, "MODEL --plan plan.safetensors", _TORCHRUN.format(4))
+_add("finetune", finetune.finetune, "MODEL --plan plan.safetensors --data corpus.txt --out tuned/")
+_add("export", export.export, "--plan plan.safetensors --format sglang --out placement.json")
+_add("serve-check", serve_check.serve_check, "constrained/ --engine vllm --python vllm/bin/python")
+_add("import", import_.import_, "traces/ --format npz --num-experts 64 --out profile.safetensors")
+_add("inspect", inspect.inspect, "profile.safetensors --layer 2")
 _add(
     "estimate", estimate.estimate, "profile.safetensors --plan plan.safetensors --cluster h100-8x2"
 )
-_add("apply", apply.apply, "MODEL --plan plan.safetensors --out constrained/")
-_add("push", push.push, "constrained/ owner/constrained")
-_add("finetune", finetune.finetune, "MODEL --plan plan.safetensors --data corpus.txt --out tuned/")
-_add("run", run.run, "MODEL --plan plan.safetensors", _TORCHRUN.format(4))
+_add("traffic", traffic.traffic, "profile.safetensors --plan plan.safetensors")
+_add("sweep", sweep.sweep, "MODEL --ranks 4 --policy priced=0.03,0.1 --out sweep.json")
 _add("measure", measure.measure, "MODEL --plan plan.safetensors --text corpus.txt")
 _add("evaluate", evaluate.evaluate, "MODEL --plan plan.safetensors --tasks piqa --out piqa.json")
-_add("permute", permute.permute, "MODEL --plan plan.safetensors --out permuted/")
-_add("export", export.export, "--plan plan.safetensors --format sglang --out placement.json")
-_add("serve-check", serve_check.serve_check, "constrained/ --engine vllm --python vllm/bin/python")
-_add("report", report.report, "profile.safetensors plan.safetensors sweep.json --out report.html")
+_add("push", push.push, "constrained/ owner/constrained")
 _bench = typer.Typer(
     help="Measure on this machine or cluster.", no_args_is_help=True, rich_markup_mode=None
 )

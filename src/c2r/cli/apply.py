@@ -1,5 +1,6 @@
 """`c2r apply`: a checkpoint that carries its plan."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,9 +42,11 @@ def apply(
 ) -> None:
     """Write a model folder with its plan, or the plan alone.
 
-    `c2r.from_pretrained(DIR)` then gives the constrained model. Other loaders read the same folder
-    as the unconstrained model. A folder of the plan alone names the model, as adapters do. Both
-    have a model card with the plan's figures; `c2r push` shares them.
+    The folder runs under its plan by `c2r.from_pretrained(DIR)` in transformers, and in vLLM and
+    SGLang where c2r is installed beside them. Other loaders read it as the unconstrained model.
+    Its experts keep their order: for an engine that places them in order, `c2r permute DIR` places
+    them as planned too. A folder of the plan alone names the model, as adapters do. Both have a
+    model card with the plan's figures; `c2r push` shares them.
 
     The model's files are copied, in little memory. With another --dtype it is loaded whole, and
     --device, --device-map, --offload-folder and --attn-implementation say how. An interrupted run
@@ -74,3 +77,9 @@ def apply(
     if json:
         print_json({"out": str(out), "plan_fingerprint": chosen.fingerprint})
     note(f"wrote {out}; load it with c2r.from_pretrained({str(out)!r})")
+    if not plan_only and chosen.topology.num_ranks > 1:
+        folder, placed = (shlex.quote(f"{out}{end}") for end in ("", "-placed"))
+        note(
+            "next: renumber its experts too, so that engines place them as planned: "
+            f"c2r permute {folder} --out {placed}"
+        )

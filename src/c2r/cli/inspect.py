@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2r.cli.console import JsonOption, note, print_heat_map, print_json, print_table
+from c2r.cli.runs import is_running
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
     from c2r.profiling import CollaborationProfile
+
+_UNFINISHED = {
+    True: "this profile is still being counted; it is written every minute",
+    False: "this profile was interrupted; run the same `c2r profile` again to resume it",
+    None: "this profile is still being counted, or was interrupted; then run the same `c2r "
+    "profile` again to resume it",
+}
+"""What is told of an unfinished profile, by whether a command is at work on it."""
 
 
 def inspect(
@@ -36,6 +45,7 @@ def inspect(
         if not 0 <= layer < profile.num_layers:
             raise InputError(f"--layer {layer} is none of 0 to {profile.num_layers - 1}")
         document = _describe_profile(profile)
+        document["is_running"] = False if document["complete"] else is_running(file)
         if not json:
             _show_profile(document)
             _draw_profile(profile, layer)
@@ -88,7 +98,7 @@ def _show_profile(document: dict[str, Any]) -> None:
     )
     print_table(title, ["layer", *columns.values()], rows)
     if not document["complete"]:
-        note("this profile was interrupted; run the same `c2r profile` again to resume it")
+        note(_UNFINISHED[document["is_running"]])
 
 
 def _draw_profile(profile: "CollaborationProfile", index: int) -> None:

@@ -73,6 +73,7 @@ def measure(
     """
     with together(timeout, loading.backend if expert_parallel else "gloo") as ranks:
         from c2r import measuring
+        from c2r.adapters.huggingface import dtype_name
         from c2r.plans import Plan
         from c2r.text import named_beginning, split_texts, token_batches
 
@@ -96,6 +97,7 @@ def measure(
                 loaded, batches, chosen, strict=strict, on_batch=advance, comm=ranks.comm
             )
         document: dict[str, Any] = {**found.to_json(), **named_beginning(tokenizer)}
+        document["dtype"] = dtype_name(loaded)
         document["expected"] = chosen.provenance.get("expected")
         document["time"] = _times(loaded, found, chosen, cluster, tokens_per_rank, phase)
     if is_first_process():
@@ -134,7 +136,8 @@ def _show(document: dict[str, Any]) -> None:
     rows = [
         [title, measured[name], _cell(name, expected.get(name))] for name, title in _FIGURES.items()
     ]
-    print_table("On held-out text, under the plan", ["figure", "measured", "expected"], rows)
+    title = f"On held-out text, under the plan, in {document['dtype']}"
+    print_table(title, ["figure", "measured", "expected"], rows)
     time = document["time"]
     if time is not None:
         _show_time(time, document["policy"])

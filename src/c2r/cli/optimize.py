@@ -1,5 +1,6 @@
 """`c2r optimize`: is it worth it for this model on this cluster, and with which plan?"""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,6 +75,7 @@ def optimize(
     An interrupted search resumes from the folder with the same command. Under torchrun each rank
     takes its share of the text.
     """
+    from c2r.adapters.huggingface import dtype_name
     from c2r.planning import parse_policy
     from c2r.prediction import find_cluster
     from c2r.sweeps import optimize as search
@@ -88,6 +90,7 @@ def optimize(
             parse_policy(name)
         texts = _texts(text, model)
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
+        dtype = dtype_name(loaded)
         out.mkdir(parents=True, exist_ok=True)
         record_now()
         found = search(
@@ -112,10 +115,11 @@ def optimize(
     found.plan.save(plan)
     report = _write_report(found, out)
     if json:
-        print_json(_document(found, out, report))
+        print_json({**_document(found, out, report), "dtype": dtype})
         return
     _show(found)
-    print(_verdict(found, model, plan, report))
+    print(_verdict(found, model, cluster, plan, report))
+    print(f"Loss and routing were measured in {dtype}")
 
 
 def _texts(paths: list[Path] | None, model: str) -> "tuple[Text, ...]":
@@ -186,7 +190,7 @@ def _show(found: "Optimized") -> None:
     print_text(f"{baseline_is(found.before)} {PARTS}")
 
 
-def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
+def _verdict(found: "Optimized", model: str, cluster: str, plan: Path, report: Path) -> str:
     """One paragraph: what it saves and costs, or why it does not; and what to run next."""
     from c2r.prediction import Worth
     from c2r.prediction.worth import (
@@ -197,7 +201,7 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
         smallness,
         switching,
     )
-    from c2r.reporting.next_steps import PlanFiles, cluster_options, workload_options
+    from c2r.reporting.next_steps import PlanFiles, workload_options
 
     saving, topology = found.saving, found.cluster.topology
     layer = found.plan.layers[0]
@@ -218,7 +222,7 @@ def _verdict(found: "Optimized", model: str, plan: Path, report: Path) -> str:
         plan=found.plan,
         file=str(plan),
         profile=str(plan.with_name(_SWEPT[1])),
-        where=cluster_options(found.cluster) + workload_options(found.workload),
+        where=f"--cluster {shlex.quote(cluster)}{workload_options(found.workload)}",
         model=model,
     )
     step = files.next_step(

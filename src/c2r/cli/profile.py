@@ -236,12 +236,19 @@ def _count(
 
 
 def _report(finished: "CollaborationProfile", out: Path, json: bool) -> None:
+    dtype = finished.provenance["request"]["dtype"]
     if json:
         summary = {"num_layers": finished.num_layers, "num_experts": finished.num_experts}
         print_json(
-            {"out": str(out), **summary, "top_k": finished.top_k, "num_tokens": finished.num_tokens}
+            {
+                "out": str(out),
+                **summary,
+                "top_k": finished.top_k,
+                "num_tokens": finished.num_tokens,
+                "dtype": dtype,
+            }
         )
     note(
         f"wrote {out}: {finished.num_layers} MoE layers, {finished.num_experts} experts, "
-        f"k = {finished.top_k}, {finished.num_tokens:,} tokens"
+        f"k = {finished.top_k}, {finished.num_tokens:,} tokens, in {dtype}"
     )

@@ -5,6 +5,8 @@ back. A result is replaced by the same command with the same options; by another
 """
 
 import difflib
+import fcntl
+import os
 import reprlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -88,6 +90,8 @@ def record_of(out: Path) -> Path:
 
 
 _current: list[Run] = []
+_locks: list[tuple[Run, int]] = []
+"""Handles of the records of runs that are at work; a lock on one tells others so."""
 
 
 @contextmanager
@@ -106,6 +110,36 @@ def running(run: Run) -> Iterator[None]:
         raise
     finally:
         _current.remove(run)
+        for entry in [entry for entry in _locks if entry[0] is run]:
+            _locks.remove(entry)
+            os.close(entry[1])
+
+
+def _lock(run: Run) -> None:
+    """Tells others that the run is at work, as long as this process lives; see `is_running`."""
+    if run.out is None:
+        return
+    with suppress(OSError):  # no record, or a disk that knows no locks
+        handle = os.open(record_of(run.out), os.O_RDONLY)
+        _locks.append((run, handle))
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_running(out: Path) -> bool | None:
+    """Whether a command is at work on `out`; None where that cannot be known."""
+    try:
+        handle = os.open(record_of(out), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
 
 
 def is_forced() -> bool:
@@ -117,6 +151,7 @@ def record_now() -> None:
     """Records the command that runs before it has ended, beside a folder that it fills in steps."""
     if _current and is_first_process():
         _current[-1].save()
+        _lock(_current[-1])
 
 
 def check_inputs(out: Path | None, *inputs: Path | str | None) -> None:
@@ -165,10 +200,12 @@ def check_output(
     may_repeat = run.force or (run.is_repeat and (fills or keeps or not out.is_dir()))
     if not resumes and not may_repeat and _is_result(out):
         raise InputError(f"{out} exists; choose another, or replace it with --force")
-    if is_first_process() and out == run.out and not _exists(out):
-        # Before the result: whoever is killed between the two can run the same command again.
-        with suppress(InputError):  # told better when the result is written
-            run.write(record_of(out))
+    if is_first_process() and out == run.out:
+        if not _exists(out):
+            # Before the result: whoever is killed between can run the same command again.
+            with suppress(InputError):  # told better when the result is written
+                run.write(record_of(out))
+        _lock(run)
 
 
 def _exists(path: Path | None) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from c2r.cli.console import JsonOption, print_json, print_table
+from c2r.cli.console import JsonOption, note, print_json, print_table
 from c2r.cli.model_options import DEFAULT_LOADING, ModelOptions, runs_model
 from c2r.cli.models import (
     ModelArgument,
@@ -18,6 +18,7 @@ from c2r.cli.models import (
 from c2r.errors import InputError
 
 _WINDOW = 256
+_NO_PLAN = "{} holds no plan; make a constrained folder with `c2r apply`"
 
 
 @runs_model(dtype="float32")
@@ -32,6 +33,13 @@ def serve_check(
         typer.Option(
             help="Instead of running the engine: a .npz of N.token_ids and N.routed_experts that "
             "its requests returned."
+        ),
+    ] = None,
+    placement: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of `c2r export` that the engine is started with: refused unless it places "
+            "the experts of MODEL as its plan does. Alone, nothing else is checked."
         ),
     ] = None,
     text: TextOption = None,
@@ -54,21 +62,23 @@ def serve_check(
     or choices or log-probabilities differ by more than allowed.
     """
     from c2r.adapters.huggingface import applied_plan
-    from c2r.serving.check import answer_of_vllm, compare
+    from c2r.serving.check import compare
 
-    if engine != "vllm":
-        raise InputError(f"--engine {engine} cannot be checked; choose vllm")
-    if (python is None) == (routed is None):
-        raise InputError("give --python of the engine's environment, or --routed FILE.npz")
+    if placement is not None:
+        _check_placement(model, placement)
+    if placement is not None and python is None and routed is None:
+        if json:
+            print_json({"placement": str(placement), "agrees": True})
+        return
+    _check_asked(engine, python, routed)
     loaded, tokenizer = load_model_and_tokenizer(model, loading)
     plan = applied_plan(loaded)
     if routed is not None:
         sequences, answer = _returned(model, routed)
     elif plan is None:
-        raise InputError(f"{model} holds no plan; make a constrained folder with `c2r apply`")
+        raise InputError(_NO_PLAN.format(model))
     else:
-        sequences = _sequences(text, tokenizer, tokens)
-        answer = answer_of_vllm(str(python), resolve_model(model), sequences)
+        sequences, answer = _answered(model, str(python), _sequences(text, tokenizer, tokens))
     agreement = compare(loaded, sequences, answer)
     holds = agreement.holds(tolerance, other_sets)
     num_tokens = sum(map(len, sequences))
@@ -81,6 +91,30 @@ def serve_check(
         _tell(agreement, f"{engine} and transformers under {under}, {num_tokens} tokens", holds)
     if not holds:
         raise typer.Exit(1)
+
+
+def _check_asked(engine: str, python: Path | None, routed: Path | None) -> None:
+    if engine != "vllm":
+        raise InputError(f"--engine {engine} cannot be checked; choose vllm")
+    if (python is None) == (routed is None):
+        raise InputError("give --python of the engine's environment, or --routed FILE.npz")
+
+
+def _check_placement(model: str, placement: Path) -> None:
+    from c2r.plans.model_folder import read_plan
+    from c2r.serving.placements import check_placement
+
+    plan = read_plan(Path(model))
+    if plan is None:
+        raise InputError(_NO_PLAN.format(model))
+    check_placement(model, plan, placement)
+    note(f"{placement} places the experts of {model} as its plan {plan.fingerprint} does")
+
+
+def _answered(model: str, python: str, sequences: Any) -> Any:
+    from c2r.serving.check import answer_of_vllm
+
+    return sequences, answer_of_vllm(python, resolve_model(model), sequences)
 
 
 def _returned(model: str, routed: Path) -> Any:

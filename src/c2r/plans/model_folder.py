@@ -6,6 +6,7 @@ their own: serving engines read every `*.safetensors` at the top of a model fold
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ OWN_FOLDER = "c2r"
 PLAN_FILE = f"{OWN_FOLDER}/plan.safetensors"
 BASE_FILE = f"{OWN_FOLDER}/base_model.json"
 PERMUTATION_FILE = f"{OWN_FOLDER}/permutation.safetensors"
+PERMUTED_FROM = "permuted_from"
+"""In the provenance of a renumbered plan, the fingerprint of the model before."""
 # Earlier versions wrote both at the top.
 _OLD_PLAN_FILE = "c2r_plan.safetensors"
 _OLD_PERMUTATION_FILE = "c2r_permutation.safetensors"
@@ -33,6 +36,41 @@ def plan_path(folder: Path) -> Path | None:
 def permutation_path(folder: Path) -> Path | None:
     """What renumbered the experts of a model folder; None where nothing did."""
     return _first_file(folder / PERMUTATION_FILE, folder / _OLD_PERMUTATION_FILE)
+
+
+def is_renumbered(folder: Path) -> bool:
+    """Whether `c2r permute` wrote a model folder."""
+    return permutation_path(folder) is not None
+
+
+def check_numbering(plan: Plan, folder: Path) -> None:
+    """Raises `PlanMismatchError` where a folder numbers its experts in another way than the plan.
+
+    A plan for the model before `c2r permute` renumbered it places other experts in the folder that
+    it wrote, and the other way round.
+    """
+    path = plan_path(folder)
+    own = None if path is None else Plan.load(path)
+    if own is not None and own.fingerprint == plan.fingerprint:
+        return
+    if not is_renumbered(folder):
+        if PERMUTED_FROM in plan.provenance:
+            raise PlanMismatchError(
+                f"plan {plan.fingerprint} numbers the experts as `c2r permute` did, and {folder} "
+                "was not renumbered by it; give the folder that it wrote"
+            )
+    elif own is None or _weights(plan) is None or _weights(plan) != _weights(own):
+        raise PlanMismatchError(
+            f"{folder} was renumbered by `c2r permute`, and plan {plan.fingerprint} numbers the "
+            "experts otherwise; give the folder as it was, or start the engine with this one "
+            "without a file, for its experts are placed in order"
+        )
+
+
+def _weights(plan: Plan) -> str | None:
+    """The digest of the router weights that a plan was made for, where it tells them."""
+    known = plan.provenance.get("model_fingerprint")
+    return known.get("weights") if isinstance(known, Mapping) else None
 
 
 def _first_file(*places: Path) -> Path | None:

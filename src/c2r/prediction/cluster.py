@@ -180,7 +180,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         text = path.read_text(encoding="utf-8")
         node, document = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the cluster file {path} ({error}); check the path") from None
+        raise InputError(
+            f"cannot read the cluster file {path} ({one_line(error)}); check the path"
+        ) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no YAML ({' '.join(str(error).split())[:150]})") from None
     if not isinstance(document, dict):

@@ -130,7 +130,7 @@ class CollaborationProfile(Summarised):
             "tokens": f"{self.num_tokens:,}",
             "busiest expert": f"{np.mean(loads):.2f} of the mean load",
             "routing sets": "" if has_sets else "not known, pairs only",
-            "complete": "" if is_whole else "no: it was interrupted",
+            "complete": "" if is_whole else "no: still being counted, or interrupted",
         }
         return "CollaborationProfile", known(figures)
 

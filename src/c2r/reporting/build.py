@@ -106,7 +106,7 @@ def _summary(inputs: Inputs) -> str:
     if inputs.profile is not None:
         parts.append(f"{inputs.profile.num_tokens:,} tokens profiled")
         if not inputs.profile.provenance.get("complete", True):
-            parts.append("an interrupted profile")
+            parts.append("an unfinished profile")
     return ", ".join(parts) + f". A report of c2r {version}."
 
 

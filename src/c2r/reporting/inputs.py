@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from c2r.artifacts import damaged_file, read_kind
-from c2r.errors import ArtifactError, InputError
+from c2r.errors import ArtifactError, InputError, one_line
 from c2r.plans import ClusterTopology, Plan
 from c2r.profiling import CollaborationProfile
 from c2r.reporting.task_report import TASK_KIND, TaskReport
@@ -181,7 +181,7 @@ def _parse(path: Path, content: bytes) -> Document:
             raise ValueError(f"{constants[0]} is not a number")
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is neither a file of c2r nor JSON ({error}); give {_KINDS}"
+            f"{path} is neither a file of c2r nor JSON ({one_line(error)}); give {_KINDS}"
         ) from None
     if not isinstance(document, dict):
         raise InputError(f"{path} holds JSON that is no object; give {_KINDS}")

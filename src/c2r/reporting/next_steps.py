@@ -53,11 +53,12 @@ class PlanFiles:
         if worth is Worth.PAYS:
             return self.judge() if is_own_text else self.use()
         plan = f"c2r plan {shlex.quote(self.profile)} {self.where}"
+        replace = f"--out {shlex.quote(self.file)} --force"
         if lacks_replicas:
-            command = f"{plan} --replicas auto --out {shlex.quote(self.file)}"
+            command = f"{plan} --replicas auto {replace}"
             return NextStep("plan again, with replicas of the busiest experts", command)
         if worth is Worth.SLOWER:
-            command = f"{plan} --out {shlex.quote(self.file)}"
+            command = f"{plan} {replace}"
             return NextStep("place the experts for the least time on this cluster", command)
         command = (
             f"c2r estimate {shlex.quote(self.profile)} --plan {shlex.quote(self.file)} {self.where}"

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from c2r.errors import InputError, ModelError, PlanMismatchError
 from c2r.plans import LayerPlan, Plan
+from c2r.plans.model_folder import is_renumbered
 from c2r.routing import TopKPolicy, make_policy
 from c2r.serving.binding import (
     check_bound,
@@ -28,6 +30,7 @@ from c2r.serving.binding import (
     plan_of,
     router_tensors,
 )
+from c2r.serving.placements import check_placement, is_in_order
 from c2r.serving.scoring import Scoring
 
 _TESTED = "0.5.23"
@@ -153,22 +156,48 @@ def _current_plan() -> Plan | None:
     """The plan of the model that SGLang is building."""
     from sglang.srt.runtime_context import get_server_args
 
-    return _plan(get_server_args().model_path)
+    arguments = get_server_args()
+    return _plan(arguments.model_path, getattr(arguments, "init_expert_location", None))
 
 
 @functools.cache
-def _plan(model: str) -> Plan | None:
+def _plan(model: str, placement: str | None) -> Plan | None:
     plan = plan_of(model, is_named=False)
     if plan is not None:
         _logger.info(
-            "c2r: %s runs under plan %s: %s in layers %s, placed on %d ranks",
+            "c2r: %s runs under plan %s: %s in layers %s, for %d ranks",
             model,
             plan.fingerprint,
             " and ".join(sorted({f"{layer.policy} {layer.strength:g}" for layer in plan.layers})),
             ", ".join(str(number) for number in layers_by_number(plan)),
             plan.topology.num_ranks,
         )
+        _check_placement(model, plan, placement)
     return plan
+
+
+def _check_placement(model: str, plan: Plan, placement: str | None) -> None:
+    """Raises `PlanMismatchError` where SGLang is given a file that places a folder's experts wrong.
+
+    A folder that `c2r permute` wrote may be given none but its own; for others it is a warning.
+    """
+    is_file = placement is not None and Path(placement).is_file()
+    if not is_file:
+        if not is_in_order(plan):
+            _logger.info(
+                "c2r: where experts are spread over ranks, SGLang places them in order, and not as "
+                "plan %s does; give what `c2r export` writes as --init-expert-location, or serve "
+                "what `c2r permute %s` writes",
+                plan.fingerprint,
+                model,
+            )
+        return
+    try:
+        check_placement(model, plan, Path(str(placement)))
+    except PlanMismatchError as error:
+        if is_renumbered(Path(model)):
+            raise
+        _logger.warning("c2r: %s", error)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -30,6 +30,7 @@ from c2r.serving.binding import (
     plan_of,
     router_tensors,
 )
+from c2r.serving.placements import is_in_order
 from c2r.serving.scoring import Scoring
 
 _TESTED = "0.32"
@@ -122,13 +123,20 @@ def _plan(model: str, is_named: bool) -> Plan | None:
         layers = ", ".join(str(number) for number in layers_by_number(plan))
         policies = sorted({f"{layer.policy} {layer.strength:g}" for layer in plan.layers})
         _logger.info(
-            "c2r: %s runs under plan %s: %s in layers %s, placed on %d ranks",
+            "c2r: %s runs under plan %s: %s in layers %s, for %d ranks",
             model,
             plan.fingerprint,
             " and ".join(policies),
             layers,
             plan.topology.num_ranks,
         )
+        if not is_in_order(plan):
+            _logger.info(
+                "c2r: where experts are spread over ranks, vLLM places them in order, and not as "
+                "plan %s does; serve what `c2r permute %s` writes to have them placed too",
+                plan.fingerprint,
+                model,
+            )
     return plan
 
 

@@ -343,7 +343,8 @@ class _ResumableSweep:
 
     def _run(self, running: RunningSweep, share: Share, texts: Sequence[Text], keep: Keep) -> None:
         """Measures what is left of a share, and keeps it now and then, and at an interrupt."""
-        label = f"measuring {len(running.points)} plans, tokens"
+        number = len(running.plans)  # plain top-k is the first
+        label = f"measuring {number} plan{'s' if number > 1 else ''}, tokens"
         each = self._batch_tokens * share.size
         level = running.to_json()  # every plan with as many batches
         try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 
 Message = dict[str, Any]
 Record = Mapping[str, Any]
@@ -179,7 +179,9 @@ def _parsed(value: Any, name: str, source: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: {name} is a string that is no JSON ({error})") from None
+        raise InputError(
+            f"{source}: {name} is a string that is no JSON ({one_line(error)})"
+        ) from None
 
 
 def _list(record: Record, name: str, source: str) -> list[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +71,17 @@ def _json_object(line: str, source: str) -> dict[str, Any]:
             "which is no character; write the line again"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not JSON ({error}); give one JSON object per line") from None
+        raise InputError(
+            f"{source} is not JSON ({_problem(error)}); give one JSON object per line"
+        ) from None
     if not isinstance(record, dict):
         found = type(record).__name__
         raise InputError(f"{source} holds a {found}; give one JSON object per line")
     return record
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a line, and where in it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, character {error.colno}"
+    return one_line(error)

@@ -103,20 +103,47 @@ def _sglang_location(file, num_layers, num_experts, num_ranks, num_replicas):
 
 def sglang_flags(line):
     """The flags of a launch line, as SGLang's parser reads them."""
+    return _flags(_sglang_parser(), line, "sglang.launch_server")
+
+
+def sglang_options():
+    """What SGLang's parser takes."""
+    return _options(_sglang_parser())
+
+
+def _sglang_parser():
     _stub_sglang()
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    return _flags(parser, line, "sglang.launch_server")
+    return parser
 
 
 def vllm_flags(line):
     """The flags of a launch line, as vLLM's parser reads them."""
+    return _flags(_vllm_parser(), line, "serve")
+
+
+def vllm_options():
+    """What vLLM's parser takes."""
+    return _options(_vllm_parser())
+
+
+def _vllm_parser():
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    return _flags(make_arg_parser(FlexibleArgumentParser()), line, "serve")
+    return make_arg_parser(FlexibleArgumentParser())
+
+
+def _options(parser):
+    """By flag, the values that it takes: True for none, choices, or None for any."""
+    return {
+        flag: True if action.nargs == 0 else action.choices and list(map(str, action.choices))
+        for action in parser._actions
+        for flag in action.option_strings
+    }
 
 
 def megatron_groups(scores, num_groups, group_topk, topk):

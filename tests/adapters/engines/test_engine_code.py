@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from c2r.adapters.engines import ImportFormat, export_plan, import_traces
+from c2r.adapters.engines import ImportFormat, commands_in_order, export_plan, import_traces
 from c2r.errors import InputError
 from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan, Plan
 from c2r.routing import make_policy
+from tests.adapters.engines.recorded_flags import FLAGS
 
 PROGRAM = Path(__file__).with_name("engine_programs.py")
 PAGE = Path(__file__).parents[3] / "docs" / "engines.md"
@@ -114,7 +115,7 @@ def test_a_dump_of_loads_only_is_refused(tmp_path, mode):
 @needs("sglang")
 def test_sglangs_parser_takes_the_launch_line(tmp_path):
     written = export_plan(plan_of(), "sglang", tmp_path / "plan.json")
-    flags = ask("sglang", "sglang_flags", written.launch_line)
+    flags = ask("sglang", "sglang_flags", written.commands[0].line)
     assert flags["init_expert_location"] == str(tmp_path / "plan.json")
     assert (flags["ep_size"], flags["moe_a2a_backend"]) == (4, "deepep")
     assert flags["ep_num_redundant_experts"] == 0
@@ -122,24 +123,58 @@ def test_sglangs_parser_takes_the_launch_line(tmp_path):
 
 @needs("vllm")
 def test_vllms_parser_takes_the_launch_lines(tmp_path):
-    flags = ask("vllm", "vllm_flags", lines_of_page("vllm serve PERMUTED")[0])
-    assert flags["all2all_backend"] == "deepep_high_throughput"
-    assert flags["enable_expert_parallel"]
+    lines = lines_of_page("vllm serve PERMUTED")
+    assert len(lines) == 3
+    for line in lines:
+        flags = ask("vllm", "vllm_flags", line)
+        assert flags["all2all_backend"] == "deepep_high_throughput"
+        assert flags["enable_expert_parallel"]
     assert ask("vllm", "vllm_flags", "vllm serve MODEL --enable-return-routed-experts")[
         "enable_return_routed_experts"
     ]
     written = export_plan(plan_of(), "vllm-ascend", tmp_path / "map.json")
-    flags = ask("vllm", "vllm_flags", written.launch_line)
+    flags = ask("vllm", "vllm_flags", written.commands[0].line)
     assert flags["additional_config"]["eplb_config"] == {
         "expert_map_path": str(tmp_path / "map.json")
     }
 
 
 @needs("vllm")
-def test_vllm_has_no_first_placement_yet(tmp_path):
-    written = export_plan(plan_of(), "vllm", tmp_path / "map.json")
+def test_vllm_has_no_first_placement_yet():
+    config = '{"initial_expert_map_path": "map.json"}'
     with pytest.raises(AssertionError, match="initial_expert_map_path"):
-        ask("vllm", "vllm_flags", written.launch_line)
+        ask("vllm", "vllm_flags", f"vllm serve MODEL --enable-eplb --eplb-config '{config}'")
+
+
+@pytest.mark.parametrize(
+    ("engine", "release"),
+    [
+        pytest.param("vllm", "vLLM 0.32.0", marks=needs("vllm")),
+        pytest.param("sglang", "SGLang 0.5.23", marks=needs("sglang")),
+    ],
+)
+def test_the_flags_recorded_of_a_release_are_its_own(engine, release):
+    known = ask(engine, f"{engine}_options")
+    for flag, values in FLAGS[release].items():
+        assert flag in known
+        if values is True or values is None:
+            assert (known[flag] is True) == (values is True), flag
+        else:
+            assert known[flag] is None or set(values) <= set(known[flag]), flag
+
+
+@pytest.mark.parametrize(
+    ("engine", "release"),
+    [
+        pytest.param("vllm", "vLLM 0.32.0", marks=needs("vllm")),
+        pytest.param("sglang", "SGLang 0.5.23", marks=needs("sglang")),
+    ],
+)
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_its_parser_takes_the_commands_for_a_permuted_checkpoint(engine, release, num_nodes):
+    topology = ClusterTopology(num_ranks=16, num_nodes=num_nodes)
+    for _, line in commands_in_order("renumbered", topology)[release]:
+        assert ask(engine, f"{engine}_flags", line)
 
 
 @needs("sglang")

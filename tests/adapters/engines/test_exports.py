@@ -12,7 +12,9 @@ import yaml
 
 from c2r.adapters.engines import (
     ExportFormat,
+    check_any_export,
     check_export,
+    commands_in_order,
     export_plan,
     exports,
     import_traces,
@@ -22,6 +24,7 @@ from c2r.adapters.engines import (
 )
 from c2r.errors import ArtifactError, InputError, PlanError, PlanMismatchError
 from c2r.plans import NO_EXPERTS, ClusterTopology, LayerPlan, Plan
+from tests.adapters.engines.recorded_flags import MEGATRON_ARGUMENTS, parse, parser_of
 
 RANKS, EXPERTS, LAYERS = 4, 8, (1, 2, 4)  # layers 0 and 3 are dense
 
@@ -69,13 +72,14 @@ def test_read_back_to_the_same_plan(
     format_: ExportFormat, num_replicas: int, tmp_path: Path
 ) -> None:
     plan = make_plan(num_replicas)
-    export_plan(plan, format_, tmp_path / "plan")
-    check_export(plan, format_, tmp_path / "plan")
+    path = tmp_path / "plan.json"
+    export_plan(plan, format_, path)
+    check_export(plan, format_, path)
     other = make_plan(num_replicas, placement=plan.layers[0].placement[::-1])
     with pytest.raises(InputError):
-        check_export(other, format_, tmp_path / "plan")
+        check_export(other, format_, path)
     with pytest.raises(InputError):
-        check_export(make_plan(3), format_, tmp_path / "plan")
+        check_export(make_plan(3), format_, path)
 
 
 @pytest.mark.parametrize("num_replicas", [0, 1])
@@ -166,21 +170,96 @@ def test_megatron_schema(tmp_path: Path) -> None:
         export_plan(make_plan(1), ExportFormat.MEGATRON, tmp_path / "replicated.args")
 
 
-@pytest.mark.parametrize(
-    ("format_", "words"),
-    [
-        (ExportFormat.SGLANG, ["--ep-num-redundant-experts 4", "--ep-dispatch-algorithm static"]),
-        (ExportFormat.VLLM, ["--enable-eplb", '"num_redundant_experts": 4', "deepep"]),
-        (ExportFormat.TENSORRT_LLM, ["load_balancer: ", "--ep_size 4"]),
-        (ExportFormat.VLLM_ASCEND, ["expert_map_path", "--enable-expert-parallel"]),
-    ],
-)
-def test_launch_lines(format_: ExportFormat, words: list[str], tmp_path: Path) -> None:
-    written = export_plan(make_plan(1), format_, tmp_path / "plan")
-    for word in [*words, str(tmp_path / "plan")]:
-        assert word in written.launch_line
+def started(plan: Plan, format_: str, path: Path, model: str = "a model") -> list[dict[str, Any]]:
+    """The flags of the commands that start an engine with the plan, one for each."""
+    written = export_plan(plan, format_, path, model=model)
     assert "no placement changes" in written.note
-    shlex.split(written.launch_line)
+    return [parse(written.release, line) for _, line in written.commands]
+
+
+def test_commands_tell_where_the_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "it's a plan.json"
+    (sglang_,) = started(make_plan(1), "sglang", path)
+    assert (sglang_["model_path"], sglang_["init_expert_location"]) == ("a model", str(path))
+    assert (sglang_["ep_size"], sglang_["ep_num_redundant_experts"]) == ("4", "4")
+    (ascend,) = started(make_plan(1), "vllm-ascend", path)
+    assert json.loads(ascend["additional_config"])["eplb_config"] == {"expert_map_path": str(path)}
+    (trtllm,) = started(make_plan(1), "trtllm", tmp_path / "plan.yaml")
+    config = yaml.safe_load(trtllm["config"])
+    assert config["enable_attention_dp"]
+    assert config["moe_config"]["load_balancer"] == str(tmp_path / "plan.yaml")
+    (megatron,) = started(make_plan(), "megatron", tmp_path / "moe.args")
+    assert megatron["program"] == ["pretrain_gpt.py", "$(cat", f"{tmp_path / 'moe.args'})"]
+    arguments = shlex.split((tmp_path / "moe.args").read_text())
+    assert parser_of(MEGATRON_ARGUMENTS).parse_args(arguments).num_experts == str(EXPERTS)
+
+
+def test_a_command_for_each_of_two_nodes(tmp_path: Path) -> None:
+    plan = replace(make_plan(), topology=ClusterTopology(num_ranks=RANKS, num_nodes=2))
+    path = tmp_path / "plan.json"
+    first, second = started(plan, "sglang", path)
+    assert [first["node_rank"], second["node_rank"]] == ["0", "1"]
+    assert first["nnodes"] == second["nnodes"] == "2" and first["tp_size"] == "4"
+    assert first["dist_init_addr"] == second["dist_init_addr"] == "NODE0:20000"
+    for format_ in ("vllm", "vllm-ascend"):
+        first, second = started(plan, format_, path)
+        assert [first["headless"], second["headless"]] == [False, True]
+        assert [first["data_parallel_start_rank"], second["data_parallel_start_rank"]] == [
+            None,
+            "2",
+        ]
+        for node in (first, second):
+            assert (node["data_parallel_size"], node["data_parallel_size_local"]) == ("4", "2")
+            assert node["data_parallel_address"] == "NODE0"
+    (trtllm,) = started(plan, "trtllm", path)
+    assert (trtllm["ep_size"], trtllm["gpus_per_node"]) == ("4", "2")
+    first, second = started(plan, "megatron", path)
+    assert [first["node_rank"], second["node_rank"]] == ["0", "1"]
+    assert first["nproc_per_node"] == second["nproc_per_node"] == "2"
+    written = export_plan(plan, "vllm", path)
+    assert [where for where, _ in written.commands] == ["on node 0", "on node 1"]
+
+
+def test_what_no_release_loads_starts_on_a_permuted_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for format_ in ExportFormat:
+        written = export_plan(make_plan(), format_, path)
+        assert written.loads_placement == (format_ not in ("vllm", "megatron"))
+    (line,) = (line for _, line in export_plan(make_plan(), "vllm", path).commands)
+    assert "--enable-eplb" not in line and str(path) not in line
+    found = commands_in_order("renumbered", ClusterTopology(num_ranks=16, num_nodes=2))
+    assert list(found) == ["vLLM 0.32.0", "SGLang 0.5.23"]
+    for release, commands in found.items():
+        flags = [parse(release, line) for _, line in commands]
+        assert len(flags) == 2 and "renumbered" in (
+            flags[0].get("model"),
+            flags[0].get("model_path"),
+        )
+
+
+def test_a_name_that_an_engine_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"a file whose name ends in \.json; write to .*/map\.json"
+    ):
+        export_plan(make_plan(), "vllm-ascend", tmp_path / "map")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_any_format_is_held_against_a_plan(tmp_path: Path) -> None:
+    plan, path = make_plan(1), tmp_path / "plan.json"
+    other = make_plan(1, placement=plan.layers[0].placement[::-1])
+    for format_ in ExportFormat:
+        if format_ is not ExportFormat.MEGATRON:
+            export_plan(plan, format_, path)
+            check_any_export(plan, path)
+            with pytest.raises(InputError, match=r"does not place the experts|is damaged"):
+                check_any_export(other, path)
+    for text in ("", "{}", "[[0", "a: 1"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="is no placement"):
+            check_any_export(plan, path)
+    with pytest.raises(InputError, match="cannot read"):
+        check_any_export(plan, tmp_path / "missing.json")
 
 
 def test_slots_and_back() -> None:
@@ -240,7 +319,7 @@ def test_slots_are_counted_once_for_an_export(
     )
     for format_ in ExportFormat:
         plan = make_plan()
-        export_plan(plan, format_, tmp_path / "plan")
+        export_plan(plan, format_, tmp_path / "plan.json")
         assert counted.pop() is plan and counted == []
 
 

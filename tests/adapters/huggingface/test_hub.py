@@ -20,6 +20,7 @@ from c2r.adapters.huggingface import (
 )
 from c2r.adapters.huggingface.card import model_card
 from c2r.assets import tiny_folder
+from c2r.cli import run_command
 from c2r.errors import ArtifactError, InputError, PlanMismatchError
 from c2r.plans import Plan
 from c2r.plans.model_folder import BASE_FILE, PLAN_FILE
@@ -105,6 +106,13 @@ def test_a_plan_in_the_cache_is_found(plan_folder: Path, offline: Path) -> None:
     found = find_source("me/plan")
     assert found.plan.fingerprint == plan.fingerprint
     assert found.location == "me/model"
+
+
+def test_a_model_of_the_hub_is_permuted(plan_folder: Path, offline: Path, tmp_path: Path) -> None:
+    cached(offline, "me/model", plan_folder.parent / "model")
+    assert run_command(["permute", "me/model", "--out", str(tmp_path / "renumbered")]) == 0
+    assert find_source(tmp_path / "renumbered").plan is not None
+    assert run_command(["permute", "me/none", "--out", str(tmp_path / "none")]) == 2
 
 
 def test_a_named_plan_that_the_cache_lacks_is_told(plan_folder: Path, offline: Path) -> None:

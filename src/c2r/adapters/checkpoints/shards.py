@@ -187,7 +187,9 @@ def _read_shard(path: Path, named_by: str = "") -> Shard:
             f"{named_by} names {path.name}, but {path} does not exist; download the missing shard"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a safetensors file ({error}); download it again") from None
+        raise InputError(
+            f"{path} is not a safetensors file ({one_line(error)}); download it again"
+        ) from None
     if not isinstance(header, dict):
         raise InputError(f"{path} is not a safetensors file; download it again")
     metadata = header.pop(_METADATA, None)

@@ -1,5 +1,6 @@
-"""What a module of this room tells of its engine: how plans are written, how traces are read."""
+"""What a module of this room tells of its engine: how it starts, loads plans and writes traces."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,51 @@ from typing import NamedTuple
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
-from c2r.plans import Plan
+from c2r.plans import ClusterTopology, Plan
+
+FIRST_NODE = "NODE0"
+"""What commands for several nodes call the address of the first."""
+
+
+class Command(NamedTuple):
+    """A command line, and where it is given, such as `on node 0`."""
+
+    where: str
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What an engine is started with: a rank on each GPU.
+
+    Attributes:
+        model: folder or hub name of the checkpoint.
+        topology: the ranks, and the nodes that they are on.
+        placement: file that tells where experts go; None where they go in order.
+        num_replicas: of all ranks, in a layer.
+    """
+
+    model: str
+    topology: ClusterTopology
+    placement: Path | None = None
+    num_replicas: int = 0
+
+    @property
+    def quoted_model(self) -> str:
+        """The model as a word of a command line."""
+        return shlex.quote(self.model)
+
+
+def on_each_node(
+    topology: ClusterTopology, line: str, of_node: Callable[[int], str], rest: str = ""
+) -> tuple[Command, ...]:
+    """`line` and `rest`, and between them, where there are several nodes, what each is told."""
+    if topology.num_nodes == 1:
+        return (Command("", f"{line}{rest}"),)
+    return tuple(
+        Command(f"on node {node}", f"{line} {of_node(node)}{rest}")
+        for node in range(topology.num_nodes)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,14 +66,20 @@ class Engine:
             model, None where unknown.
         decode: the slots in such a text; the plan's slots tell what it does not. None where the
             file holds no placement.
-        launch_line: the command that starts the engine with the file, from the slots and its path.
+        release: that takes the commands.
+        commands: that start it, one for each node where each has its own.
+        loads_placement: whether that release loads the file; else its checkpoint is permuted.
+        suffix: with which the file's name must end; empty for any.
         note: when the plan makes a difference.
     """
 
     name: ExportFormat
     encode: Callable[[SlotMap, Plan, int | None], str]
     decode: Callable[[str, SlotMap], SlotMap] | None
-    launch_line: Callable[[SlotMap, Path], str]
+    release: str
+    commands: Callable[[Start], tuple[Command, ...]]
+    loads_placement: bool = True
+    suffix: str = ""
     note: str
 
 

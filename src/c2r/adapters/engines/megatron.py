@@ -6,6 +6,7 @@ permuted checkpoint.
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,11 +14,20 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
+from c2r.adapters.engines.engine import (
+    FIRST_NODE,
+    WHOLE,
+    Command,
+    Engine,
+    Part,
+    Start,
+    TraceFormat,
+    on_each_node,
+)
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
-from c2r.errors import InputError, PlanError
+from c2r.errors import InputError, PlanError, one_line
 from c2r.plans import Plan
 
 _INDICES = b'"top_indices":'
@@ -54,11 +64,17 @@ def encode(slots: SlotMap, plan: Plan, _num_layers: int | None) -> str:
     return "".join(f"{flag} {value}\n" for flag, value in flags.items())
 
 
-def launch_line(slots: SlotMap, path: Path) -> str:
-    """How to start training or inference on the permuted checkpoint."""
-    return (
-        "c2r permute MODEL --plan PLAN --out PERMUTED, convert PERMUTED with Megatron-Bridge, then "
-        f"torchrun --nproc-per-node {slots.num_ranks} pretrain_gpt.py $(cat {path}) ..."
+def commands(start: Start) -> tuple[Command, ...]:
+    """How to start training on the permuted and converted checkpoint."""
+    num_nodes = start.topology.num_nodes
+    return on_each_node(
+        start.topology,
+        f"torchrun --nproc-per-node {start.topology.ranks_per_node}",
+        lambda node: (
+            f"--nnodes {num_nodes} --node-rank {node} --master-addr {FIRST_NODE} "
+            "--master-port 29500"
+        ),
+        f" pretrain_gpt.py $(cat {shlex.quote(str(start.placement))})",
     )
 
 
@@ -81,7 +97,7 @@ def read_traces(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Rec
                 except (
                     ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
                 ) as error:  # fmt: skip
-                    bad.report(where, f"not a record of a router trace ({error})")
+                    bad.report(where, f"not a record of a router trace ({one_line(error)})")
                     continue
                 if record is not None:
                     yield Record(where, *record)
@@ -137,9 +153,12 @@ ENGINE = Engine(
     name=ExportFormat.MEGATRON,
     encode=encode,
     decode=None,
-    launch_line=launch_line,
+    release="Megatron-LM core_v0.19.0",
+    commands=commands,
+    loads_placement=False,
     note=(
-        "the flags replace C2R's lists by Megatron's own limit, whose groups are the ranks of the "
+        "convert the permuted checkpoint with Megatron-Bridge, and add your own arguments. The "
+        "flags replace C2R's lists by Megatron's own limit, whose groups are the ranks of the "
         "permuted checkpoint; leave them out to keep the model's function. Dispatcher `flex` sends "
         "a token once to each rank; `alltoall` sends it once for each expert and `allgather` to "
         "all, which no placement changes"

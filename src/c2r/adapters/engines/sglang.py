@@ -6,6 +6,7 @@ Formats of `sglang/srt/eplb`: `expert_location.py` at 01fec5c2, `expert_distribu
 
 import json
 import pickle
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
+from c2r.adapters.engines.engine import (
+    FIRST_NODE,
+    WHOLE,
+    Command,
+    Engine,
+    Part,
+    Start,
+    TraceFormat,
+    on_each_node,
+)
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
@@ -63,12 +73,22 @@ def decode(text: str, expected: SlotMap) -> SlotMap:
     )
 
 
-def launch_line(slots: SlotMap, path: Path) -> str:
-    """How to start the engine with the file at `path`."""
-    return (
-        f"python -m sglang.launch_server --model-path MODEL --tp-size {slots.num_ranks} "
-        f"--ep-size {slots.num_ranks} --moe-a2a-backend deepep --init-expert-location {path} "
-        f"--ep-num-redundant-experts {slots.num_replicas} --ep-dispatch-algorithm static"
+def commands(start: Start) -> tuple[Command, ...]:
+    """How to start the engine."""
+    num_ranks, num_nodes = start.topology.num_ranks, start.topology.num_nodes
+    line = (
+        f"python -m sglang.launch_server --model-path {start.quoted_model} --tp-size {num_ranks} "
+        f"--ep-size {num_ranks} --moe-a2a-backend deepep"
+    )
+    if start.placement is not None:
+        line += (
+            f" --init-expert-location {shlex.quote(str(start.placement))} "
+            f"--ep-num-redundant-experts {start.num_replicas} --ep-dispatch-algorithm static"
+        )
+    return on_each_node(
+        start.topology,
+        line,
+        lambda node: f"--nnodes {num_nodes} --node-rank {node} --dist-init-addr {FIRST_NODE}:20000",
     )
 
 
@@ -150,7 +170,8 @@ ENGINE = Engine(
     name=ExportFormat.SGLANG,
     encode=encode,
     decode=decode,
-    launch_line=launch_line,
+    release="SGLang 0.5.23",
+    commands=commands,
     note=(
         "the plan saves traffic with --moe-a2a-backend deepep or mooncake, which send a token once "
         "to each rank; with the default backend `none`, which gathers all tokens on all ranks, "

@@ -5,17 +5,18 @@ Formats of `examples/wide_ep/ep_load_balancer` (README.md at 2a595f81, utils.py 
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
+from c2r.adapters.engines.engine import WHOLE, Command, Engine, Part, Start, TraceFormat
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
-from c2r.errors import InputError
+from c2r.errors import InputError, one_line
 from c2r.plans import Plan
 
 _BLOCK_TOKENS = 65_536
@@ -34,7 +35,10 @@ def decode(text: str, expected: SlotMap) -> SlotMap:
     """The slots in a file; `expected` tells the ranks. Raises `InputError`."""
     import yaml
 
-    document = yaml.safe_load(text)
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError("the file is no YAML") from None
     if document["layer_updates_per_iter"] != 0:
         raise InputError("layer_updates_per_iter is not 0: the engine would change the placement")
     layers = {
@@ -50,13 +54,21 @@ def decode(text: str, expected: SlotMap) -> SlotMap:
     )
 
 
-def launch_line(slots: SlotMap, path: Path) -> str:
-    """How to start the engine with the file at `path`."""
-    options = f"moe_config: {{backend: WideEP, load_balancer: {path}}}"
-    return (
-        f"echo '{options}' > options.yaml && trtllm-serve MODEL --tp_size {slots.num_ranks} "
-        f"--ep_size {slots.num_ranks} --extra_llm_api_options options.yaml"
+def commands(start: Start) -> tuple[Command, ...]:
+    """How to start the engine; it ignores the file where attention is not data-parallel."""
+    num_ranks, num_nodes = start.topology.num_ranks, start.topology.num_nodes
+    config = {"backend": "CUTLASS", "load_balancer": str(start.placement)}
+    options = shlex.quote(json.dumps({"enable_attention_dp": True, "moe_config": config}))
+    line = (
+        f"trtllm-serve {start.quoted_model} --tp_size {num_ranks} --ep_size {num_ranks} "
+        "--extra_llm_api_options options.yaml"
     )
+    written = f"echo {options} > options.yaml"
+    if num_nodes == 1:
+        return (Command("", f"{written} && {line}"),)
+    local = start.topology.ranks_per_node
+    launcher = f"srun --mpi=pmix --nodes {num_nodes} --ntasks-per-node {local} trtllm-llmapi-launch"
+    return (Command("under SLURM", f"{written} && {launcher} {line} --gpus_per_node {local}"),)
 
 
 def num_experts(path: Path) -> int | None:
@@ -67,7 +79,7 @@ def num_experts(path: Path) -> int | None:
     try:
         return int(json.loads(meta.read_text(encoding="utf-8-sig"))["num_experts"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{meta} does not tell num_experts ({error})") from None
+        raise InputError(f"{meta} does not tell num_experts ({one_line(error)})") from None
 
 
 def read_raw(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
@@ -103,10 +115,11 @@ ENGINE = Engine(
     name=ExportFormat.TENSORRT_LLM,
     encode=encode,
     decode=decode,
-    launch_line=launch_line,
+    release="TensorRT-LLM 1.2.1",
+    commands=commands,
     note=(
-        "the plan saves traffic with the all-to-all of WideEP under attention data parallelism; "
-        "where tokens are gathered on all ranks no placement changes it"
+        "the plan saves traffic where an all-to-all sends the tokens, under attention data "
+        "parallelism; where they are gathered on all ranks no placement changes it"
     ),
 )
 TRACE_FORMAT = TraceFormat(

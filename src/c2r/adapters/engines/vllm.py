@@ -1,7 +1,7 @@
 """vLLM: the map of an open proposal, and the routed experts that requests return.
 
-vLLM (main at 04d26335) has no merged way to load a first placement; the shape here is that of pull
-request 49572 (`eplb_config.initial_expert_map_path`). Permuting the checkpoint works today.
+No released vLLM loads a first placement; the shape here is that of pull request 49572
+(`eplb_config.initial_expert_map_path`). Permuting the checkpoint works today.
 """
 
 import json
@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from c2r.adapters.engines.arrays import read_array_blocks
-from c2r.adapters.engines.engine import WHOLE, Engine, Part, TraceFormat
+from c2r.adapters.engines.engine import (
+    FIRST_NODE,
+    WHOLE,
+    Command,
+    Engine,
+    Part,
+    Start,
+    TraceFormat,
+    on_each_node,
+)
 from c2r.adapters.engines.records import BadRecords, Record
 from c2r.adapters.engines.slots import SlotMap
 from c2r.adapters.formats import ExportFormat, ImportFormat
@@ -36,18 +45,27 @@ def decode(text: str, expected: SlotMap) -> SlotMap:
     )
 
 
-def launch_line(slots: SlotMap, path: Path) -> str:
-    """How to start a vLLM that has the proposal."""
-    config = {
-        "initial_expert_map_path": str(path),
-        "num_redundant_experts": slots.num_replicas,
-        "step_interval": 1_000_000_000,  # never rebalance
-    }
-    return (
-        f"vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel "
-        "--all2all-backend deepep_high_throughput --enable-eplb "
-        f"--eplb-config '{json.dumps(config)}'"
+def commands(start: Start) -> tuple[Command, ...]:
+    """How to start the engine on a permuted checkpoint."""
+    return serve(start, "--all2all-backend deepep_high_throughput")
+
+
+def serve(start: Start, options: str) -> tuple[Command, ...]:
+    """`vllm serve` with these options: attention data-parallel, experts over the same ranks."""
+    num_ranks, local = start.topology.num_ranks, start.topology.ranks_per_node
+    line = (
+        f"vllm serve {start.quoted_model} --data-parallel-size {num_ranks} "
+        f"--enable-expert-parallel {options}"
     )
+
+    def of_node(node: int) -> str:
+        shared = (
+            f"--data-parallel-size-local {local} --data-parallel-address {FIRST_NODE} "
+            "--data-parallel-rpc-port 13345"
+        )
+        return f"{shared} --headless --data-parallel-start-rank {node * local}" if node else shared
+
+    return on_each_node(start.topology, line, of_node)
 
 
 def read_routed_experts(path: Path, bad: BadRecords, part: Part = WHOLE) -> Iterator[Record]:
@@ -68,11 +86,15 @@ ENGINE = Engine(
     name=ExportFormat.VLLM,
     encode=encode,
     decode=decode,
-    launch_line=launch_line,
+    release="vLLM 0.32.0",
+    commands=commands,
+    loads_placement=False,
     note=(
-        "this is the shape of open proposal 49572, which no released vLLM loads; c2r permute works "
-        "with every vLLM. The plan saves traffic with the deepep backends; with the default "
-        "allgather_reducescatter no placement changes it"
+        "the file has the shape of open proposal 49572, and no released vLLM loads it; a permuted "
+        "checkpoint works with every vLLM. Leave --enable-eplb off, which would move the experts. "
+        "The plan saves traffic with --all2all-backend deepep_high_throughput, which sends a token "
+        "once per rank; deepep_low_latency sends once per expert, and the default "
+        "allgather_reducescatter to all ranks, which no placement changes"
     ),
 )
 TRACE_FORMAT = TraceFormat(

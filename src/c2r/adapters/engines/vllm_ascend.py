@@ -1,12 +1,13 @@
 """vllm-ascend: the expert map that `--additional-config` names (merged; devices list experts)."""
 
 import json
-from pathlib import Path
+import shlex
 
 import numpy as np
 
-from c2r.adapters.engines.engine import Engine
+from c2r.adapters.engines.engine import Command, Engine, Start
 from c2r.adapters.engines.slots import SlotMap
+from c2r.adapters.engines.vllm import serve
 from c2r.adapters.formats import ExportFormat
 from c2r.errors import InputError
 from c2r.plans import Plan
@@ -54,22 +55,21 @@ def decode(text: str, expected: SlotMap) -> SlotMap:
     )
 
 
-def launch_line(slots: SlotMap, path: Path) -> str:
-    """How to start the engine with the file at `path`."""
-    config = {"eplb_config": {"expert_map_path": str(path)}}
-    return (
-        f"vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel "
-        f"--additional-config '{json.dumps(config)}'"
-    )
+def commands(start: Start) -> tuple[Command, ...]:
+    """How to start the engine."""
+    config = {"eplb_config": {"expert_map_path": str(start.placement)}}
+    return serve(start, f"--additional-config {shlex.quote(json.dumps(config))}")
 
 
 ENGINE = Engine(
     name=ExportFormat.VLLM_ASCEND,
     encode=encode,
     decode=decode,
-    launch_line=launch_line,
+    release="vllm-ascend 0.23.0",
+    commands=commands,
+    suffix=".json",
     note=(
         "the plan saves traffic where MoE communication is an all-to-all; with all-gather no "
-        "placement changes it"
+        "placement changes it. vllm-ascend announces that it will drop expert_map_path in 0.25.1"
     ),
 )

@@ -9,7 +9,7 @@ from c2r.adapters.huggingface.batches import (
     forward_inputs,
     read_batch,
 )
-from c2r.adapters.huggingface.constrained_folder import constrain_folder
+from c2r.adapters.huggingface.constrained_folder import constrain_folder, local_folder
 from c2r.adapters.huggingface.expert_parallel.experts_layer import experts_forward
 from c2r.adapters.huggingface.expert_parallel.loading import (
     freeing_at_once,
@@ -38,7 +38,14 @@ from c2r.adapters.huggingface.folders import (
     save_pretrained,
 )
 from c2r.adapters.huggingface.hub import push_to_hub, save_plan_only
-from c2r.adapters.huggingface.models import eager, evaluating, model_type, runner, unwrapped
+from c2r.adapters.huggingface.models import (
+    dtype_name,
+    eager,
+    evaluating,
+    model_type,
+    runner,
+    unwrapped,
+)
 from c2r.adapters.huggingface.parallel_models import (
     in_step,
     is_parallel,
@@ -98,6 +105,7 @@ __all__ = [
     "constraint_report",
     "counting_rows",
     "describe_model",
+    "dtype_name",
     "eager",
     "enforce",
     "evaluating",
@@ -119,6 +127,7 @@ __all__ = [
     "load_model",
     "load_parallel",
     "load_tokenizer",
+    "local_folder",
     "mesh_of",
     "model_type",
     "parallelize",

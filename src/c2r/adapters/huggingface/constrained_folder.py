@@ -56,7 +56,7 @@ def constrain_folder(
         PlanMismatchError: plan or measurement are of another model or plan.
     """
     found = find_source(source, **options)
-    origin = _local_folder(found)
+    origin = local_folder(found)
     trust = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
     model = hollow_model(origin, **trust)
     apply(model, plan, strict)
@@ -74,8 +74,11 @@ def constrain_folder(
         write_config(work, read_json(origin / "config.json"), plan)
 
 
-def _local_folder(found: Source) -> Path:
-    """Where the files of a model are; those of the hub are brought to its cache."""
+def local_folder(found: Source) -> Path:
+    """Where the files of a model are; those of the hub are brought to its cache.
+
+    Raises `InputError` where the hub does not have them.
+    """
     if not is_hub_name(found.location):
         return Path(found.location)
     try:

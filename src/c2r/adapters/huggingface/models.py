@@ -29,6 +29,11 @@ def model_type(model: nn.Module) -> str:
     return str(getattr(getattr(inner, "config", None), "model_type", type(inner).__name__))
 
 
+def dtype_name(model: nn.Module) -> str:
+    """What a model runs in, as `bfloat16`; empty where it does not tell."""
+    return str(getattr(unwrapped(model), "dtype", "")).removeprefix("torch.")
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The innermost model, which all wrappers around it run; `model` itself where none is.
 

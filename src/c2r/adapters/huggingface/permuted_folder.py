@@ -37,6 +37,7 @@ from c2r.errors import InputError, ModelError
 from c2r.plans import Plan
 from c2r.plans.model_folder import (
     PERMUTATION_FILE,
+    PERMUTED_FROM,
     PLAN_FILE,
     permutation_path,
     plan_path,
@@ -96,7 +97,9 @@ def permute_checkpoint(
     source, folder = Path(source), Path(folder)
     checkpoint = open_checkpoint(source)
     if permutation_path(source) is not None:
-        raise InputError(f"{source} is permuted already; undo that first (undo_permutation)")
+        raise InputError(
+            f"{source} is permuted already; undo that first (c2r permute {source} --undo --out DIR)"
+        )
     own_plan = plan_path(source)
     if plan is None:
         if own_plan is None:
@@ -231,7 +234,7 @@ def _permuted_plan(
 ) -> Plan:
     """The plan in the new numbers, for the renumbered router weights where they are known."""
     known = plan.provenance.get("model_fingerprint")
-    provenance = {**plan.provenance, "permuted_from": known}
+    provenance = {**plan.provenance, PERMUTED_FROM: known}
     if isinstance(known, Mapping):
         provenance["model_fingerprint"] = found or {"structure": known.get("structure")}
     return _renumber_plan(plan, orders, provenance)
@@ -239,7 +242,7 @@ def _permuted_plan(
 
 def _original_plan(plan: Plan, orders: Sequence[ExpertOrder]) -> Plan:
     provenance = dict(plan.provenance)
-    known = provenance.pop("permuted_from", None)
+    known = provenance.pop(PERMUTED_FROM, None)
     if known is not None:
         provenance["model_fingerprint"] = known
     return _renumber_plan(plan, orders, provenance)

@@ -10,6 +10,7 @@ from accelerate.utils import get_max_memory
 from torch import nn
 
 from c2r.adapters.huggingface.folders import skeleton_of
+from c2r.adapters.huggingface.models import dtype_name
 from c2r.adapters.huggingface.sources import Source, find_source
 from c2r.errors import InputError
 
@@ -107,7 +108,7 @@ def describe_placement(model: nn.Module) -> str:
         where = " and ".join(f"{name} ({count} parts)" for name, count in number.items())
     else:
         where = next(iter(number), None) or _name(next(model.parameters()).device)
-    return f"{where} in {str(getattr(model, 'dtype', 'its own type')).removeprefix('torch.')}"
+    return f"{where} in {dtype_name(model) or 'its own type'}"
 
 
 def _name(device: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from c2r.adapters.expert_groups import num_expert_groups
 from c2r.adapters.huggingface.batches import as_batches, forward_inputs, read_batch
 from c2r.adapters.huggingface.models import (
+    dtype_name,
     eager,
     evaluating,
     is_sharded_model,
@@ -136,13 +137,14 @@ def traces(model: nn.Module, batches: Iterable[Any]) -> Generator[RoutingTrace, 
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What a profile's provenance says of its model: family, name, fingerprint, groups, sizes."""
+    """What a profile's provenance says of its model: its names, dtype, digests and sizes."""
     sites = find_sites(model)
     config = getattr(unwrapped(model), "config", None)
     name = getattr(config, "name_or_path", "")
     return {
         "model_type": model_type(model),
         "model": str(name),
+        "dtype": dtype_name(model),
         "model_fingerprint": fingerprint(model, sites),
         **_known_groups(model),
         **_known_sizes(model, sites[0].num_experts),
