@@ -96,10 +96,11 @@ def check_all_data(*paths: Path) -> None:
 def note_work(what: str, num_tokens: int, seq_len: int, batch_size: int) -> None:
     """Says how much is to be done, before it is."""
     if is_first_process():
-        num_windows = -(-num_tokens // seq_len)
+        number = -(-num_tokens // seq_len)
+        windows = f"{number:,} windows" if number > 1 else "1 window"
         note(
-            f"{what} up to {num_tokens:,} tokens: {num_windows:,} windows of up to {seq_len:,}, "
-            f"{batch_size} at a time"
+            f"{what} up to {num_tokens:,} tokens: {windows} of up to {seq_len:,}, {batch_size} at "
+            "a time"
         )
 
 

@@ -161,7 +161,7 @@ ENGINE = Engine(
         "flags replace C2R's lists by Megatron's own limit, whose groups are the ranks of the "
         "permuted checkpoint; leave them out to keep the model's function. Dispatcher `flex` sends "
         "a token once to each rank; `alltoall` sends it once for each expert and `allgather` to "
-        "all, which no placement changes"
+        "all: there the placement saves no row"
     ),
 )
 TRACE_FORMAT = TraceFormat(

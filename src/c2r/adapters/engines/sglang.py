@@ -173,9 +173,9 @@ ENGINE = Engine(
     release="SGLang 0.5.23",
     commands=commands,
     note=(
-        "the plan saves traffic with --moe-a2a-backend deepep or mooncake, which send a token once "
-        "to each rank; with the default backend `none`, which gathers all tokens on all ranks, "
-        "no placement changes it"
+        "fewer rows are sent with --moe-a2a-backend deepep or mooncake, which send a token once to "
+        "each rank; the default backend `none` gathers all tokens on all ranks: there the "
+        "placement saves no row"
     ),
 )
 TRACE_FORMAT = TraceFormat(

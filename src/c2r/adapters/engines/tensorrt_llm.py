@@ -118,8 +118,8 @@ ENGINE = Engine(
     release="TensorRT-LLM 1.2.1",
     commands=commands,
     note=(
-        "the plan saves traffic where an all-to-all sends the tokens, under attention data "
-        "parallelism; where they are gathered on all ranks no placement changes it"
+        "fewer rows are sent where an all-to-all sends the tokens, under attention data "
+        "parallelism; where they are gathered on all ranks the placement saves no row"
     ),
 )
 TRACE_FORMAT = TraceFormat(

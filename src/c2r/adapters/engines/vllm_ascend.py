@@ -69,7 +69,7 @@ ENGINE = Engine(
     commands=commands,
     suffix=".json",
     note=(
-        "the plan saves traffic where MoE communication is an all-to-all; with all-gather no "
-        "placement changes it. vllm-ascend announces that it will drop expert_map_path in 0.25.1"
+        "fewer rows are sent where MoE communication is an all-to-all; with all-gather the "
+        "placement saves no row. vllm-ascend announces that it will drop expert_map_path in 0.25.1"
     ),
 )
