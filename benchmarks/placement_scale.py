@@ -85,7 +85,7 @@ def main():
         "seconds_per_layer_median": round(float(np.median(seconds)), 2),
         "seconds_per_layer_max": round(float(seconds.max()), 2),
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
-        "copies_contiguous": round(mean.copies_contiguous, 4),
+        "copies_in_order": round(mean.copies_in_order, 4),
         "copies_placed": round(mean.copies_placed, 4),
         "rank_load_max_over_mean": round(mean.rank_load_max_over_mean, 4),
     }

@@ -100,8 +100,8 @@ def _copies(profile):
         for ranks in (NUM_RANKS, 2)
     )
     return {
-        "k_fold": four.copies_k_fold,
-        "in_order": four.copies_contiguous,
+        "k_fold": four.copies_once_per_expert,
+        "in_order": four.copies_in_order,
         "placed": four.copies_placed,
         "placed_load": four.rank_load_max_over_mean,
         "placed_on_2": two.copies_placed,
@@ -198,7 +198,7 @@ def _row(name, num_experts, top_k, top_t, found, checks):
         "experts": num_experts,
         "k": top_k,
         "T": top_t,
-        "in_order": found.copies_contiguous,
+        "in_order": found.copies_in_order,
         "placed": found.copies,
         "busiest": float(visits.max(1).mean() * NUM_RANKS),
         "load": found.rank_load_max_over_mean,
@@ -336,8 +336,8 @@ def real_routing(routing):
             "T": top_t,
             "choices_on_list": float((place < top_t).mean()),
             "tokens_on_list": float((place < top_t).all(2).mean()),
-            "k_fold": traffic.copies_k_fold,
-            "in_order": traffic.copies_contiguous,
+            "k_fold": traffic.copies_once_per_expert,
+            "in_order": traffic.copies_in_order,
             "placed": traffic.copies_placed,
             "placed_load": traffic.rank_load_max_over_mean,
         }

@@ -41,7 +41,7 @@ from c2r.adapters.huggingface import prepare
 from c2r.measuring import Tally, measure_plans
 from c2r.prediction.shares import measured_shares
 from c2r.prediction.time import layer_time
-from c2r.results import Measurement
+from c2r.results import Measurement, renamed
 from c2r.training import FinetuneSettings, finetune
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
@@ -261,12 +261,12 @@ def summarise(entries, in_order, num_ranks):
 def _mean_row(pairs):
     """Of a case's results, each with its control's."""
     ratios = [entry["loss"] / control["loss"] - 1 for entry, control in pairs]
-    contiguous = np.mean([control["copies_contiguous"] for _, control in pairs])
+    in_order = np.mean([renamed(control)["copies_in_order"] for _, control in pairs])
     names = ("loss", "copies", "rank_load_max_over_mean")
     row = {name: float(np.mean([entry[name] for entry, _ in pairs])) for name in names}
     busiest = [[max(layer) * len(layer) for layer in entry["rank_visits"]] for entry, _ in pairs]
     return row | {
-        "of_contiguous": float(row["copies"] / contiguous),
+        "of_contiguous": float(row["copies"] / in_order),
         "busiest": float(np.mean(busiest)),
         "over_control": float(np.mean(ratios)),
         "over_control_by_seed": ratios,

@@ -15,8 +15,8 @@ def main() -> None:
             f"{max_load or 'any':>8}   {traffic.copies_placed:16.2f}   "
             f"{traffic.rank_load_max_over_mean:11.2f}x"
         )
-    print(f"a row per expert: {traffic.copies_k_fold:.0f} copies")
-    print(f"a row per rank, experts in order: {traffic.copies_contiguous:.2f} copies")
+    print(f"a row per expert: {traffic.copies_once_per_expert:.0f} copies")
+    print(f"a row per rank, experts in order: {traffic.copies_in_order:.2f} copies")
     print("of layer 0, rank 0 holds experts", plan.layers[0].experts_of(0).tolist())
     plan.save("plan.safetensors")
 

@@ -165,8 +165,8 @@ def test_traffic(capsys, folder):
     found = call_json(capsys, *arguments)
     assert found["num_ranks"] == 4
     for values in (*found["layers"], found["mean"]):
-        assert values["copies_k_fold"] == 4
-        assert 1 <= values["copies_placed"] <= values["copies_contiguous"] <= 4
+        assert values["copies_once_per_expert"] == 4
+        assert 1 <= values["copies_placed"] <= values["copies_in_order"] <= 4
         assert values["rank_load_max_over_mean"] >= 1
     sized = call_json(capsys, *arguments, "--hidden-size", 128)
     expected = sized["mean"]["remote_copies_placed"] * 256

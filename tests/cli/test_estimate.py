@@ -59,7 +59,7 @@ def test_the_table_and_the_document(capsys, folder):
     parts = ("dispatch", "combine", "compute", "reorder", "launches")
     assert sum(step[part] for part in parts) == pytest.approx(step["layer"])
     assert step["step"] == pytest.approx(sum(step["layers"]) + step["rest"])
-    assert step["layer"] < found["contiguous"]["zero_redundancy"]["layer"]
+    assert step["layer"] < found["in_order"]["zero_redundancy"]["layer"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_profile_without_sizes_asks_for_the_model(capsys, folder):
     known = call_json(
         capsys, "estimate", folder / "profile.safetensors", "--cluster", "hosts-4-10g"
     )
-    assert sized["workload"] == known["workload"] and sized["contiguous"] == known["contiguous"]
+    assert sized["workload"] == known["workload"] and sized["in_order"] == known["in_order"]
 
 
 def test_a_configuration_without_experts(capsys, folder, tmp_path):
@@ -197,8 +197,8 @@ def test_time_beside_the_copies_of_traffic(capsys, folder):
     found = call_json(capsys, "traffic", profile, "--plan", plan, "--cluster", "hosts-4-10g")
     for row, step in zip(found["layers"], found["time"]["planned"]["layers"], strict=True):
         assert row["milliseconds_placed"] == step
-    mean = found["mean"]["milliseconds_contiguous"]
-    assert mean == pytest.approx(np.mean(found["time"]["contiguous"]["layers"]))
+    mean = found["mean"]["milliseconds_in_order"]
+    assert mean == pytest.approx(np.mean(found["time"]["in_order"]["layers"]))
     out = " ".join(call(capsys, "traffic", profile, "--plan", plan)[1].split())
     assert "on hosts-4-10g" in out and "not of the plan's policy (priced)" in out
 

@@ -43,7 +43,7 @@ def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     assert run_command([*command, "--max-loss-increase", "0.5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["is_worth_it"]
-    in_order = found["contiguous"]
+    in_order = found["in_order"]
     assert (
         found["planned"]["step"] < in_order["zero_redundancy"]["step"] < in_order["k_fold"]["step"]
     )

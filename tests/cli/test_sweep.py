@@ -28,7 +28,7 @@ def test_the_document(swept):
     names = [(point["policy"], point["strength"]) for point in found["points"]]
     assert names[:4] == [("c2r", 5), ("budgeted", 0.05), ("budgeted", 0.3), ("pruned", 0.2)]
     assert [len(strengths) for _, strengths in names[4:]] == [4, 4]
-    keys = {"loss", "perplexity", "kl", "top1_agreement", "copies", "copies_contiguous"}
+    keys = {"loss", "perplexity", "kl", "top1_agreement", "copies", "copies_in_order"}
     keys |= {"remote_copies", "node_copies", "rank_load_max_over_mean", "active_experts_per_rank"}
     for entry in (found["baseline"], *found["points"]):
         assert keys <= set(entry)

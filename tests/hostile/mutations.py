@@ -182,7 +182,7 @@ def models(folder):
 def measurement(policy, strength, fingerprint):
     """One that a sweep could have made."""
     names = (
-        "loss", "perplexity", "kl", "top1_agreement", "copies", "copies_contiguous",
+        "loss", "perplexity", "kl", "top1_agreement", "copies", "copies_in_order",
         "remote_copies", "node_copies", "rank_load_max_over_mean", "active_experts_per_rank",
     )  # fmt: skip
     return Measurement(

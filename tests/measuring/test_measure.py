@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_constrained_model(model, calibrated, placed):
         traffic = predict_traffic(seen, plan).mean
         assert figures.loss == pytest.approx(float(sum(losses)) / len(losses), rel=1e-6)
         assert figures.copies == pytest.approx(traffic.copies_placed)
-        assert figures.copies_contiguous == pytest.approx(traffic.copies_contiguous)
+        assert figures.copies_in_order == pytest.approx(traffic.copies_in_order)
         assert figures.remote_copies == pytest.approx(traffic.remote_copies_placed)
         assert figures.rank_load_max_over_mean == pytest.approx(traffic.rank_load_max_over_mean)
         assert figures.plan_fingerprint == in_force.fingerprint

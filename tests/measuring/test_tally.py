@@ -31,7 +31,7 @@ def test_routing_by_hand():
     assert counted.copies.tolist() == [2 + 2]
     assert counted.node_copies.tolist() == [2 + 2]
     # In order the ranks are [0, 0, 1, 1, 2, 3].
-    assert counted.copies_contiguous.tolist() == [2 + 2]
+    assert counted.copies_in_order.tolist() == [2 + 2]
     assert counted.rank_rows.tolist() == [[1, 1, 1, 2]]
     assert counted.active_experts.tolist() == [5 / 4]
 

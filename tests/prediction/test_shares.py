@@ -15,7 +15,7 @@ def test_visits_add_up_to_the_copies_and_rows_to_the_experts_of_a_token(replicas
     profile = clustered_profile()
     plan = make_plan(profile, num_ranks=4, replicas=replicas)
     mean = predict_traffic(profile, plan).mean
-    for tried, copies in [(None, mean.copies_contiguous), (plan, mean.copies_placed)]:
+    for tried, copies in [(None, mean.copies_in_order), (plan, mean.copies_placed)]:
         layers = all_shares(profile, tried, ClusterTopology(num_ranks=4))
         assert np.mean([layer.visits.sum() for layer in layers]) == pytest.approx(copies)
         assert [layer.rows.sum() for layer in layers] == pytest.approx([4.0] * 3)

@@ -25,16 +25,16 @@ def test_figures_small_enough_to_check_by_hand():
     # 6 tokens use experts 0 and 2, 2 tokens 1 and 2, of four on two ranks.
     profile = CollaborationProfile(layers=(layer_profile([[0, 2], [1, 2]], [6, 2], 4),))
     (layer,) = predict_traffic(profile, plan_of([[0, 1, 0, 1]], 2, 2)).layers
-    assert layer.copies_k_fold == 2
-    assert layer.copies_contiguous == 2
+    assert layer.copies_once_per_expert == 2
+    assert layer.copies_in_order == 2
     assert layer.copies_placed == (6 * 1 + 2 * 2) / 8
-    assert layer.remote_copies_k_fold == 1
-    assert layer.remote_copies_contiguous == 1
+    assert layer.remote_copies_once_per_expert == 1
+    assert layer.remote_copies_in_order == 1
     assert layer.remote_copies_placed == 0.625
-    assert layer.node_copies_placed == layer.node_copies_contiguous == 1
+    assert layer.node_copies_placed == layer.node_copies_in_order == 1
     # Loads 6, 2, 8, 0: 14 and 2 rows as placed, 8 and 8 in order.
     assert layer.rank_load_max_over_mean == 14 / 8
-    assert layer.rank_load_max_over_mean_contiguous == 1
+    assert layer.rank_load_max_over_mean_in_order == 1
     assert layer.expert_load_max_over_mean == 2
 
 
@@ -64,13 +64,18 @@ def test_the_report_is_json_with_the_pinned_keys():
     document = report.to_json()
     assert document["num_ranks"] == 4
     assert [layer["layer"] for layer in document["layers"]] == [0, 1, 2]
-    pinned = {"copies_k_fold", "copies_contiguous", "copies_placed", "rank_load_max_over_mean"}
+    pinned = {
+        "copies_once_per_expert",
+        "copies_in_order",
+        "copies_placed",
+        "rank_load_max_over_mean",
+    }
     assert pinned <= document["mean"].keys()
     assert document["mean"].keys() | {"layer"} == document["layers"][0].keys()
     for key in pinned:
         mean = np.mean([layer[key] for layer in document["layers"]])
         assert document["mean"][key] == pytest.approx(mean)
-    assert 1 <= document["mean"]["copies_placed"] <= document["mean"]["copies_contiguous"] <= 4
+    assert 1 <= document["mean"]["copies_placed"] <= document["mean"]["copies_in_order"] <= 4
 
 
 def test_one_rank_needs_no_sets():

@@ -62,9 +62,9 @@ def test_a_profile_and_a_plan(report_of):
     report = report_of(profile, plan)
     mean = predict_traffic(profile, plan).mean
     _, traffic, saving, quality, load = report.answers
-    assert traffic.number == f"{mean.copies_contiguous:.2f}"
-    assert f"{mean.remote_copies_contiguous:.2f} of" in traffic.text
-    assert mean.copies_placed == mean.copies_contiguous
+    assert traffic.number == f"{mean.copies_in_order:.2f}"
+    assert f"{mean.remote_copies_in_order:.2f} of" in traffic.text
+    assert mean.copies_placed == mean.copies_in_order
     assert (saving.number, saving.state) == ("0 %", "plain")
     assert "the output stays the same" in saving.unit
     assert quality.number == "0 %" and "leaves routing as it is" in quality.text
@@ -83,7 +83,7 @@ def test_charts_hold_the_numbers_of_the_library(report_of):
     charts = charts_of(report_of(profile, plan))
     layers = predict_traffic(profile, plan).layers
     _, in_order, placed = charts["copies"].series
-    assert in_order.y == tuple(layer.copies_contiguous for layer in layers)
+    assert in_order.y == tuple(layer.copies_in_order for layer in layers)
     assert placed.y == tuple(layer.copies_placed for layer in layers)
     for slug, of in RANK_ROWS.items():
         for series, tried in zip(charts[f"ranks-{slug}"].series, (None, plan), strict=True):

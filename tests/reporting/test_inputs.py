@@ -104,7 +104,7 @@ def test_an_empty_profile(write):
         (sweep_document(loss=None), ["loss is None"]),
         (sweep_document() | {"points": [{"policy": "c2r"}]}, ["lacks or damages"]),
         (sweep_document(copies=0), ["copies is 0"]),
-        (sweep_document(copies_contiguous="2"), ["no number"]),
+        (sweep_document(copies_in_order="2"), ["no number"]),
         (sweep_document(loss_increase_interval=[1]), ["lacks or damages"]),
         ({"benchmark": "b", "cases": 3}, ["has no cases"]),
         ({"benchmark": "b", "cases": [{"name": "n"}]}, ["lacks median, lower, upper"]),

@@ -11,7 +11,7 @@ def measurement_document(**given):
         "kl": 0.0,
         "top1_agreement": 1.0,
         "copies": 1.8,
-        "copies_contiguous": 2.4,
+        "copies_in_order": 2.4,
         "remote_copies": 1.35,
         "node_copies": 1.0,
         "rank_load_max_over_mean": 1.2,

@@ -28,6 +28,12 @@ def test_a_measurement_survives_its_file(tmp_path):
         found.save(tmp_path / "none" / "m.json")
 
 
+def test_figures_by_the_names_of_earlier_versions_are_read():
+    document = measurement_document()
+    document["copies_contiguous"] = document.pop("copies_in_order")
+    assert Measurement.from_json(document) == Measurement.from_json(measurement_document())
+
+
 def test_entries_that_are_no_attribute_are_passed_over():
     assert Measurement.from_json({**DOCUMENT, "expected": None}) == Measurement.from_json(DOCUMENT)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from c2r.planning import make_plan
-from c2r.prediction import ModelSizes, Workload, find_cluster
+from c2r.prediction import ModelSizes, Phase, Workload, find_cluster
 from c2r.profiling import IdProfileBuilder
 from c2r.results import Measurement, SweepResult
 from c2r.sweeps.optimizing import choose
@@ -41,7 +41,7 @@ def measured(policy, strength, visits, loss_increase):
         kl=0.0,
         top1_agreement=1.0,
         copies=4 * visits,
-        copies_contiguous=3.0,
+        copies_in_order=3.0,
         remote_copies=3 * visits,
         node_copies=4 * visits,
         rank_load_max_over_mean=1.0,
@@ -98,6 +98,15 @@ def test_placement_alone_is_always_allowed(profile):
     found = choose(swept(measured("priced", 0.1, 0.3, 0.5)), profile, CLUSTER, WORKLOAD, 0.003)
     assert found.chosen.policy == "top_k"
     assert found.plan.layers[0].policy == "top_k"
+
+
+def test_weights_are_read_before_a_plan_and_under_it(profile):
+    """Decoding few tokens reads more than it computes, whatever a measurement tells of experts."""
+    few = replace(WORKLOAD, tokens_per_rank=2, phase=Phase.DECODE)
+    found = choose(swept(), profile, CLUSTER, few, 0.003)
+    before, placed = (step.part("compute") for step in (found.before, found.placed))
+    assert placed > 0.8 * before > 0
+    assert set(found.in_order) == {"k_fold", "all_gather", "zero_redundancy"}
 
 
 def test_where_exchange_takes_nothing_no_plan_is_worth_it(profile):

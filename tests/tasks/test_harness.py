@@ -78,7 +78,7 @@ def test_answers_by_hand(model, tokenizer, plan, folder):
         assert ours == pytest.approx(scores, abs=1e-3) and correct == is_right
     assert found.routing["num_tokens"] == tally.num_tokens[0]
     assert found.routing["copies"] == pytest.approx(tally.means()["copies"], rel=1e-3)
-    assert found.routing["copies"] < found.routing["copies_contiguous"]
+    assert found.routing["copies"] < found.routing["copies_in_order"]
     plain = evaluate(model, tokenizer, load_tasks(request(folder, limit=2)), unconstrained(plan))
     assert plain.routing["copies"] > found.routing["copies"]
     assert plain.tasks[0].loglikelihoods != task.loglikelihoods

@@ -21,7 +21,7 @@ def task(correct, name="piqa", ids=None):
 
 
 def evaluation(*tasks):
-    routing = {"copies": 1.5, "copies_contiguous": 2.0, "rank_load_max_over_mean": 1.25}
+    routing = {"copies": 1.5, "copies_in_order": 2.0, "rank_load_max_over_mean": 1.25}
     return TaskEvaluation(tasks=tasks, routing=routing, provenance={"model": "tiny"})
 
 

@@ -235,7 +235,7 @@ def _compare(
         print_json(
             {
                 **describe(cluster, workload),
-                "contiguous": {name: step.to_json() for name, step in before.items()},
+                "in_order": {name: step.to_json() for name, step in before.items()},
                 "planned": {name: step.to_json() for name, step in after.items()},
                 "break_even_tokens_per_rank": next(iter(batches), None),
             }

@@ -87,8 +87,8 @@ def _show_profile(document: dict[str, Any]) -> None:
         "effective_collaborators": "effective collaborators",
         "normalized_entropy": "normalised entropy",
         "top_partner_share": "top partner's share",
-        "load_max_over_mean": "load max/mean",
-        "load_cv": "load cv",
+        "load_max_over_mean": "expert load max/mean",
+        "load_cv": "expert load cv",
     }
     rows = [[layer["layer"], *(layer[key] for key in columns)] for layer in document["layers"]]
     rows.append(["mean", *(document["mean"][key] for key in columns)])

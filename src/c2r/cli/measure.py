@@ -118,7 +118,7 @@ _FIGURES = {
     "kl": "KL of plain top-k, nats a token",
     "top1_agreement": "likeliest token is the same",
     "copies": "copies per token",
-    "copies_contiguous": "copies per token, experts in order",
+    "copies_in_order": "copies per token, experts in order",
     "remote_copies": "copies per token to other ranks",
     "node_copies": "nodes that a token visits",
     "rank_load_max_over_mean": "load of the busiest rank, over mean",
@@ -129,7 +129,9 @@ _FIGURES = {
 
 
 def _show(document: dict[str, Any]) -> None:
-    expected = document["expected"] or {}
+    from c2r.results import renamed
+
+    expected = renamed(document["expected"] or {})
     measured = {name: _cell(name, document[name]) for name in _FIGURES}
     low, high = (100 * end for end in document["loss_increase_interval"])
     measured["loss_increase"] += f" ({low:+.2f} to {high:+.2f})"

@@ -158,7 +158,7 @@ def _document(found: "Optimized", out: Path, report: Path) -> dict[str, object]:
         **describe(found.cluster, found.workload),
         "chosen": found.chosen.to_json(),
         "declined": None if found.declined is None else found.declined.to_json(),
-        "contiguous": {name: step.to_json() for name, step in found.in_order.items()},
+        "in_order": {name: step.to_json() for name, step in found.in_order.items()},
         "placed": found.placed.to_json(),
         "planned": found.after.to_json(),
     }

@@ -228,12 +228,12 @@ def _tell(made: "Plan", mean: Any, workload: "Workload") -> None:
     first = made.layers[0]
     same = len({layer.strength for layer in made.layers}) == 1
     strength = f" {first.strength:g}" if same and first.policy != "top_k" else ""
-    loads = mean.rank_load_max_over_mean_contiguous, mean.rank_load_max_over_mean
+    loads = mean.rank_load_max_over_mean_in_order, mean.rank_load_max_over_mean
     note(
         f"{made.num_layers} layers on {made.topology.num_ranks} ranks, {first.policy}{strength}: "
-        f"{mean.copies_placed:.3f} copies per token (in order {mean.copies_contiguous:.3f}, sent "
-        f"once per expert {mean.copies_k_fold:.3f}); load of the busiest rank {loads[1]:.2f} times "
-        f"the mean (in order {loads[0]:.2f})"
+        f"{mean.copies_placed:.3f} copies per token (in order {mean.copies_in_order:.3f}, sent "
+        f"once per expert {mean.copies_once_per_expert:.3f}); load of the busiest rank "
+        f"{loads[1]:.2f} times the mean (in order {loads[0]:.2f})"
     )
     if made.provenance.get("load_margin"):
         note(
@@ -295,7 +295,7 @@ class _Judged:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "contiguous": self.saving.before.to_json(),
+            "in_order": self.saving.before.to_json(),
             "planned": self.saving.after.to_json(),
             "saving": self.saving.to_json(),
         }

@@ -136,7 +136,7 @@ def sweep(
 
 
 def _show(found: "SweepResult") -> None:
-    in_order = found.baseline.copies_contiguous
+    in_order = found.baseline.copies_in_order
     rows = [
         [
             _name(point),

@@ -54,21 +54,21 @@ def traffic(
     counted, placed = CollaborationProfile.load(profile), Plan.load(plan_file or plan or "")
     document = predict_traffic(counted, placed).to_json()
     document["rows_to_ranks"] = {
-        "contiguous": _rows_to_ranks(counted, None, placed.topology),
+        "in_order": _rows_to_ranks(counted, None, placed.topology),
         "placed": _rows_to_ranks(counted, placed, placed.topology),
     }
     document["time"] = _add_times(document, counted, placed, cluster, tokens_per_rank, phase)
     columns = {
-        "copies_k_fold": "sent once per expert",
-        "copies_contiguous": "once per rank, in order",
+        "copies_once_per_expert": "sent once per expert",
+        "copies_in_order": "once per rank, in order",
         "copies_placed": "once per rank, placed",
         "remote_copies_placed": "of them to other ranks",
         "rank_load_max_over_mean": "rank load, placed",
     }
     if document["num_nodes"] > 1:
-        columns["node_copies_contiguous"] = "nodes visited, in order"
+        columns["node_copies_in_order"] = "nodes visited, in order"
         columns["node_copies_placed"] = "nodes visited, placed"
-    columns |= {"milliseconds_contiguous": "ms in order", "milliseconds_placed": "ms placed"}
+    columns |= {"milliseconds_in_order": "ms in order", "milliseconds_placed": "ms placed"}
     if hidden_size is not None:
         columns["bytes_per_token"] = "bytes per token each way"
         for row in (*document["layers"], document["mean"]):
@@ -86,7 +86,7 @@ def traffic(
     if document["time"]["note"]:
         print_text(document["time"]["note"])
     rows_to = document["rows_to_ranks"]
-    names, values = ("in order", "placed"), (rows_to["contiguous"], rows_to["placed"])
+    names, values = ("in order", "placed"), (rows_to["in_order"], rows_to["placed"])
     print_heat_map("Rows of a token to each rank", names, values, "rows")
 
 
@@ -105,20 +105,20 @@ def _add_times(
     where = cluster_for(cluster, plan)
     workload = workload_of(profile, tokens_per_rank, phase)
     steps = [best_time(profile, tried, where, workload, chunks=(1,)) for tried in (None, plan)]
-    for name, step in zip(("contiguous", "placed"), steps, strict=True):
+    for name, step in zip(("in_order", "placed"), steps, strict=True):
         for row, layer in zip(document["layers"], step.layers, strict=True):
             row[f"milliseconds_{name}"] = layer.total
         document["mean"][f"milliseconds_{name}"] = step.layer
     before, after = (step.to_json() for step in steps)
     note = smallness(steps[0], workload)
-    return {**describe(where, workload), "contiguous": before, "planned": after, "note": note}
+    return {**describe(where, workload), "in_order": before, "planned": after, "note": note}
 
 
 def _said(time: dict[str, Any], plan: "Plan") -> str:
     """What the times are of, and the step."""
     from c2r.prediction.rows import dispatch_words
 
-    before, after = time["contiguous"], time["planned"]
+    before, after = time["in_order"], time["planned"]
     policies = sorted({layer.policy for layer in plan.layers} - {"top_k"})
     of_plan = f", not of the plan's policy ({', '.join(policies)})" if policies else ""
     workload = time["workload"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2r.measuring.forward import ForwardPass
 from c2r.plans import LayerPlan, Plan, contiguous_placement, load_max_over_mean, remote_share
-from c2r.results import Measurement, Strength
+from c2r.results import Measurement, Strength, renamed
 from c2r.traces import LayerTrace, RoutingTrace, used_places
 from c2r.types import Float
 
@@ -27,7 +27,7 @@ class RoutingTally:
 
     num_tokens: Float
     copies: Float
-    copies_contiguous: Float
+    copies_in_order: Float
     node_copies: Float
     active_experts: Float
     rank_rows: Float
@@ -53,13 +53,13 @@ class RoutingTally:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "RoutingTally":
         """The sums that `to_json` gave."""
-        return cls(**{name: np.array(values) for name, values in document.items()})
+        return cls(**{name: np.array(values) for name, values in renamed(document).items()})
 
     def means(self) -> dict[str, float]:
-        """Copies per token, planned and contiguous, and rank load; means over layers."""
+        """Copies per token, as planned and in order, and rank load; means over layers."""
         return {
             "copies": float((self.copies / self.num_tokens).mean()),
-            "copies_contiguous": float((self.copies_contiguous / self.num_tokens).mean()),
+            "copies_in_order": float((self.copies_in_order / self.num_tokens).mean()),
             "rank_load_max_over_mean": float(
                 np.mean([load_max_over_mean(rows) for rows in self.rank_rows])
             ),
@@ -78,7 +78,7 @@ def _count_layer(trace: LayerTrace, layer: LayerPlan, plan: Plan) -> dict[str, A
     return {
         "num_tokens": float(len(ids)),
         "copies": float(visits.sum()),
-        "copies_contiguous": float(_visits(by_order, num_ranks).sum()),
+        "copies_in_order": float(_visits(by_order, num_ranks).sum()),
         "node_copies": float(node_visits.sum()),
         "rank_visits": visits.tolist(),
         "node_visits": node_visits.tolist(),
@@ -168,7 +168,7 @@ class Tally:
             perplexity=math.exp(loss),
             kl=self.kl / total,
             copies=means["copies"],
-            copies_contiguous=means["copies_contiguous"],
+            copies_in_order=means["copies_in_order"],
             rank_load_max_over_mean=means["rank_load_max_over_mean"],
             top1_agreement=self.num_agreeing / total,
             remote_copies=means["copies"] * remote_share(plan.topology.num_ranks),

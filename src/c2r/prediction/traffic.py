@@ -33,30 +33,31 @@ class LayerTraffic:
     """Predicted traffic of one MoE layer, or the mean over layers; per token.
 
     Attributes:
-        copies_k_fold: rows sent by k-fold dispatch, one per expert: k.
-        copies_contiguous: distinct ranks that a token visits, its own counted, with the experts
+        copies_once_per_expert: rows, were one sent per expert: k.
+        copies_in_order: distinct ranks that a token visits, its own counted, with the experts
             placed in the order of their ids.
         copies_placed: the same under the plan's placement; measured, it is `Measurement.copies`.
-        remote_copies_k_fold: expected rows of k-fold dispatch that leave the token's own rank.
-        remote_copies_contiguous: the same of `copies_contiguous`.
+        remote_copies_once_per_expert: expected rows, one per expert, that leave the token's own
+            rank.
+        remote_copies_in_order: the same of `copies_in_order`.
         remote_copies_placed: the same of `copies_placed`.
-        node_copies_contiguous: distinct nodes that a token visits, its own counted.
+        node_copies_in_order: distinct nodes that a token visits, its own counted.
         node_copies_placed: the same under the plan's placement.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean, as placed.
-        rank_load_max_over_mean_contiguous: the same, experts in the order of their ids.
+        rank_load_max_over_mean_in_order: the same, experts in the order of their ids.
         expert_load_max_over_mean: tokens of the busiest expert over the mean.
     """
 
-    copies_k_fold: float
-    copies_contiguous: float
+    copies_once_per_expert: float
+    copies_in_order: float
     copies_placed: float
-    remote_copies_k_fold: float
-    remote_copies_contiguous: float
+    remote_copies_once_per_expert: float
+    remote_copies_in_order: float
     remote_copies_placed: float
-    node_copies_contiguous: float
+    node_copies_in_order: float
     node_copies_placed: float
     rank_load_max_over_mean: float
-    rank_load_max_over_mean_contiguous: float
+    rank_load_max_over_mean_in_order: float
     expert_load_max_over_mean: float
 
 
@@ -147,20 +148,20 @@ def predict_layer(
     placed = mean_distinct(ranks, counts)
     remote = remote_share(num_ranks)
     return LayerTraffic(
-        copies_k_fold=float(layer.top_k),
-        copies_contiguous=by_order,
+        copies_once_per_expert=float(layer.top_k),
+        copies_in_order=by_order,
         copies_placed=placed,
-        remote_copies_k_fold=layer.top_k * remote,
-        remote_copies_contiguous=by_order * remote,
+        remote_copies_once_per_expert=layer.top_k * remote,
+        remote_copies_in_order=by_order * remote,
         remote_copies_placed=placed * remote,
-        node_copies_contiguous=mean_node_copies(sets, counts, contiguous, topology),
+        node_copies_in_order=mean_node_copies(sets, counts, contiguous, topology),
         node_copies_placed=mean_distinct(ranks // topology.ranks_per_node, counts),
         rank_load_max_over_mean=load_max_over_mean(
             row_loads(ranks, counts, num_ranks)
             if plan.replicas.size
             else rank_loads(layer.load, plan.placement, num_ranks)
         ),
-        rank_load_max_over_mean_contiguous=load_max_over_mean(
+        rank_load_max_over_mean_in_order=load_max_over_mean(
             rank_loads(layer.load, contiguous, num_ranks)
         ),
         expert_load_max_over_mean=load_max_over_mean(layer.load),

@@ -32,7 +32,7 @@ class Measurement(Summarised):
         kl: of plain top-k's next-token distribution to this one, nats per predicted token.
         top1_agreement: share of predicted tokens whose likeliest next token is plain top-k's.
         copies: distinct ranks that a token visits, mean over tokens and layers, its own counted.
-        copies_contiguous: the same, were the experts placed in the order of their ids.
+        copies_in_order: the same, were the experts placed in the order of their ids.
         remote_copies: `copies` but for the token's own rank, on any rank with equal chance.
         node_copies: distinct nodes that a token visits, its own counted.
         rank_load_max_over_mean: expert rows of the busiest rank over the mean; mean over layers.
@@ -60,7 +60,7 @@ class Measurement(Summarised):
     kl: float
     top1_agreement: float
     copies: float
-    copies_contiguous: float
+    copies_in_order: float
     remote_copies: float
     node_copies: float
     rank_load_max_over_mean: float
@@ -102,7 +102,7 @@ class Measurement(Summarised):
         figures = {
             "loss": f"{self.loss:.4f} nats per token, {self.num_tokens:,} tokens",
             "loss increase": f"{100 * self.loss_increase:+.2f} % (95 %: {low:+.2f} to {high:+.2f})",
-            "copies": f"{self.copies:.2f} (experts in order: {self.copies_contiguous:.2f})",
+            "copies": f"{self.copies:.2f} (experts in order: {self.copies_in_order:.2f})",
             "load": f"{self.rank_load_max_over_mean:.2f}, busiest rank over the mean",
             "predicted": ", ".join(f"{t:.3f} ms a {name}" for name, t in times if t is not None),
         }
@@ -132,6 +132,7 @@ class Measurement(Summarised):
         Raises:
             KeyError, TypeError, ValueError: an attribute is missing or is not what it must be.
         """
+        document = renamed(document)
         low, high = document["loss_increase_interval"]
         reference = document.get("reference")
         return cls(
@@ -163,6 +164,14 @@ class Measurement(Summarised):
 
 _TIMES = ("layer_time", "step_time")
 _FIGURES = tuple(name for name, kind in Measurement.__annotations__.items() if kind is float)
+
+
+_EARLIER_NAMES = {"copies_contiguous": "copies_in_order"}
+
+
+def renamed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON data in which figures that earlier versions called otherwise have their names of now."""
+    return {_EARLIER_NAMES.get(name, name): value for name, value in dict(document).items()}
 
 
 def strength_to_json(strength: Strength) -> float | list[float]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from c2r.artifacts import damaged_file
 from c2r.errors import ArtifactError, InputError
+from c2r.results import renamed
 from c2r.tasks.compare import Comparison, compare_accuracy
 
 _KIND = "task evaluation"
@@ -55,7 +56,7 @@ class TaskEvaluation:
     Attributes:
         tasks: in the order asked.
         routing: figures of the routing while the tasks ran, padding left out: `copies` and
-            `copies_contiguous` per token and layer, `rank_load_max_over_mean`, `num_tokens`.
+            `copies_in_order` per token and layer, `rank_load_max_over_mean`, `num_tokens`.
         provenance: JSON data: the model, its plan, settings and versions.
     """
 
@@ -75,7 +76,7 @@ class TaskEvaluation:
         _check(document)
         return cls(
             tasks=tuple(_read_task(entry) for entry in document["tasks"]),
-            routing=document["routing"],
+            routing=renamed(document["routing"]),
             provenance={key: value for key, value in document.items() if key not in known},
         )
 

@@ -109,7 +109,7 @@ def _measured(found: Measurement) -> Iterator[str]:
     copies = "" if plain is None else f"{plain.copies:.2f}"
     yield (
         f"| ranks that a token visits | {found.copies:.2f} | {copies} | "
-        f"{found.copies_contiguous:.2f} |"
+        f"{found.copies_in_order:.2f} |"
     )
     load = "" if plain is None else f"{plain.rank_load_max_over_mean:.2f}"
     yield (

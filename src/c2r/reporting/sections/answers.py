@@ -51,15 +51,15 @@ def answer_traffic(inputs: Inputs, traffic: TrafficReport | None) -> Answer:
     top_k = _top_k(inputs)
     each = "" if top_k is None else f" Sent once per expert, it would be {top_k}."
     if inputs.sweep is not None:
-        number = f"{inputs.sweep.baseline.copies_contiguous:.2f}"
+        number = f"{inputs.sweep.baseline.copies_in_order:.2f}"
         text = f"{_visits(inputs)}; measured on held-out text.{each}"
     elif traffic is not None:
         mean = traffic.mean
-        number = f"{mean.copies_contiguous:.2f}"
+        number = f"{mean.copies_in_order:.2f}"
         text = (
-            f"{_visits(inputs)}.{each} {mean.remote_copies_contiguous:.2f} of the "
-            f"{mean.copies_contiguous:.2f} leave the token's own rank. The busiest rank does "
-            f"{mean.rank_load_max_over_mean_contiguous:.2f} times the mean work."
+            f"{_visits(inputs)}.{each} {mean.remote_copies_in_order:.2f} of the "
+            f"{mean.copies_in_order:.2f} leave the token's own rank. The busiest rank does "
+            f"{mean.rank_load_max_over_mean_in_order:.2f} times the mean work."
         )
     elif top_k is not None:
         number = str(top_k)
@@ -93,11 +93,11 @@ def answer_saving(
         policy = " What its policy saves beyond is not known: add the JSON of `c2r measure`."
     return Answer(
         question=_SAVING,
-        number=_change(mean.copies_placed, mean.copies_contiguous),
+        number=_change(mean.copies_placed, mean.copies_in_order),
         unit="copies, by placement alone: the output stays the same",
         text=f"{mean.copies_placed:.2f} copies of each token instead of "
-        f"{mean.copies_contiguous:.2f}.{policy}",
-        state=_better_if_fewer(mean.copies_placed, mean.copies_contiguous),
+        f"{mean.copies_in_order:.2f}.{policy}",
+        state=_better_if_fewer(mean.copies_placed, mean.copies_in_order),
     )
 
 
@@ -204,7 +204,7 @@ def _answer_from_sweep(inputs: Inputs, setting: Setting | None) -> Answer:
     assert sweep is not None, "asked only where a sweep is given"
     chosen = choose_point(sweep, inputs.plan, setting)
     point, baseline = chosen.point, sweep.baseline
-    before = baseline.copies_contiguous
+    before = baseline.copies_in_order
     return Answer(
         question=_SAVING,
         number=_change(point.copies, before),
@@ -218,7 +218,7 @@ def _answer_from_sweep(inputs: Inputs, setting: Setting | None) -> Answer:
 
 def _answer_from_measured(chosen: ChosenPoint) -> Answer:
     point = chosen.point
-    before = point.copies_contiguous
+    before = point.copies_in_order
     return Answer(
         question=_SAVING,
         number=_change(point.copies, before),

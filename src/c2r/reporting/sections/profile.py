@@ -113,7 +113,7 @@ def show_load(
     if traffic is not None:
         layers = traffic.layers
         series += [
-            _by_layer("ranks, in order", [i.rank_load_max_over_mean_contiguous for i in layers]),
+            _by_layer("ranks, in order", [i.rank_load_max_over_mean_in_order for i in layers]),
             _by_layer("ranks, placed", [i.rank_load_max_over_mean for i in layers]),
         ]
     most = Chart(
@@ -159,8 +159,8 @@ def show_traffic(traffic: TrafficReport, answer: Answer) -> Section:
         x_label="layer",
         y_label="copies per token",
         series=(
-            _by_layer("once per expert", [layer.copies_k_fold for layer in layers]),
-            _by_layer("once per rank, in order", [layer.copies_contiguous for layer in layers]),
+            _by_layer("once per expert", [layer.copies_once_per_expert for layer in layers]),
+            _by_layer("once per rank, in order", [layer.copies_in_order for layer in layers]),
             _by_layer("once per rank, placed", [layer.copies_placed for layer in layers]),
         ),
         table=table_of(traffic.to_json()["layers"]),

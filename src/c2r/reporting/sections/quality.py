@@ -109,7 +109,7 @@ def quality_chart(
         *(_points(name, found, cost) for name, found in by_policy(sweep)),
         replace(_points(_PLACED, [baseline], cost), labels=(_PLACED,)),
     ]
-    in_order = baseline.copies_contiguous
+    in_order = baseline.copies_in_order
     if unit == TIME:
         in_order = before.total if before is not None else math.nan
     if math.isfinite(in_order):
