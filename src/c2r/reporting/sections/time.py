@@ -18,11 +18,9 @@ def show_time(times: Times) -> Section:
         Chart(
             slug=f"ranks-{slug}",
             title=f"Rows that each rank {slug}",
-            x_label="rank",
-            y_label="rows for each of its own tokens",
-            series=tuple(
-                _by_place(name, _mean(of, side.shares).tolist()) for name, side in sides.items()
-            ),
+            x_label="ranks of a layer, the busiest first",
+            y_label="rows for each of its own tokens, mean over layers",
+            series=tuple(_by_place(name, _ranked(of, side.shares)) for name, side in sides.items()),
             style="columns",
         )
         for slug, of in (("computes", _computed), ("receives", _received))
@@ -50,9 +48,13 @@ def _by_place(name: str, values: Sequence[float]) -> Series:
     return Series(name=name, x=tuple(range(len(values))), y=tuple(values))
 
 
-def _mean(of: Callable[[RankShares], Float], shares: Sequence[RankShares]) -> Float:
-    mean: Float = np.mean([of(layer) for layer in shares], axis=0)
-    return mean
+def _ranked(of: Callable[[RankShares], Float], shares: Sequence[RankShares]) -> list[float]:
+    """The rows of the busiest rank, mean over layers, then of the next: each layer has its own.
+
+    A mean by the number of the rank would hide that a layer waits for its busiest, whichever it is.
+    """
+    ranked: list[float] = np.mean([np.sort(of(each))[::-1] for each in shares], axis=0).tolist()
+    return ranked
 
 
 def _computed(layer: RankShares) -> Float:
