@@ -239,10 +239,10 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     title = f"Quality, traffic and predicted time on {_CLUSTER}, held-out text"
     print_table(title, [*columns, "layer, ms", "of baseline"], table)
     print(
-        "loss: nats per byte. copies: rows sent per token and layer. busiest: copies, were every\n"
-        "rank sent as many rows as the busiest. rank load: expert rows of the busiest rank over\n"
-        "the mean. layer: predicted milliseconds, 4,096 tokens a rank, from what was measured\n"
-        "here. baseline: experts in order, a token sent once per rank, the second row.\n"
+        "loss: nats per byte; change: of the loss. copies: rows sent per token and layer.\n"
+        "busiest: copies, were every rank sent as many rows as the busiest. rank load: expert\n"
+        "rows of the busiest rank over the mean. layer: predicted milliseconds, 4,096 tokens a\n"
+        "rank, from what was measured here. baseline: the second row, experts in order.\n"
         "c2r: each token's other experts are among the T closest collaborators of its first.\n"
         "priced: a token visits a rank only if that adds enough to what it keeps."
     )
