@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import transformers
 from harness import finish, print_table
 
-from c2r.adapters.huggingface import load_model, load_parallel, mesh_of, reduce_gradients, shard
+from c2r.adapters.huggingface import load_model, load_parallel, mesh_of, reduce_gradients
 from c2r.assets import heldout_files, tiny_folder
 from c2r.parallel import is_sharded, whole
 from c2r.plans import ClusterTopology, LayerPlan, Plan
@@ -109,9 +109,7 @@ def measure(rank, mesh, args, folder, out):
     meeting = f"file://{folder / f'meeting-{mesh[0]}x{mesh[1]}'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     exact, plan = alone(args.steps), make_plan(mesh[1])
-    model = load_parallel(tiny_folder(), plan, dtype=torch.float32)
-    if args.fsdp:
-        shard(model)
+    model = load_parallel(tiny_folder(), plan, dtype=torch.float32, fsdp=args.fsdp)
     ids = windows()[rank::size]
 
     def sum_up(loss):

@@ -3,14 +3,16 @@
     python benchmarks/rank_memory.py
 
 A random Qwen3-MoE of about 750 MB is written to a temporary folder. For every mesh (groups x ranks)
-and command, new gloo processes do the command on the embedded model, which imports and starts all
-that it needs; then on the large one. Memory is what a process holds of its own (`RssAnon`) beyond
-what it held between the two, at its peak, sampled every 2 ms. `share` is what the rank must hold:
-its weights; in fine-tuning their gradients, AdamW's two moments and what one forward pass keeps for
-backward; and, as room to work, the experts of its largest layer once more; with `--fsdp`, by which
-`finetune` shards weights, the largest part of the model that is gathered as one. Fine-tuning writes
-a checkpoint at every step, and the tuned model. The bound is 1.15 times the share; `even` is the
-highest peak over the lowest. Prints a table and a JSON line.
+and command (`load`: nothing more), new gloo processes do the command on the embedded model, which
+imports and starts all that it needs; then on the large one. Memory is what a process holds of its
+own (`RssAnon`) beyond what it held between the two, at its peak, sampled every 2 ms. `share` is
+what the rank must hold: its weights; in fine-tuning their gradients, AdamW's two moments and what
+one forward pass keeps for backward; and, as room to work, the experts of its largest layer once
+more; with `--fsdp`, by which `run` and `finetune` shard weights, the largest part of the model that
+is gathered as one.
+Fine-tuning writes a checkpoint at every step, and the tuned model. The bound is 1.15 times the
+share; `even` is the highest peak over the lowest. With `--stored bfloat16` files are half as large,
+so that no weight can stay in them. Prints a table and a JSON line.
 """
 
 import argparse
@@ -45,13 +47,13 @@ SETTINGS = FinetuneSettings(
 )
 
 
-def write_model(folder, num_layers):
+def write_model(folder, args):
     config = Qwen3MoeConfig(
-        vocab_size=8192,
+        vocab_size=args.vocab,
         hidden_size=512,
-        num_hidden_layers=num_layers,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.heads,
         head_dim=64,
         num_experts=NUM_EXPERTS,
         num_experts_per_tok=4,
@@ -59,7 +61,8 @@ def write_model(folder, num_layers):
         max_position_embeddings=512,
     )
     torch.manual_seed(0)
-    Qwen3MoeForCausalLM(config).save_pretrained(folder, max_shard_size="100MB")
+    model = Qwen3MoeForCausalLM(config).to(getattr(torch, args.stored))
+    model.save_pretrained(folder, max_shard_size="100MB")
 
 
 def make_plan(names, num_experts, top_k, num_ranks):
@@ -89,13 +92,13 @@ def windows(length):
 
 def work(command, folder, plan, out, length, fsdp):
     world = join_world()
-    model = load_parallel(folder, plan, dtype=torch.float32)
+    model = load_parallel(folder, plan, dtype=torch.float32, fsdp=fsdp)
     if command == "profile":
         own = c2r.profile(model, batches(length)[world.rank :: world.size])
         merge_profiles(own, world)
     elif command == "run":
         c2r.run(model, batches(length))
-    else:
+    elif command == "finetune":
         batch_size = max(SETTINGS.batch_size, world.size)
         settings = replace(SETTINGS, batch_size=batch_size, fsdp=fsdp)
         finetune(model, windows(length), plan, settings, out)
@@ -164,6 +167,9 @@ def measure(rank, args, command, mesh, folder, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=7)
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--heads", type=int, default=8, help="of attention, of 64 values each")
+    parser.add_argument("--stored", default="float32", help="type of the weights in the files")
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
     parser.add_argument("--mesh", nargs="+", default=["1x2", "1x4", "2x2"])
     parser.add_argument("--command", nargs="+", default=["profile", "run", "finetune"])
@@ -172,7 +178,7 @@ def main():
     rows, started = [], time.time()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model", args.layers)
+        write_model(folder / "model", args)
         for mesh in args.mesh:
             shape = tuple(map(int, mesh.split("x")))
             for command in args.command:

@@ -233,7 +233,7 @@ def _load(arguments: Document, plan: "Plan", settings: "FinetuneSettings") -> tu
         if num_processes() < plan.topology.num_ranks:
             _note(f"{plan.topology.num_ranks} ranks of the plan share {num_processes()} processes")
         placing = plan.folded(num_processes())
-        loaded, tokenizer = load_spread(model, loading, placing, options)
+        loaded, tokenizer = load_spread(model, loading, placing, options, settings.fsdp)
     else:
         loaded, tokenizer = load_model_and_tokenizer(model, loading)
     remove(loaded)  # a folder may carry a plan

@@ -140,12 +140,16 @@ def load_on_ranks(
 
 
 def load_spread(
-    name: str, loading: ModelOptions, plan: "Plan | None", options: "ParallelOptions"
+    name: str,
+    loading: ModelOptions,
+    plan: "Plan | None",
+    options: "ParallelOptions",
+    fsdp: bool = False,
 ) -> tuple[Any, Any]:
     """As `load_model_and_tokenizer`, the experts spread over all processes by `load_parallel`."""
     from c2r.adapters.huggingface import load_parallel
 
-    load = partial(load_parallel, plan=plan, options=options)
+    load = partial(load_parallel, plan=plan, options=options, fsdp=fsdp)
     loaded, tokenizer = load_model_and_tokenizer(name, loading, load)
     return loaded.to(loading.own_device()), tokenizer
 

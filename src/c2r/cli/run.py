@@ -1,5 +1,6 @@
 """`c2r run`: a model on text, its experts spread over the ranks that torchrun started."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,7 +71,7 @@ def run(
     cutting = {"seq_len": seq_len, "batch_size": batch_size, "num_tokens": tokens}
     with together(timeout, loading.backend) as ranks:
         from c2r import measuring
-        from c2r.adapters.huggingface import ParallelOptions, shard
+        from c2r.adapters.huggingface import ParallelOptions, freeing_at_once
         from c2r.plans import Plan
         from c2r.text import named_beginning, token_batches
 
@@ -81,22 +82,23 @@ def run(
         facts = {"the text": [item.digest for item in texts], "the plan": chosen.fingerprint}
         told = {"the dispatcher": [dispatcher, chunks], "dtype": loading.dtype, "--fsdp": fsdp}
         ranks.agree({**facts, **cutting, **told})
-        loaded, tokenizer = _load(model, loading, chosen, options)
-        if fsdp:
-            shard(loaded)
+        loaded, tokenizer = _load(model, loading, chosen, options, fsdp)
         batches = list(token_batches(texts, tokenizer, **cutting))
-        with progress_bar("running, tokens of this rank", None) as advance:
+        freeing = freeing_at_once() if fsdp else nullcontext()
+        with freeing, progress_bar("running, tokens of this rank", None) as advance:
             result = measuring.run(loaded, batches, advance)
     if is_first_process():
         told = {"dispatcher": dispatcher, "num_chunks": options.num_chunks}
         _report({**told, **named_beginning(tokenizer), **result.to_json()}, json)
 
 
-def _load(model: str, loading: ModelOptions, plan: "Plan", options: Any) -> tuple[Any, Any]:
+def _load(
+    model: str, loading: ModelOptions, plan: "Plan", options: Any, fsdp: bool
+) -> tuple[Any, Any]:
     from c2r.adapters.huggingface import apply
 
     if is_launched():
-        loaded, tokenizer = load_spread(model, loading, plan, options)
+        loaded, tokenizer = load_spread(model, loading, plan, options, fsdp)
     else:
         note("one process: the experts stay together; see `c2r run --help` for torchrun")
         loaded, tokenizer = load_model_and_tokenizer(model, loading)

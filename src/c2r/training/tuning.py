@@ -20,6 +20,7 @@ from c2r.adapters.huggingface import (
     freeing_at_once,
     is_offloaded,
     is_parallel,
+    is_sharded_model,
     load_model,
     load_parallel,
     parallelize,
@@ -118,11 +119,11 @@ def finetune(  # noqa: PLR0913 - the public door: every choice that a user may l
         if out is not None:
             request = make_request(model, windows, plan, settings)
             was_finished = _claim_together(out, request, arguments.world_size)
+        if settings.fsdp and not was_finished:
+            shard(model)
         set_seed(settings.seed)  # adapters begin at random
         given = settings.mode, settings.lora_rank, not settings.freeze_routers
         with training_only(model, *given) as trained:
-            if settings.fsdp and not was_finished:
-                shard(model)
             num_trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
             if not was_finished:
                 trainer = ConstrainedTrainer(
@@ -173,7 +174,7 @@ def _train(trainer: ConstrainedTrainer, trained: Any, out: Path | None) -> None:
 def _take_weights(model: Any, out: Path) -> None:
     """Gives a model those of a finished run; where its experts are spread, each process its own."""
     tuned = (
-        load_parallel(out, placement_of(model), dtype=model.dtype)
+        load_parallel(out, placement_of(model), model.dtype, fsdp=is_sharded_model(model))
         if is_parallel(model)
         else load_model(out, dtype=model.dtype)
     )

@@ -14,13 +14,12 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import c2r
-from c2r.adapters.huggingface import load_model, mesh_of, shard
-from c2r.adapters.huggingface.expert_parallel.loading import sharding_of_experts
+from c2r.adapters.huggingface import load_model, load_parallel, mesh_of, shard
+from c2r.adapters.huggingface.expert_parallel.loading import reading_in_parts
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
-    _experts_of,
     counting_rows,
-    load_parallel,
+    experts_of,
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
@@ -408,7 +407,7 @@ def test_families_without_a_plan_of_transformers_are_refused(name):
 def test_experts_that_cannot_be_read_in_equal_parts():
     skeleton = skeleton_of(tiny_folder())
     with pytest.raises(PlanError, match="32 experts cannot be read in equal parts by 3 ranks"):
-        sharding_of_experts(skeleton, _experts_of(skeleton), 3)
+        reading_in_parts(skeleton, experts_of(skeleton), 3)
 
 
 def test_gradients_of_an_ordinary_model():

@@ -15,12 +15,12 @@ from c2r.adapters.huggingface.expert_parallel.loading import (
     freeing_at_once,
     has_expert_parallelism,
 )
+from c2r.adapters.huggingface.expert_parallel.reading import load_parallel
 from c2r.adapters.huggingface.expert_parallel.saving import save_parallel
 from c2r.adapters.huggingface.expert_parallel.sharding import shard
 from c2r.adapters.huggingface.expert_parallel.spread import (
     ParallelOptions,
     counting_rows,
-    load_parallel,
     parallelize,
 )
 from c2r.adapters.huggingface.expert_parallel.state import (
@@ -42,6 +42,7 @@ from c2r.adapters.huggingface.models import (
     dtype_name,
     eager,
     evaluating,
+    is_sharded_model,
     model_type,
     runner,
     unwrapped,
@@ -123,6 +124,7 @@ __all__ = [
     "is_hub_name",
     "is_offloaded",
     "is_parallel",
+    "is_sharded_model",
     "keep_plan_around",
     "load_model",
     "load_parallel",

@@ -27,16 +27,20 @@ def check_transformers() -> None:
         )
 
 
-def sharding_of_experts(skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int) -> Any:
-    """A `DistributedConfig` that shards the experts over all ranks and keeps all else whole.
+def reading_in_parts(
+    skeleton: PreTrainedModel, names: tuple[str, ...], num_ranks: int, all_else: bool = False
+) -> Any:
+    """A `DistributedConfig` by which each rank reads its part of the experts, and all else whole.
 
     It shards experts only inside a tensor-parallel or FSDP group. So the ranks are a
-    tensor-parallel group with nothing but whole modules in it.
+    tensor-parallel group with nothing but whole modules in it. With `all_else` each rank reads its
+    rows of every other parameter, too; such a model is to be sharded by FSDP2 before it runs.
 
     Args:
         skeleton: the model without weights.
         names: paths of its experts modules.
         num_ranks: ranks to read by.
+        all_else: whether what is not expert is read in parts.
 
     Raises:
         PlanError: the ranks do not divide the experts, so that equal parts cannot be read.
@@ -51,10 +55,41 @@ def sharding_of_experts(skeleton: PreTrainedModel, names: tuple[str, ...], num_r
             )
     from transformers.distributed import DistributedConfig
 
-    whole = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
+    how = dict.fromkeys(skeleton.tp_plan or [next(skeleton.named_children())[0]], "replicate")
+    if all_else:
+        # Its only way to read the first dimension in parts, whatever the module.
+        how |= dict.fromkeys(_read_by_rows(skeleton, names), "embedding_rowwise")
     return DistributedConfig(
-        tp_size=num_ranks, tp_plan=whole, ep_size=num_ranks, ep_implementation="c2r"
+        tp_size=num_ranks, tp_plan=how, ep_size=num_ranks, ep_implementation="c2r"
     )
+
+
+def _read_by_rows(skeleton: PreTrainedModel, experts: tuple[str, ...]) -> set[str]:
+    """Parameters, named as in plans of transformers, whose rows are rows of a tensor in the files.
+
+    Not those that transformers makes from several tensors or by moving values, nor those of
+    quantised models; nor single numbers.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+    from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+
+    if getattr(skeleton.config, "quantization_config", None) is not None:
+        return set()
+    made = [
+        conversion.reverse_transform()
+        for conversion in get_model_conversion_mapping(skeleton)
+        if isinstance(conversion, WeightConverter)
+    ]
+    others = tuple(f"{name}." for name in experts)
+    names: dict[bool, set[str]] = {True: set(), False: set()}
+    # By all its names: a tied weight may stand in the files by each.
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        if not name.startswith(others):
+            is_made = any(each.rename_source_key(name)[1] is not None for each in made)
+            has_rows = parameter.ndim > 0 and not is_made
+            names[has_rows].add(replace_layer_number_by_wildcard(name))
+    return names[True] - names[False]
 
 
 def forget_distribution(model: PreTrainedModel) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,29 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from c2r.adapters.huggingface.expert_parallel.expert_weights import (
-    Homes,
-    move_experts,
-    replace_experts,
-)
-from c2r.adapters.huggingface.expert_parallel.loading import (
-    check_transformers,
-    forget_distribution,
-    freeing_at_once,
-    sharding_of_experts,
-)
+from c2r.adapters.huggingface.expert_parallel.expert_weights import Homes, replace_experts
+from c2r.adapters.huggingface.expert_parallel.loading import check_transformers
 from c2r.adapters.huggingface.expert_parallel.replica_weights import ReplicaWeights
-from c2r.adapters.huggingface.folders import (
-    constrain,
-    load_model,
-    load_weights,
-    skeleton_of,
-)
 from c2r.adapters.huggingface.models import model_type
 from c2r.adapters.huggingface.parallel_models import Spread, is_parallel, set_spread, spread_of
 from c2r.adapters.huggingface.routers.discovery import find_sites
 from c2r.adapters.huggingface.routers.model_identity import check_plan, fingerprint
-from c2r.adapters.huggingface.sources import Source, find_source
 from c2r.errors import InputError, ModelError, PlanError
 from c2r.parallel import (
     Handle,
@@ -48,15 +31,13 @@ from c2r.parallel import (
     agree,
     check_multiple,
     fastest_chunks,
-    join_world,
+    is_sharded,
     make_dispatcher,
     make_mesh,
     parallel_moe,
 )
-from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
+from c2r.plans import LayerPlan, Plan, contiguous_placement
 from c2r.types import Int
-
-_HOOK = "_c2r_load_hook"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +56,9 @@ class ParallelOptions:
     num_chunks: int | Literal["auto"] = 1
     dispatch_dtype: torch.dtype | None = None
     timeout: float = 60.0
+
+
+DEFAULT_OPTIONS = ParallelOptions()
 
 
 class LocalExperts:
@@ -182,7 +166,7 @@ def parallelize(
     model: PreTrainedModel,
     plan: Plan,
     group: Any = None,
-    options: ParallelOptions = ParallelOptions(),
+    options: ParallelOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Spreads the experts of `model` over ranks as `plan` places them, in place.
 
@@ -208,99 +192,17 @@ def parallelize(
         PlanError: the plan leaves a rank without experts of its own, or does not fit the model.
         CommunicationError: ranks differ in model, plan, type or options.
     """
-    names = _experts_of(model)
+    names = experts_of(model)
     if is_parallel(model):
         raise InputError("the model is parallel already; load it again to spread it differently")
     world = ProcessGroupComm(_process_group(group), options.timeout)
-    agreed = _agreed_homes(model, names, plan, options, world)
+    agree_on(model, plan, options, world)
     mesh = make_mesh(world, plan.topology.num_ranks)
-    for name, homes in agreed.items():
+    for name, homes in homes_by(model, plan).items():
         module = model.get_submodule(name)
         replace_experts(module, _own_experts(homes, mesh.ranks.rank))
-        _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
+        install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
     set_spread(model, Spread(names=names, mesh=mesh, plan=plan))
-
-
-@freeing_at_once()
-def load_parallel(
-    source: str | Path | Source,
-    plan: Plan | None = None,
-    dtype: torch.dtype | str | None = None,
-    options: ParallelOptions = ParallelOptions(),
-    **kwargs: Any,
-) -> PreTrainedModel:
-    """Loads a model of which each rank keeps only its own experts, and reads no more than these.
-
-    All else is whole on every rank. Run under torchrun; see `parallelize` for what comes out. A
-    plan in the folder constrains the model, as in `c2r.load_model`.
-
-    Args:
-        source: a model folder, a name on the Hugging Face hub, or what `find_source` found.
-        plan: for this model; torchrun started a multiple of its ranks. None spreads the experts in
-            the order of their ids over all processes.
-        dtype: of the weights; None keeps that of the checkpoint.
-        options: how tokens travel.
-        kwargs: passed on to `c2r.load_model`.
-
-    Raises:
-        InputError, ArtifactError: as `c2r.load_model`.
-        ModelError, PlanError, PlanMismatchError, CommunicationError: as `parallelize`; or not all
-            processes come within `options.timeout`.
-    """
-    comm = join_world(options.timeout)
-    if comm.size == 1:
-        model = load_model(source, dtype, **kwargs)
-        parallelize(model, plan or _in_order(model, 1), options=options)
-        return model
-    found = find_source(source, **kwargs)
-    skeleton = skeleton_of(found.location, **found.options)
-    names = _experts_of(skeleton)
-    facts = {"the model's config": skeleton.config.to_json_string(), "the dtype": str(dtype)}
-    agree({**facts, "the plan": plan.fingerprint if plan else None}, comm)
-    if plan is not None:
-        check_multiple(comm.size, plan.topology.num_ranks)
-    config = sharding_of_experts(skeleton, names, comm.size)
-    model = load_weights(found.location, dtype, distributed_config=config, **found.options)
-    _take_parts(model, names, comm, options.timeout)
-    # Both look for the routers by a forward pass, for which contiguous experts do.
-    constrain(model, found.plan)
-    plan = plan or _in_order(model, comm.size)
-    agreed = _agreed_homes(model, names, plan, options, comm)
-    mesh = make_mesh(comm, plan.topology.num_ranks)
-    for name, homes in agreed.items():
-        module = model.get_submodule(name)
-        wanted = [homes.on(rank % mesh.ranks.size) for rank in range(comm.size)]
-        move_experts(module, comm, _experts(module).homes, wanted)
-        del module.forward  # the class's own, which runs the experts, is back
-        _install(model, name, homes, mesh.ranks, options, plan.topology.num_nodes)
-    set_spread(model, Spread(names=names, mesh=mesh, plan=plan))
-    return model.eval()
-
-
-def _take_parts(
-    model: PreTrainedModel, names: tuple[str, ...], comm: ProcessGroupComm, timeout: float
-) -> None:
-    """Makes a model whose experts transformers has read in equal parts run by dispatch."""
-    forget_distribution(model)
-    for name in names:
-        module = model.get_submodule(name)
-        replace_experts(module, _local_shard)
-        contiguous = Homes(placement=np.arange(comm.size).repeat(_num_experts(module)))
-        _install(model, name, contiguous, comm, ParallelOptions(timeout=timeout))
-
-
-def _in_order(model: PreTrainedModel, num_ranks: int) -> Plan:
-    """A plan that places the experts in the order of their ids, without a policy."""
-    layers = tuple(
-        LayerPlan(
-            name=site.name,
-            num_experts=site.num_experts,
-            top_k=site.top_k,
-            placement=contiguous_placement(site.num_experts, num_ranks),
-        )
-        for site in find_sites(model)
-    )
-    return Plan(layers=layers, topology=ClusterTopology(num_ranks=num_ranks))
 
 
 def local_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module, LocalExperts]]:
@@ -328,7 +230,7 @@ def _add_rows(total: Int, handle: Handle) -> None:
     total += np.asarray(handle.num_rows_sent)
 
 
-def _experts_of(model: PreTrainedModel) -> tuple[str, ...]:
+def experts_of(model: PreTrainedModel) -> tuple[str, ...]:
     """Paths of the modules that transformers' plan lets us run the experts of."""
     check_transformers()
     rules = model._expand_parallel_plan(dict(getattr(model, "ep_plan", None) or {}))
@@ -347,36 +249,23 @@ def _experts(module: nn.Module) -> LocalExperts:
     return experts
 
 
-def _num_experts(module: Any) -> int:
-    """Of all ranks."""
-    experts = module.forward
-    if isinstance(experts, LocalExperts):
-        return len(experts.homes.placement)
-    return int(module.num_experts)
-
-
 def _own_experts(homes: Homes, rank: int) -> Callable[[Tensor], Tensor]:
     held = torch.from_numpy(homes.on(rank))
     return lambda parameter: parameter[held.to(parameter.device)]
-
-
-def _local_shard(parameter: Any) -> Tensor:
-    local: Tensor = parameter.to_local()
-    return local
 
 
 def _process_group(group: Any) -> Any:
     return group.get_group() if hasattr(group, "get_group") else group
 
 
-def _agreed_homes(
-    model: PreTrainedModel,
-    names: tuple[str, ...],
-    plan: Plan,
-    options: ParallelOptions,
-    comm: ProcessGroupComm,
-) -> dict[str, Homes]:
-    """Where the experts of each module live, once all ranks agree on what they run."""
+def agree_on(
+    model: PreTrainedModel, plan: Plan, options: ParallelOptions, comm: ProcessGroupComm
+) -> None:
+    """Checks that the plan is for the model, and that all ranks have the same of both.
+
+    Raises:
+        ModelError, PlanMismatchError, CommunicationError: as `parallelize`.
+    """
     sites = find_sites(model)
     facts = {
         "the dtype": str(model.dtype),
@@ -388,10 +277,16 @@ def _agreed_homes(
     agree(facts, comm)
     check_multiple(comm.size, plan.topology.num_ranks)
     check_plan(plan, model, sites, strict=False)
+
+
+def homes_by(model: PreTrainedModel, plan: Plan) -> dict[str, Homes]:
+    """Where the experts of each module live, by its path. Raises `PlanError`."""
+    names = experts_of(model)
     # Router and experts are neighbours: what is before the last dot of their paths is the same.
-    by_block = {
-        site.name.rpartition(".")[0]: layer for site, layer in zip(sites, plan.layers, strict=True)
-    }
+    by_block = {layer.name.rpartition(".")[0]: layer for layer in plan.layers}
+    if not any(by_block) and len(names) == plan.num_layers:  # layers without names, in order
+        blocks = (name.rpartition(".")[0] for name in names)
+        by_block = dict(zip(blocks, plan.layers, strict=True))
     homes = {}
     for name in names:
         layer = by_block.get(name.rpartition(".")[0])
@@ -399,10 +294,10 @@ def _agreed_homes(
     return homes
 
 
-def _homes(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> Homes:
+def _homes(module: Any, layer: LayerPlan | None, num_ranks: int) -> Homes:
     """Where the experts of a module live; contiguous where the plan does not know the layer."""
-    num_experts = _num_experts(module)
-    if layer is None:
+    num_experts = int(module.num_experts)
+    if layer is None or layer.num_experts < num_experts:  # which is no plan for this model
         return Homes(placement=contiguous_placement(num_experts, num_ranks))
     # Ids beyond the module's, such as zaya's that skips the layer, never reach it.
     placement = layer.placement[:num_experts]
@@ -420,22 +315,20 @@ def _homes(module: nn.Module, layer: LayerPlan | None, num_ranks: int) -> Homes:
     return Homes(placement=placement, replicas=layer.replicas)
 
 
-def _install(
+def install(
     model: PreTrainedModel,
     name: str,
     homes: Homes,
     comm: ProcessGroupComm,
     options: ParallelOptions,
-    num_nodes: int = 1,
+    num_nodes: int,
 ) -> None:
     """Makes a module, whose parameters are this rank's already, run its experts by dispatch."""
     module = model.get_submodule(name)
     module.num_experts = len(homes.on(comm.rank))
     experts = LocalExperts(module, name, comm, homes, options, num_nodes)
     module.forward = experts
-    # While loading it is called twice; the one hook reads whichever experts are installed.
-    if not hasattr(module, _HOOK):
-        setattr(module, _HOOK, module.register_load_state_dict_pre_hook(_select_own))
+    module.register_load_state_dict_pre_hook(_select_own)
 
 
 def _select_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -446,5 +339,7 @@ def _select_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     experts.has_stale_replicas = experts.replicas is not None  # a rank's own state may be stale
     for name, _parameter in module.named_parameters(recurse=False):
         value = state.get(prefix + name)
-        if value is not None and len(value) == len(homes.placement):
+        if value is None or is_sharded(value):
+            continue
+        if len(value) == len(homes.placement):
             state[prefix + name] = value[held]
