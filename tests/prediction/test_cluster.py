@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from c2r.errors import InputError, PlanError
+from c2r.planning import cluster_of
 from c2r.plans import ClusterTopology, LayerPlan, Plan, contiguous_placement
 from c2r.prediction import PRESETS, find_cluster
 from c2r.prediction.cluster import planned_cluster, read_cluster
@@ -93,6 +94,17 @@ def test_a_plan_tells_its_cluster():
 def test_a_damaged_description_is_told(figures, words):
     with pytest.raises(InputError, match=words):
         planned_cluster(plan_for(3, 3, {"cluster": "mine", "cluster_figures": figures}))
+
+
+def test_a_sweep_tells_its_cluster_as_a_plan_does():
+    where = replace(find_cluster("h100-8"), name="mine", teraflops=1.0)
+    request = {"num_ranks": 8, "num_nodes": 1, "cluster": "mine.yaml"}
+    assert cluster_of({**request, "cluster_figures": where.to_json()}) == where
+    with pytest.raises(InputError, match=r"there is no cluster file mine\.yaml"):
+        cluster_of(request)
+    damaged = {**request, "num_ranks": 4, "cluster_figures": where.to_json()}
+    with pytest.raises(InputError, match="the sweep is for 4 ranks on 1 nodes"):
+        cluster_of(damaged)
 
 
 def plan_for(num_ranks, num_nodes, provenance):

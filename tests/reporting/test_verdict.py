@@ -13,6 +13,9 @@ from c2r.prediction import PRESETS, best_time
 from c2r.prediction.workload import UNKNOWN_SIZES, Workload
 from c2r.profiling import IdProfileBuilder
 from c2r.reporting import build_report, read_inputs
+from c2r.reporting.inputs import Inputs
+from c2r.reporting.times import find_setting
+from c2r.results import SweepResult
 from tests.reporting.profiles import clustered_profile, sweep_document
 from tests.results.measurements import measurement_document
 
@@ -76,6 +79,15 @@ def test_it_saves(verdict_of):
     assert "a token visits 1.00 ranks, 2.00 before" in verdict.reason
     assert verdict.reason.endswith("tokens a rank on.") and "It pays from " in verdict.reason
     assert "once per expert (" not in "".join(verdict.remarks)  # the plan saves more
+
+
+def test_the_figures_of_a_sweep_are_its_own():
+    """Also of a preset's name, which means something else here perhaps."""
+    sweep = sweep_document()
+    figures = replace(PRESETS["h100-8"].of_size(4, 1), name="hosts-4-10g", teraflops=1.0)
+    sweep["request"] |= {"cluster": "hosts-4-10g", "cluster_figures": figures.to_json()}
+    setting = find_setting(Inputs(sources=(), sweep=SweepResult.from_json(sweep)))
+    assert setting.cluster == figures and "--cluster" not in setting.note
 
 
 def test_a_difference_that_no_prediction_can_tell(verdict_of):

@@ -8,7 +8,7 @@ from c2r.errors import PlanMismatchError, one_line
 from c2r.planning.planner import make_plan
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction import Phase, Workload, find_cluster
-from c2r.prediction.cluster import Cluster, default_cluster
+from c2r.prediction.cluster import DESCRIBED, Cluster, cluster_within, default_cluster
 from c2r.profiling import CollaborationProfile
 from c2r.results import SweepResult, Target
 
@@ -28,10 +28,15 @@ def placing(request: Mapping[str, Any], profile: CollaborationProfile) -> dict[s
 
 
 def cluster_of(request: Mapping[str, Any]) -> Cluster:
-    """The cluster that a sweep named; else as many ranks and nodes of the default kind."""
-    if request.get("cluster") is not None:
+    """The cluster that a sweep describes or names; else as many ranks of the default kind.
+
+    Raises `InputError` as `cluster_within` and `find_cluster`.
+    """
+    if request.get(DESCRIBED) is None and request.get("cluster") is not None:
         return find_cluster(request["cluster"])
-    return default_cluster(request["num_ranks"], request["num_nodes"])
+    topology = ClusterTopology(num_ranks=request["num_ranks"], num_nodes=request["num_nodes"])
+    found = cluster_within(request, topology, "sweep")
+    return found or default_cluster(topology.num_ranks, topology.num_nodes)
 
 
 def plan_from_sweep(

@@ -151,10 +151,10 @@ def _checked(document: dict[str, Any], source: str, lines: Mapping[str, int]) ->
     for name in ("name", "source"):
         if not isinstance(document.get(name), str):
             raise InputError(f"{source}: {name} is {_shown(document.get(name))}; give a text")
-    links = document.get("link_gigabytes", ())
+    links = document.get("link_gigabytes") or ()
     if links:
         _check_links(where.of("link_gigabytes"), links, document["num_ranks"])
-        document["link_gigabytes"] = tuple(tuple(map(float, row)) for row in links)
+    document["link_gigabytes"] = tuple(tuple(map(float, row)) for row in links)
     cluster = Cluster(**document)
     _ = cluster.topology  # checks that the nodes divide the ranks
     return cluster
@@ -337,7 +337,7 @@ DEFAULT = "h100-8"
 """Of what kind the ranks are taken to be where no cluster is named."""
 
 DESCRIBED = "cluster_figures"
-"""Where the provenance of a plan describes the cluster that it was made for."""
+"""Where the provenance of a plan, or the request of a sweep, describes the cluster it is for."""
 
 
 def default_cluster(num_ranks: int, num_nodes: int) -> Cluster:
@@ -346,26 +346,38 @@ def default_cluster(num_ranks: int, num_nodes: int) -> Cluster:
 
 
 def planned_cluster(plan: Plan) -> Cluster | None:
-    """The cluster that a plan was made for, as the plan describes it.
+    """The cluster that a plan was made for, as the plan describes it; as `cluster_within`."""
+    return cluster_within(plan.provenance, plan.topology, "plan")
 
-    Plans of earlier versions only name it: then it is the preset of that name, with as many ranks
-    as the plan. None where the plan names none, or one whose figures are not known here.
+
+def cluster_within(made: Mapping[str, Any], topology: ClusterTopology, kind: str) -> Cluster | None:
+    """The cluster that a plan or a sweep was made for, as it describes it.
+
+    Those of earlier versions only name it: then it is the preset of that name, with as many ranks.
+    None where they name none, or one whose figures are not known here.
+
+    Args:
+        made: the provenance of a plan, or the request of a sweep.
+        topology: its ranks and nodes.
+        kind: `"plan"` or `"sweep"`, for errors.
 
     Raises:
-        InputError: the description is damaged, or of other ranks or nodes than the plan.
+        InputError: the description is damaged, or of other ranks or nodes than `topology`.
     """
-    described, name = (plan.provenance.get(key) for key in (DESCRIBED, "cluster"))
+    described, name = made.get(DESCRIBED), made.get("cluster")
     if described is None:
         preset = PRESETS.get(name) if isinstance(name, str) else None
-        size = plan.topology.num_ranks, plan.topology.num_nodes
+        size = topology.num_ranks, topology.num_nodes
         return None if preset is None else preset.of_size(*size)
     if not isinstance(described, Mapping):
-        raise InputError("the plan's description of its cluster is damaged; make the plan again")
-    found = Cluster.from_json(described, "the plan's description of its cluster")
-    if found.topology != plan.topology:
         raise InputError(
-            f"the plan is for {plan.topology.num_ranks} ranks on {plan.topology.num_nodes} nodes, "
-            f"and describes a cluster of {found.num_ranks} on {found.num_nodes}; make it again"
+            f"the {kind}'s description of its cluster is damaged; make the {kind} again"
+        )
+    found = Cluster.from_json(described, f"the {kind}'s description of its cluster")
+    if found.topology != topology:
+        raise InputError(
+            f"the {kind} is for {topology.num_ranks} ranks on {topology.num_nodes} nodes, and "
+            f"describes a cluster of {found.num_ranks} on {found.num_nodes}; make it again"
         )
     return found
 

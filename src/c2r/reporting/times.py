@@ -7,7 +7,7 @@ from typing import Any
 from c2r.errors import InputError, PlanMismatchError
 from c2r.plans import Plan, load_max_over_mean
 from c2r.prediction import PRESETS, Cluster, ModelSizes, Phase, Saving, StepTime, Workload
-from c2r.prediction.cluster import DEFAULT, planned_cluster
+from c2r.prediction.cluster import DEFAULT, cluster_within, planned_cluster
 from c2r.prediction.shares import RankShares, all_shares, measured_shares, with_chances
 from c2r.prediction.time import measured_time
 from c2r.prediction.workload import UNKNOWN_SIZES
@@ -56,8 +56,8 @@ def find_setting(
     """Where and for what to predict times: as told, else as the files say, else as `c2r plan` does.
 
     Args:
-        inputs: the files. A plan describes its cluster. One that a file only names counts where it
-            is a preset: no other file is opened because a file names it.
+        inputs: the files. A plan and a sweep describe their cluster. One that a file only names
+            counts where it is a preset: no other file is opened because a file names it.
         cluster: where; overrides what the files say.
         tokens_per_rank: of a step.
         phase: what is done with the tokens.
@@ -75,8 +75,10 @@ def find_setting(
     asked = _asked(inputs)
     phase = phase or _phase(asked)
     notes = []
-    if cluster is None:
-        cluster = None if inputs.plan is None else planned_cluster(inputs.plan)
+    if cluster is None and inputs.plan is not None:
+        cluster = planned_cluster(inputs.plan)
+    if cluster is None and inputs.sweep is not None:
+        cluster = cluster_within(inputs.sweep.request, topology, "sweep")
     if cluster is None:
         named = _named_cluster(inputs)
         preset = PRESETS.get(named or DEFAULT)

@@ -185,6 +185,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_load": (int, float, type(None)),
     "objective": (str,),
     "cluster": (str, type(None)),
+    "cluster_figures": (dict,),
     "tokens_per_rank": (int,),
     "phase": (str,),
     "model": (str,),

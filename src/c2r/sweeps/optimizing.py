@@ -89,6 +89,7 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
     progress: Progress = no_progress,
     note: Callable[[str], None] = lambda _: None,
     comm: Comm | None = None,
+    replaces: bool = False,
 ) -> Optimized:
     """The plan for `model` that takes the least predicted time on `cluster` within a loss.
 
@@ -112,6 +113,7 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
         progress: as `sweep` takes it.
         note: takes a line for the user's eyes.
         comm: as `sweep` takes it.
+        replaces: as `sweep` takes it.
 
     Raises:
         InputError: the cluster cannot be read, the phase is unknown, or as `sweep`.
@@ -143,6 +145,7 @@ def optimize(  # noqa: PLR0913 - the public door: every choice that a user may l
         note=note,
         on_profile=calibration.append,
         comm=comm,
+        replaces=replaces,
     )
     profile = calibration[0]
     workload = Workload.of(profile, tokens_per_rank, Phase(phase))

@@ -17,6 +17,7 @@ from c2r.parallel import Comm, Share, agree
 from c2r.planning import cluster_of, make_plan, placing, settings_per_layer
 from c2r.plans import ClusterTopology, Plan
 from c2r.prediction import Phase, Workload
+from c2r.prediction.cluster import DESCRIBED
 from c2r.profiling import CollaborationProfile
 from c2r.results import Measurement, SweepPoint, SweepResult, TransferResult
 from c2r.sweeps.crew import Crew, Keep, Stage
@@ -93,6 +94,7 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
     note: Callable[[str], None] = lambda _: None,
     on_profile: Callable[[CollaborationProfile], None] = lambda _: None,
     comm: Comm | None = None,
+    replaces: bool = False,
 ) -> SweepResult:
     """Plans on the first half of each text, and measures many plans on the second half.
 
@@ -109,9 +111,11 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         on_profile: called with the profile of all texts that the plans are made from.
         comm: ranks that share the text, each with the whole model; all get the result. None for
             one process.
+        replaces: whether the sweep of another request that `out` holds is replaced.
 
     Raises:
-        InputError: the texts are too short or too few, or a file cannot be written.
+        InputError: the texts are too short or too few, a file cannot be written, the cluster
+            cannot be read, or `out` holds another sweep: of other figures of the cluster, say.
         ArtifactError: `out` holds something else.
         ModelError, PlanError, RoutingError: as `profile`, `make_plan` and `measure`.
     """
@@ -124,6 +128,7 @@ def sweep(  # noqa: PLR0913 - the public door: every choice that a user may leav
         note=note,
         on_profile=on_profile,
         crew=Crew(comm, None if out is None else Path(out)),
+        replaces=replaces,
     )
     with keeping_plan(model):
         remove(model)
@@ -138,9 +143,13 @@ def profile_beside(out: Path) -> Path:
 def describe_request(
     request: SweepRequest, model: Any, tokenizer: Any, texts: Sequence[Text]
 ) -> Document:
-    """JSON data: what is swept, of which model, on which texts, begun with which tokens."""
+    """JSON data: what is swept, of which model, on which texts, begun with which tokens.
+
+    Of the cluster it has the figures. Raises `InputError` where that cannot be read.
+    """
     found = {
         **asdict(request),
+        DESCRIBED: cluster_of(asdict(request)).to_json(),
         **describe_model(model),
         "dtype": str(model.dtype),
         "texts": [{"name": text.name, "digest": text.digest} for text in texts],
@@ -174,6 +183,7 @@ class _ResumableSweep:
     note: Callable[[str], None]
     on_profile: Callable[[CollaborationProfile], None]
     crew: Crew
+    replaces: bool
     state: Document = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
@@ -220,10 +230,22 @@ class _ResumableSweep:
     def _begin(self, texts: Sequence[Text]) -> Document:
         request = describe_request(self.request, self.model, self.tokenizer, texts)
         found = None if self.out is None else _read_state(self.out)
-        if found is not None and found["request"] == request:
-            self.note(f"{self.out} holds a part of this sweep; going on from there")
-            return found
-        return {"request": request, "complete": False, "points": [], "seconds": 0, "partial": {}}
+        if found is None or (self.replaces and not _is_same(found["request"], request)):
+            return {
+                "request": request,
+                "complete": False,
+                "points": [],
+                "seconds": 0,
+                "partial": {},
+            }
+        if not _is_same(found["request"], request):
+            differing = [name for name in request if found["request"].get(name) != request[name]]
+            raise InputError(
+                f"{self.out} holds another sweep: of another {', '.join(differing)}; choose "
+                "another file, or replace it (--force)"
+            )
+        self.note(f"{self.out} holds a part of this sweep; going on from there")
+        return found
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -251,7 +273,7 @@ class _ResumableSweep:
     def _calibrate(self, texts: Sequence[Text], path: Path | None = None) -> _Calibration:
         seen = self._profiled(texts, path)
         placed = self.crew.plan(
-            lambda: make_plan(seen, policy="top_k", **self.request.placing(seen))
+            lambda: make_plan(seen, policy="top_k", **placing(self.state["request"], seen))
         )
         return _Calibration(profile=seen, placed=placed)
 
@@ -336,7 +358,7 @@ class _ResumableSweep:
             )
             self._keep(key, running.to_json())
             self.crew.clear()
-        where = cluster_of(asdict(self.request))
+        where = cluster_of(self.state["request"])
         phase = Phase(self.request.phase)
         workload = Workload.of(calibration.profile, self.request.tokens_per_rank, phase)
         return tuple(with_times(found, where, workload) for found in running.measured())
@@ -370,6 +392,11 @@ class _ResumableSweep:
         self._save()
 
 
+def _is_same(found: Document, request: Document) -> bool:
+    """Whether a sweep is of this request; those of earlier versions tell no figures of clusters."""
+    return {DESCRIBED: request[DESCRIBED], **found} == request
+
+
 def _read_state(path: Path) -> Document | None:
     """The document of a sweep, finished or not; None where there is no such file."""
     if not path.exists():
@@ -378,6 +405,7 @@ def _read_state(path: Path) -> Document | None:
     if not isinstance(document, dict) or not {"request", "points", "complete"} <= set(document):
         raise ArtifactError(f"{path} was not written by `c2r sweep`; give another file")
     with damaged_file(path):
+        dict(document["request"])
         float(document["seconds"])
         dict(document["partial"])
         list(map(SweepPoint.from_json, document.get("spread", ())))
