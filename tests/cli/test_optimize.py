@@ -1,11 +1,14 @@
 """`c2r optimize` as a user runs it."""
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
 
 from c2r.cli import run_command
 from c2r.plans import Plan
+from c2r.prediction import find_cluster
 
 FEW = ["--tokens", "2048", "--policy", "priced=0.05,0.2"]
 
@@ -53,6 +56,35 @@ def test_it_resumes_and_says_what_it_saves(optimized, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "Saves " in shown and "no loss, for it places experts only" in shown
     assert "The model is very small (hidden size 128)" in shown
+
+
+def test_where_it_does_not_pay_the_command_with_replicas_runs(capsys, tmp_path):
+    where = tmp_path / "my hosts.yaml"
+    hosts = replace(find_cluster("hosts-4-10g"), name="mine")
+    replace(hosts, launch_microseconds=1e6).save(where)  # which no plan shortens
+    command = ["optimize", "tiny", "--cluster", str(where), "--out", str(tmp_path / "found"), *FEW]
+    assert run_command([*command, "--phase", "decode"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("Or plan again, with replicas")]
+    program, *words = shlex.split(line.partition(": ")[2])
+    assert program == "c2r" and str(where) in words
+    assert run_command(words) == 0
+    made = Plan.load(tmp_path / "found" / "plan.safetensors")
+    assert made.provenance["workload"] == {"tokens_per_rank": 128, "phase": "decode"}
+
+
+def test_a_cluster_of_other_figures_is_another_search(capsys, tmp_path):
+    where = tmp_path / "mine.yaml"
+    slow = replace(find_cluster("hosts-4-10g"), name="mine")
+    slow.save(where)
+    command = ["optimize", "tiny", "--cluster", str(where), "--out", str(tmp_path / "found"), *FEW]
+    assert run_command(command) == 0
+    replace(slow, outer_gigabytes=0.1).save(where)
+    assert run_command(command) == 2
+    assert "holds another sweep: of another cluster_figures" in capsys.readouterr().err
+    assert run_command([*command, "--force"]) == 0
+    swept = json.loads((tmp_path / "found" / "sweep.json").read_text())
+    assert swept["request"]["cluster_figures"]["outer_gigabytes"] == 0.1
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_the_model_runs(capsys, tmp_path):

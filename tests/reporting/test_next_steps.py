@@ -51,6 +51,17 @@ def test_what_does_not_pay():
         assert "--replicas auto" in step(LAYER, worth, lacks_replicas=True)
 
 
+def test_replicas_are_planned_under_the_same_policy():
+    layers = tuple(replace(LAYER, policy="priced", strength=price) for price in (0.1, 0.03, 0.1))
+    for chosen, policy in ((layers, "priced=0.1,0.03,0.1"), (layers[:1], "priced=0.1")):
+        plan = Plan(layers=chosen, topology=ClusterTopology(num_ranks=2, num_nodes=1))
+        files = PlanFiles(plan=plan, file="best/plan.safetensors", where="--ranks 2")
+        assert files.replicate().command == (
+            f"c2r plan profile.safetensors --ranks 2 --policy {policy} --replicas auto "
+            "--out best/plan.safetensors --force"
+        )
+
+
 def test_names_that_files_tell():
     request = {"model": "owner/name"}
     assert model_in({"profile": {"request": request}}) == model_in({"request": request})

@@ -24,7 +24,7 @@ from c2r.cli.models import (
 )
 from c2r.cli.processes import is_first_process
 from c2r.cli.ranks import DEFAULT_TIMEOUT, TimeoutOption, together
-from c2r.cli.runs import check_inputs, check_output, record_now
+from c2r.cli.runs import check_inputs, check_output, is_forced, record_now
 from c2r.errors import InputError
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def optimize(
             progress=progress_bar,
             note=ranks.note,
             comm=ranks.comm,
+            replaces=is_forced(),
         )
     if not is_first_process():
         return
@@ -228,13 +229,11 @@ def _verdict(found: "Optimized", model: str, cluster: str, plan: Path, report: P
     step = files.next_step(
         saving.worth, is_measured=True, is_own_text=False, lacks_replicas=bool(hindered)
     )
-    return "\n".join(
-        [
-            " ".join(filter(None, remarks)),
-            f"Next: {step.todo}: {step.command}",
-            f"Figures: {report}",
-        ]
-    )
+    lines = [" ".join(filter(None, remarks)), f"Next: {step.todo}: {step.command}"]
+    replicate = files.replicate()
+    if replicate != step and (hindered or saving.worth is not Worth.PAYS):
+        lines.append(f"Or {replicate.todo}: {replicate.command}")
+    return "\n".join([*lines, f"Figures: {report}"])
 
 
 def _no_gain(found: "Optimized") -> str:
@@ -243,8 +242,7 @@ def _no_gain(found: "Optimized") -> str:
     return (
         f"{saving.headline}, by the best plan within the loss ({_steps(found)}). {saving.origin} "
         f"Exchange takes {100 * found.before.exchange_share:.0f} % of a step. What would change "
-        "that: more tokens a rank, a slower network, replicas (`c2r plan --replicas auto`), or "
-        "more loss (--max-loss-increase)."
+        "that: more tokens a rank, a slower network, replicas, or more loss (--max-loss-increase)."
     )
 
 

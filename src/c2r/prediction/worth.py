@@ -257,11 +257,11 @@ def hindrance(experts_per_rank: float, topology: ClusterTopology, load: float) -
         hops = ", only save hops between nodes" if topology.num_nodes > 1 else ""
         return (
             f"Each rank holds one expert: placement cannot bring experts together or even out "
-            f"their work{hops} ({busiest}). Replicas can: `--replicas auto`."
+            f"their work{hops} ({busiest}). Replicas can: `c2r plan --replicas auto`."
         )
     if load > UNEVEN:
         return (
             f"Still {busiest}, and all wait for it. Replicas of the busiest experts can even "
-            "that out: `--replicas auto`."
+            "that out: `c2r plan --replicas auto`."
         )
     return ""

@@ -52,18 +52,30 @@ class PlanFiles:
             return self.measure()
         if worth is Worth.PAYS:
             return self.judge() if is_own_text else self.use()
-        plan = f"c2r plan {shlex.quote(self.profile)} {self.where}"
-        replace = f"--out {shlex.quote(self.file)} --force"
         if lacks_replicas:
-            command = f"{plan} --replicas auto {replace}"
-            return NextStep("plan again, with replicas of the busiest experts", command)
+            return self.replicate()
         if worth is Worth.SLOWER:
-            command = f"{plan} {replace}"
-            return NextStep("place the experts for the least time on this cluster", command)
+            return NextStep("place the experts for the least time on this cluster", self._again())
         command = (
             f"c2r estimate {shlex.quote(self.profile)} --plan {shlex.quote(self.file)} {self.where}"
         )
         return NextStep("see for which batches it would pay", command)
+
+    def replicate(self) -> NextStep:
+        """To plan the same, policy included, with replicas."""
+        layers, policy = self.plan.layers, ""
+        if self.plan.is_constrained:
+            strengths = [f"{layer.strength:g}" for layer in layers]
+            if len(set(strengths)) == 1:
+                strengths = strengths[:1]
+            policy = f" --policy {layers[0].policy}={','.join(strengths)}"
+        command = self._again(f"{policy} --replicas auto")
+        return NextStep("plan again, with replicas of the busiest experts", command)
+
+    def _again(self, options: str = "") -> str:
+        """The command that makes another plan in the place of this one."""
+        plan = f"c2r plan {shlex.quote(self.profile)} {self.where}{options}"
+        return f"{plan} --out {shlex.quote(self.file)} --force"
 
     def judge(self) -> NextStep:
         """To find out whether the plan saves as much on text that it was not made from."""
