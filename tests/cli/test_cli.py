@@ -23,7 +23,8 @@ from c2r.ops.backend import OPS_WITH_KERNELS
 from c2r.parallel import Share
 from c2r.plans import Plan
 from c2r.prediction import find_cluster
-from c2r.profiling import CollaborationProfile
+from c2r.profiling import CollaborationProfile, merging
+from c2r.profiling import profile as profile_module
 from c2r.text import token_batches
 from tests.reporting.profiles import clustered_profile
 
@@ -96,6 +97,20 @@ def test_several_profiles_are_pooled_or_the_worst_counts(capsys, folder):
     times = [found["time"]["planned"]["layer"] for found in (worst, alone)]
     assert times[0] == pytest.approx(times[1], rel=0.02)
     assert pooled["mean"]["copies"] == pytest.approx(alone["mean"]["copies"], rel=0.05)
+
+
+def test_the_worst_of_several_profiles_is_found_reading_each_once(capsys, folder, monkeypatch):
+    read, layers = profile_module.read_layer, []
+
+    def counted(index, *arguments):
+        layers.append(index)
+        return read(index, *arguments)
+
+    for module in (profile_module, merging):
+        monkeypatch.setattr(module, "read_layer", counted)
+    path = folder / "profile.safetensors"
+    call_json(capsys, "plan", path, path, "--worst", "--ranks", 4, "--json")
+    assert sorted(layers) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_replicas_that_pay_or_a_number(capsys, folder):

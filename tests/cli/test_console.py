@@ -80,6 +80,21 @@ def test_progress_of_unknown_length():
     assert lines == ["running, tokens: 30, 1.5 a second"]
 
 
+def test_progress_of_one_thing_after_another():
+    now, lines = [0.0], []
+    progress = ProgressLines("planning, layers", 30, lambda: now[0], lines.append)
+    now[0] = 20.0
+    progress(30)
+    progress.restart(30, "with 2 replicas a rank, layers")
+    for second in (25.0, 32.0):
+        now[0] = second
+        progress(6)
+    assert lines == [
+        "planning, layers: 30 of 30 (100 %), 1.5 a second, 0 s left",
+        "with 2 replicas a rank, layers: 12 of 30 (40 %), 1 a second, 18 s left",
+    ]
+
+
 def test_only_the_first_rank_shows_its_progress(monkeypatch):
     with progress_bar("a", 1) as advance:
         assert isinstance(advance, ProgressLines)

@@ -8,7 +8,7 @@ import pytest
 
 from c2r.cli import run_command
 from c2r.errors import ArtifactError, InputError
-from c2r.profiling import CollaborationProfile, merge_files, merging
+from c2r.profiling import CollaborationProfile, merge_all, merge_files, merging
 from tests.reporting.profiles import clustered_profile
 
 NUM_FILES = 50
@@ -46,6 +46,16 @@ def test_it_is_the_merge_of_all(paths):
     assert merged.num_tokens == sum(range(40, 40 + NUM_FILES))
     assert merged.provenance == {"text": 0, "complete": True}
     assert_same_counts(merge_files(paths[:1]), CollaborationProfile.load(paths[0]))
+
+
+def test_profiles_in_memory_are_merged_as_their_files_are(paths):
+    held = [CollaborationProfile.load(path) for path in paths[:5]]
+    merged = merge_all(held, seed=3)
+    assert_same_counts(merged, merge_files(paths[:5], seed=3))
+    assert merged.provenance == {"text": 0, "complete": True}
+    other = clustered_profile(num_layers=1, num_experts=16, top_k=3, num_tokens=40)
+    with pytest.raises(InputError, match="cannot merge profiles of different models"):
+        merge_all([held[0], other])
 
 
 def test_few_layers_are_held_at_a_time(paths, monkeypatch):

@@ -230,6 +230,10 @@ class Progress:
         """Sets it to `amount`, which was done before and took no time."""
         self.reach(amount)
 
+    def restart(self, total: int, description: str) -> None:
+        """Begins anew, at 0 of something else."""
+        self.reach(0, total, description)
+
 
 class _ProgressBar(Progress):
     """On a terminal."""
@@ -242,6 +246,10 @@ class _ProgressBar(Progress):
     def reach(self, amount: int, total: int | None = None, description: str | None = None) -> None:
         super().reach(amount)
         self._bar.update(self._task, completed=amount, total=total, description=description)
+
+    def restart(self, total: int, description: str) -> None:
+        super().restart(total, description)
+        self._bar.reset(self._task)  # of its clock
 
 
 class ProgressLines(Progress):
@@ -264,7 +272,10 @@ class ProgressLines(Progress):
         super().__init__()
         self._description, self._total = description, total
         self._clock, self._tell = clock, tell
-        self._start, self._before = clock(), 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start, self._before = self._clock(), 0
         self._next = self._start + _SECONDS_TO_FIRST
 
     def reach(self, amount: int, total: int | None = None, description: str | None = None) -> None:
@@ -280,6 +291,11 @@ class ProgressLines(Progress):
     def resume(self, amount: int) -> None:
         """As `Progress.resume`."""
         self.reached = self._before = amount
+
+    def restart(self, total: int, description: str) -> None:
+        """As `Progress.restart`."""
+        self._begin()
+        super().restart(total, description)
 
     def _line(self, seconds: float) -> str:
         rate = (self.reached - self._before) / seconds

@@ -159,7 +159,7 @@ def plan(
         name, chosen = _choose(policy, strength)
         with (
             naming_flags(objective="--objective", num_threads="--jobs"),
-            _progress(further, loaded.num_layers) as advance,
+            progress_bar("planning, layers", loaded.num_layers) as progress,
         ):
             made = make_plan(
                 loaded,
@@ -178,7 +178,10 @@ def plan(
                 num_groups=_num_groups(loaded) if keep_groups else 1,
                 worst_of=texts,
                 num_threads=jobs,
-                on_layer=lambda _: advance(),
+                on_layer=lambda _: progress(),
+                on_replicas=lambda number: progress.restart(
+                    loaded.num_layers, f"with {number} replicas a rank, layers"
+                ),
                 on_traffic=reports.append,
             )
     report = reports[0] if reports else predict_traffic(loaded, made)
@@ -213,14 +216,6 @@ def _where(name: str | None, cluster: "Cluster", workload: "Workload") -> str:
 
     named = f"--cluster {shlex.quote(name)}" if name else cluster_options(cluster)
     return named + workload_options(workload)
-
-
-def _progress(replicas: Any, num_layers: int) -> Any:
-    """Of the layers; where replicas are tried, nobody knows how many times over."""
-    if replicas != "auto":
-        return progress_bar("planning, layers", num_layers)
-    note("replicas are tried in all layers, 1, 2, 4, ... a rank: minutes for a large model")
-    return progress_bar("planning, layers, once more for each number of replicas", None)
 
 
 def _tell(made: "Plan", mean: Any, workload: "Workload") -> None:
@@ -422,15 +417,21 @@ def _compare_with_placement(placed: float | None, picked: float | None) -> None:
 
 def _load(paths: list[Path], worst: bool, seed: int) -> tuple[Any, list[Any]]:
     """The profile of all texts, and those of which the worst counts."""
-    from c2r.profiling import CollaborationProfile, merge_files
+    from c2r.profiling import CollaborationProfile, merge_all, merge_files
 
-    if len(paths) == 1 and not worst:
-        return CollaborationProfile.load(paths[0]), []
     if worst and len(paths) < 2:
         raise InputError("--worst places for the worst of several profiles; give more than one")
+    if len(paths) == 1:
+        return CollaborationProfile.load(paths[0]), []
+    if worst:  # all are held anyway
+        with progress_bar("reading, profiles", len(paths)) as advance:
+            texts = []
+            for path in paths:
+                texts.append(CollaborationProfile.load(path))
+                advance()
+        return merge_all(texts, seed), texts
     with progress_bar("merging, layers of profiles", None) as advance:
-        pooled = merge_files(paths, seed, lambda total: advance(1, total))
-    return pooled, [CollaborationProfile.load(path) for path in paths] if worst else []
+        return merge_files(paths, seed, lambda total: advance(1, total)), []
 
 
 def _parse_replicas(text: str) -> Any:

@@ -189,6 +189,7 @@ def with_replicas_that_pay(
     most: int,
     where: tuple[Cluster, Workload],
     run: Callable[[Sequence[LayerTask]], Sequence[Planned]],
+    on_replicas: Callable[[int], None] | None = None,
 ) -> Sequence[Planned]:
     """The plans with as many replicas on every rank and in every layer, as engines want them.
 
@@ -200,23 +201,28 @@ def with_replicas_that_pay(
         most: replicas of a rank that fit its memory.
         where: where times are predicted.
         run: plans layers, as `plan_layers` does.
+        on_replicas: called with each number before it is tried.
     """
     layers = [layer for layer, _ in planned]
     for layer in layers:
         most = min(most, layer.num_experts - int(np.bincount(layer.placement).max()))
     time, number = _time(tasks, planned, where), 1
     while number <= most:
-        tried = run(
-            [
-                replace(task, replicas=number, placement=layer.placement)
-                for task, layer in zip(tasks, layers, strict=True)
-            ]
-        )
+        if on_replicas is not None:
+            on_replicas(number)
+        tried = run([_with_more(*each, number) for each in zip(tasks, planned, strict=True)])
         found = _time(tasks, tried, where)
         if found > (1 - _LEAST_SAVING) * time:
             break
         planned, time, number = tried, found, 2 * number
     return planned
+
+
+def _with_more(task: LayerTask, planned: Planned, replicas: int) -> LayerTask:
+    """The same layer with more replicas than it was planned with, which it keeps to begin with."""
+    layer, _ = planned
+    options = replace(task.options, replicas=layer.replicas)
+    return replace(task, replicas=replicas, placement=layer.placement, options=options)
 
 
 def _time(

@@ -50,6 +50,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     worst_of: Sequence[CollaborationProfile] = (),
     num_threads: int | None = None,
     on_layer: Callable[[int], None] | None = None,
+    on_replicas: Callable[[int], None] | None = None,
     on_traffic: Callable[[TrafficReport], None] | None = None,
 ) -> Plan:
     """The plan for `profile`: experts placed, and the routing policy with what it needs to know.
@@ -91,6 +92,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
             The plan is the same.
         on_layer: called with the number of each layer when it is planned; of `replicas="auto"`
             again for each number that is tried.
+        on_replicas: called with each number that `replicas="auto"` tries, before the layers.
         on_traffic: called with what `predict_traffic` says of the plan, which was predicted for its
             provenance anyway; not called where the profile does not hold the routing sets.
 
@@ -136,7 +138,7 @@ def make_plan(  # noqa: PLR0913 - the public door: every choice that a user may 
     run = partial(_run, num_threads=num_threads, on_layer=on_layer)
     planned = run(tasks)
     if replicas == "auto" and where is not None:
-        planned = with_replicas_that_pay(tasks, planned, fitting, where, run)
+        planned = with_replicas_that_pay(tasks, planned, fitting, where, run, on_replicas)
     layers = [layer for layer, _ in planned]
     traffic = [sent for _, sent in planned if sent is not None]
     report = TrafficReport(topology=topology, layers=tuple(traffic))

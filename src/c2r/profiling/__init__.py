@@ -2,7 +2,7 @@
 
 from c2r.profiling.drawn import draw_profile
 from c2r.profiling.id_builder import IdProfileBuilder
-from c2r.profiling.merging import merge_files
+from c2r.profiling.merging import merge_all, merge_files
 from c2r.profiling.metrics import CollaborationMetrics, mean_metrics, measure_collaboration
 from c2r.profiling.profile import CollaborationProfile, LayerProfile
 from c2r.profiling.sets import RoutingSets, SetCounter
@@ -17,5 +17,6 @@ __all__ = [
     "draw_profile",
     "mean_metrics",
     "measure_collaboration",
+    "merge_all",
     "merge_files",
 ]

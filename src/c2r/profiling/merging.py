@@ -1,11 +1,10 @@
-"""Many profiles in files, merged without holding them: layer by layer, each as a tree.
+"""Many profiles merged, those in files without holding them: layer by layer, each as a tree.
 
 In a tree every count is added to one of about its size. Added one after the other, each small part
 would be merged with all before it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,45 +46,56 @@ def merge_files(
     shapes = [_shapes(header) for header in headers]
     for path, origin, shape in zip(paths, origins, shapes, strict=True):
         check_same_model((shapes[0], origins[0]), (shape, origin), f"{paths[0]} and {path}")
-    entries = [header["layers"] for header in headers]
     total = len(paths) * len(shapes[0])
-    merged = []
-    for index in range(len(shapes[0])):
-        files = [_File(path, index, each[index]) for path, each in zip(paths, entries, strict=True)]
-        rng = np.random.default_rng([seed, index, len(files)])
-        merged.append(_merged(files, rng, lambda: on_layer(total)))
-    complete = all(origin.get("complete", True) for origin in origins)
-    return CollaborationProfile(
-        layers=tuple(merged), provenance={**origins[0], "complete": complete}
+
+    def read(file: int, index: int) -> LayerProfile:
+        path, entry = paths[file], headers[file]["layers"][index]
+        arrays = read_arrays(path, f"layers.{index}.")
+        with damaged_file(path):
+            layer = read_layer(index, entry, arrays)
+            check_layer(layer)
+        on_layer(total)
+        return layer
+
+    return _merge(origins, len(shapes[0]), read, seed)
+
+
+def merge_all(profiles: Sequence[CollaborationProfile], seed: int = 0) -> CollaborationProfile:
+    """What `merge_files` gives of the files of `profiles`, at least one.
+
+    Raises:
+        InputError: the profiles are of models with different layers or weights.
+    """
+    for other in profiles[1:]:
+        check_same_model(profiles[0].model, other.model, "profiles")
+    return _merge(
+        [profile.provenance for profile in profiles],
+        profiles[0].num_layers,
+        lambda number, index: profiles[number].layers[index],
+        seed,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """Where a layer is, and what the header of its file says of it."""
-
-    path: str | Path
-    index: int
-    entry: Any
-
-    def read(self) -> LayerProfile:
-        arrays = read_arrays(self.path, f"layers.{self.index}.")
-        with damaged_file(self.path):
-            layer = read_layer(self.index, self.entry, arrays)
-            check_layer(layer)
-            return layer
+_Read = Callable[[int, int], LayerProfile]
+"""Gives of a profile, by its number, the layer of an index."""
 
 
-def _merged(
-    files: Sequence[_File], rng: np.random.Generator, on_layer: Callable[[], None]
-) -> LayerProfile:
-    if len(files) == 1:
-        layer = files[0].read()
-        on_layer()
-        return layer
-    half = len(files) // 2
-    first = _merged(files[:half], rng, on_layer)
-    return first.merge(_merged(files[half:], rng, on_layer), rng)
+def _merge(
+    origins: Sequence[Mapping[str, Any]], num_layers: int, read: _Read, seed: int
+) -> CollaborationProfile:
+    numbers = range(len(origins))
+    rngs = (np.random.default_rng([seed, index, len(origins)]) for index in range(num_layers))
+    layers = tuple(_merged(numbers, index, read, rng) for index, rng in enumerate(rngs))
+    complete = all(origin.get("complete", True) for origin in origins)
+    return CollaborationProfile(layers=layers, provenance={**origins[0], "complete": complete})
+
+
+def _merged(numbers: range, index: int, read: _Read, rng: np.random.Generator) -> LayerProfile:
+    if len(numbers) == 1:
+        return read(numbers[0], index)
+    half = len(numbers) // 2
+    first = _merged(numbers[:half], index, read, rng)
+    return first.merge(_merged(numbers[half:], index, read, rng), rng)
 
 
 def _headers(paths: Sequence[str | Path]) -> list[dict[str, Any]]:

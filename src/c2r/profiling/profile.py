@@ -99,6 +99,11 @@ class CollaborationProfile(Summarised):
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def model(self) -> "Model":
+        """What tells the model that was profiled, for `check_same_model`."""
+        return [(layer.num_experts, layer.top_k) for layer in self.layers], self.provenance
+
+    @property
     def num_layers(self) -> int:
         """MoE layers."""
         return len(self.layers)
@@ -140,9 +145,7 @@ class CollaborationProfile(Summarised):
         Raises:
             InputError: the profiles are of models with different layers.
         """
-        check_same_model(
-            (_shapes(self), self.provenance), (_shapes(other), other.provenance), "profiles"
-        )
+        check_same_model(self.model, other.model, "profiles")
         rng = np.random.default_rng([seed, self.num_tokens, other.num_tokens])
         layers = tuple(a.merge(b, rng) for a, b in zip(self.layers, other.layers, strict=True))
         complete = self.provenance.get("complete", True) and other.provenance.get("complete", True)
@@ -225,10 +228,6 @@ def check_same_model(one: Model, other: Model, what: str) -> None:
             f"cannot merge {what}: their model fingerprints differ, {json.dumps(known)} against "
             f"{json.dumps(found)}; merge profiles of one model and the same weights"
         )
-
-
-def _shapes(profile: CollaborationProfile) -> list[tuple[int, int]]:
-    return [(layer.num_experts, layer.top_k) for layer in profile.layers]
 
 
 def _describe(shapes: list[tuple[int, int]]) -> str:

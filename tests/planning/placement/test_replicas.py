@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from c2r.errors import PlanError
 from c2r.planning import PlacementOptions, place_experts, replicate_experts
+from c2r.planning.placement.bottleneck import BottleneckCost
 from c2r.planning.placement.replicas import _Replication
 from c2r.planning.placement.search import PlacementProblem
 from c2r.plans import (
@@ -15,6 +17,7 @@ from c2r.plans import (
     assign_ranks,
     contiguous_placement,
     count_distinct,
+    count_visits,
     holders_of,
     row_loads,
 )
@@ -101,30 +104,80 @@ def test_copies_fall_load_does_not_rise_and_slots_are_full(
         assert len(set(experts) - set(np.flatnonzero(placement == rank))) == num_replicas
 
 
-@pytest.mark.parametrize("num_nodes", [1, 2])
+def problem_of(sets, counts, load, topology, bottleneck=None):
+    return PlacementProblem(
+        sets=sets,
+        counts=counts,
+        load=load.astype(np.float64),
+        topology=topology,
+        inter_node_cost=8.0,
+        bottleneck=bottleneck,
+    )
+
+
+def figures(state):
+    """What a state keeps up to date, as plain numbers."""
+    return [each.tolist() for each in (state.rank_load, state.visits, state.node_visits)]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 4])
 def test_the_state_stays_that_of_a_fresh_count(num_nodes):
     sets, counts, load = random_sets(12, 4, 200, seed=3, groups=3)
     topology = ClusterTopology(num_ranks=4, num_nodes=num_nodes)
     placement = contiguous_placement(12, 4)
-    problem = PlacementProblem(
-        sets=sets, counts=counts, load=load, topology=topology, inter_node_cost=8.0
-    )
-    state = _Replication(problem, placement, 3)
+    state = _Replication(problem_of(sets, counts, load, topology), placement, NO_EXPERTS)
     rng = np.random.default_rng(0)
     for _ in range(10):
-        free = np.argwhere(~state.holders & (state.free > 0))
+        free = np.argwhere(~state.holders)
         expert, rank = free[rng.integers(len(free))]
-        promised, before = state.saved[expert, rank], state.cost
-        state.add(expert, rank)
-        held = state.holders & (placement[:, None] != np.arange(4))
+        before = figures(state), state.key
+        change = state.hold(expert, rank)
         fresh = assign_ranks(sets, state.holders, topology.ranks_per_node)
-        cost = counts @ count_distinct(fresh)
-        if num_nodes > 1:
-            cost += 8 * (counts @ count_distinct(fresh // topology.ranks_per_node))
-        assert state.cost == cost
-        assert state.rank_load.tolist() == row_loads(fresh, counts, 4).tolist()
-        if held.sum() == 1:
-            assert before - state.cost == promised
+        nodes = fresh // topology.ranks_per_node
+        assert figures(state) == [
+            row_loads(fresh, counts, 4).tolist(),
+            count_visits(fresh, counts, 4).tolist(),
+            count_visits(nodes, counts, num_nodes).tolist(),
+        ]
+        after = figures(state), state.key
+        state.undo(change)
+        assert (figures(state), state.key) == before
+        state.hold(expert, rank)
+        assert (figures(state), state.key) == after
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 4])
+@pytest.mark.parametrize(
+    "bottleneck", [None, BottleneckCost(load=1.0, visits=2.0, node_visits=3.0)]
+)
+def test_what_the_first_replica_promises_comes_true(num_nodes, bottleneck):
+    sets, counts, load = random_sets(12, 4, 200, seed=4, groups=3)
+    topology = ClusterTopology(num_ranks=4, num_nodes=num_nodes)
+    placement = np.random.default_rng(0).permutation(contiguous_placement(12, 4))
+    problem = problem_of(sets, counts, load, topology, bottleneck)
+    state = _Replication(problem, placement, NO_EXPERTS)
+    for rank in range(4):
+        promised = np.stack(state.promised(rank), axis=1)
+        for expert in range(12):
+            if placement[expert] == rank:
+                assert promised[expert, 0] == np.inf
+                continue
+            change = state.hold(expert, rank)
+            assert state.key == pytest.approx(tuple(promised[expert]))
+            state.undo(change)
+
+
+def test_to_go_on_from_fewer_is_to_begin_with_none():
+    sets, counts, load = random_sets(16, 3, 500, seed=2, groups=4)
+    topology = ClusterTopology(num_ranks=4)
+    options = PlacementOptions(effort=0.05, bottleneck=BottleneckCost(load=1.0, visits=1.0))
+    placement = place_experts(sets, counts, load, topology, options)
+    given = sets, counts, placement, topology
+    two = replicate_experts(*given, 2, options)
+    four = replicate_experts(*given, 4, options)
+    begun = replace(options, replicas=two)
+    assert replicate_experts(*given, 4, begun).tolist() == four.tolist()
+    assert replicate_experts(*given, 2, begun).tolist() == two.tolist()
 
 
 def test_the_same_seed_gives_the_same_replicas():

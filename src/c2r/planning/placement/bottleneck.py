@@ -39,12 +39,17 @@ class BottleneckCost:
             + self.node_visits * node_visits.max()
         )
 
-    def smooth(self, loads: Float, visits: Float, node_visits: Float) -> float:
-        """The same with p-norms in the place of maxima."""
+    def smooth(
+        self, loads: Float, visits: Float, node_visits: Float, doublings: int = _DOUBLINGS
+    ) -> Float:
+        """The same with norms of p = 2 ** `doublings` in the place of maxima.
+
+        `[...]` of `[..., ranks]`, `[..., ranks]` and `[..., nodes]`.
+        """
         return (
-            self.load * _norm(loads)
-            + self.visits * _norm(visits)
-            + self.node_visits * _norm(node_visits)
+            self.load * _norm(loads, doublings)
+            + self.visits * _norm(visits, doublings)
+            + self.node_visits * _norm(node_visits, doublings)
         )
 
 
@@ -79,15 +84,16 @@ def norm_changes(values: Float, labels: Int, own_changes: Float) -> Float:
     return changes
 
 
-def _norm(values: Float) -> float:
-    mean = max(float(values.mean()), 1e-300)
-    smooth: float = mean * float(_power(values / mean).mean()) ** (1 / 2**_DOUBLINGS)
+def _norm(values: Float, doublings: int) -> Float:
+    mean = np.maximum(values.mean(-1), 1e-300)
+    powers = _power(values / mean[..., None], doublings)
+    smooth: Float = mean * powers.mean(-1) ** (1 / 2**doublings)
     return smooth
 
 
-def _power(values: Float, out: Float | None = None) -> Float:
+def _power(values: Float, doublings: int = _DOUBLINGS, out: Float | None = None) -> Float:
     """`values ** p`, by squaring: several times faster than the general power."""
     powers: Float = np.multiply(values, values, out=out)
-    for _ in range(_DOUBLINGS - 1):
+    for _ in range(doublings - 1):
         np.multiply(powers, powers, out=powers)
     return powers

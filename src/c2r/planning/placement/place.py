@@ -1,6 +1,6 @@
 """Which rank holds which expert: mt-kahypar starts, a search over swaps finishes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from c2r.planning.placement.hypergraph import partition_hypergraph
 from c2r.planning.placement.search import PlacementProblem, improve_placement
 from c2r.plans.contiguous import contiguous_placement
 from c2r.plans.copies import load_max_over_mean, rank_loads
+from c2r.plans.holders import NO_EXPERTS
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Counts, Float, Int
 
@@ -52,6 +53,7 @@ class PlacementOptions:
             then none.
         others: the same experts chosen in other texts: sets, counts and load of each. Then the
             worst text counts, and `max_load` holds in each.
+        replicas: `[ranks, r]` that are held already, for `replicate_experts` to go on from.
     """
 
     seed: int = 0
@@ -63,6 +65,7 @@ class PlacementOptions:
     num_groups: int = 1
     load_margin: float = 0.0
     others: tuple[tuple[Int, Counts, Counts], ...] = ()
+    replicas: Int = field(default_factory=lambda: NO_EXPERTS)
 
 
 def place_experts(

@@ -1,130 +1,201 @@
-"""Which experts to hold on further ranks: greedy by what each replica saves, then slots anew.
+"""Which experts to hold on further ranks: slot by slot what saves most, then each slot anew.
 
 A replica of expert e on rank q saves a visit of each token that visits q anyway, and another rank
-for e alone. These savings are known for every pair (e, q) and kept up to date as replicas are
-added; what an addition really changes, cost and rank loads, is counted by sending the tokens
-concerned anew. No rank may end with more load than the busiest had without replicas.
+for e alone; and of the tokens that e alone takes to a rank, some turn to q. What that changes, in
+visits and loads, is told for all experts at once, as if of each token no other choice turned too.
+The expert that promises most is then held: the tokens concerned are sent anew, and what it really
+changes is counted. No rank may end with more load than the busiest had without replicas.
 """
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from c2r.errors import PlanError
 from c2r.planning.placement.place import PlacementOptions
 from c2r.planning.placement.search import PlacementProblem
-from c2r.plans.holders import NO_EXPERTS, assign_ranks, holders_of
+from c2r.plans.copies import rank_loads
+from c2r.plans.holders import assign_ranks, holders_of
 from c2r.plans.topology import ClusterTopology
 from c2r.types import Bool, Counts, Float, Int
 
 Pair = tuple[int, int]
 """An expert and a rank that holds a replica of it."""
 
-# Chosen by hand; benchmarks/placement_replicas.py shows what comes out on the embedded model.
-_TRIED = 12
-"""Replicas really tried for a slot, by saving, and as many by load: the savings kept know neither
-how tokens turn to other holders nor the limit on load."""
-_MAX_PASSES = 4
-"""Passes that empty each slot once: each is dear, and later ones rarely find anything."""
+_DOUBLINGS = (2, 3, 4)
+"""Of the p of the norm by which passes see the busiest rank: 4, 8, 16. The first relieve all ranks,
+the last the busiest. With 16 from the start, layers of gpt-oss-20b on 16 ranks took 6 % more time
+for two replicas; chosen there, see `benchmarks/replicas_cost.py`."""
 _MAX_PATIENCE = 8
 """Random refills in a row without a gain before the search ends, where layers are small."""
-_REFILL_BUDGET = 1_000_000
-"""Expert ids looked at in refills without a gain: large layers end after fewer than that."""
-_CHUNK = 8192  # sets at a time, for whom [sets, k, ranks] and [sets, E] tables are held
+_REFILL_BUDGET = 200_000
+"""Choices of experts, once for each slot, in refills without a gain: large layers have none."""
 _TOLERANCE = 1e-9  # gains and limits below it are rounding
 
 
+class _Change(NamedTuple):
+    """A replica that came or went, the sets that moved with it, and where they were before."""
+
+    expert: int
+    rank: int
+    is_held: bool
+    moved: Int
+    before: Int
+
+
 class _Replication:
-    """Who holds what, where each set's experts are computed, and what a further replica saves.
+    """Who holds what, where each set's experts are computed, and what a further replica changes.
 
     Attributes:
         holders: `[E, ranks]` bool, the ranks that hold each expert.
-        free: `[ranks]` slots that are still empty.
-        saved: `[E, ranks]` the cost that a replica of the expert on that rank would save.
         rank_load: `[ranks]` tokens that the experts of each rank compute.
-        cost: weighted copies of all tokens, those to nodes priced as in `PlacementProblem`; or
-            that of the bottleneck, smoothed over ranks.
+        visits: `[ranks]` tokens that visit each rank.
+        node_visits: `[nodes]` tokens that visit each node.
         load_limit: what no rank's load may exceed.
+        doublings: of the norm by which the busiest rank costs, see `BottleneckCost.smooth`.
     """
 
-    def __init__(self, problem: PlacementProblem, placement: Int, num_replicas: int) -> None:
-        topology = problem.topology
-        num_ranks = topology.num_ranks
-        self.holders = holders_of(placement, NO_EXPERTS, num_ranks)
-        self.free = np.full(num_ranks, num_replicas)
-        self.saved = np.zeros(self.holders.shape)
-        self.rank_load = np.zeros(num_ranks)
-        self._copies_cost = 0.0
-        self._bottleneck = problem.bottleneck
-        self._ranks_per_node = topology.ranks_per_node
-        self._levels = [(1.0, 1)]
-        if topology.num_nodes > 1:
-            self._levels.append((problem.inter_node_cost, self._ranks_per_node))
-        self._visits = [np.zeros(num_ranks // width) for _, width in self._levels]
-        self._sets, self._weights = problem.sets, problem.counts.astype(np.float64)
+    def __init__(self, problem: PlacementProblem, placement: Int, replicas: Int) -> None:
+        sets, topology = problem.sets, problem.topology
+        num_ranks, num_nodes = topology.num_ranks, topology.num_nodes
+        self._problem, self._width, self.doublings = (
+            problem,
+            topology.ranks_per_node,
+            _DOUBLINGS[-1],
+        )
+        self._sets, self._weights = sets, problem.counts.astype(np.float64)
+        self._start = sets.sum(1) % num_ranks
         # The sets of each expert, as in `SwapGains`.
-        order = np.argsort(problem.sets, axis=None, kind="stable") // problem.sets.shape[1]
-        ends = np.cumsum(np.bincount(problem.sets.ravel(), minlength=len(placement)))
+        order = np.argsort(sets, axis=None, kind="stable") // sets.shape[1]
+        ends = np.cumsum(np.bincount(sets.ravel(), minlength=len(placement)))
         self._sets_of = np.split(order, ends[:-1])
-        self._ranks = placement[problem.sets]
-        for start in range(0, len(problem.sets), _CHUNK):
-            self._tally(np.arange(start, min(start + _CHUNK, len(problem.sets))), 1)
+        self.holders = holders_of(placement, replicas, num_ranks)
+        self.rank_load, self.visits = np.zeros(num_ranks), np.zeros(num_ranks)
+        self.node_visits = np.zeros(num_nodes)
+        # Of each set: the choices on each rank and node. Of each choice: its rank, that rank's turn
+        # in the set, and whether no other choice of the set is there, or on its node.
+        self._held = np.zeros((len(sets), num_ranks), dtype=np.int16)
+        self._node_held = np.zeros((len(sets), num_nodes), dtype=np.int16)
+        self._ranks, self._turns = np.zeros_like(sets), np.zeros_like(sets)
+        self._is_alone, self._is_alone_on_node = (np.zeros(sets.shape, np.bool_) for _ in range(2))
+        self._settle(np.arange(len(sets)), assign_ranks(sets, self.holders, self._width))
         # Where the busiest rank is what costs, its load is weighed and needs no limit.
-        limit = float(self.rank_load.max()) * (1 + _TOLERANCE)
+        limit = float(rank_loads(problem.load, placement, num_ranks).max()) * (1 + _TOLERANCE)
         self.load_limit = limit if problem.bottleneck is None else float("inf")
 
     @property
-    def cost(self) -> float:
-        """See the class."""
-        if self._bottleneck is None:
-            return self._copies_cost
-        return self._bottleneck.smooth(self.rank_load, self._visits[0], self._visits[-1])
+    def num_choices(self) -> int:
+        """Experts of all sets."""
+        return self._sets.size
 
     @property
     def key(self) -> tuple[float, float]:
         """Sorts states, better ones first: less load above the limit, then lower cost."""
-        return float(np.maximum(self.rank_load - self.load_limit, 0).sum()), self.cost
+        excess, cost = self._keys(self.rank_load, self.visits, self.node_visits)
+        return float(excess), float(cost)
 
-    def add(self, expert: int, rank: int) -> None:
-        """Holds a replica of `expert` on `rank`."""
-        self._hold(expert, rank, True)
+    def _keys(self, loads: Float, visits: Float, node_visits: Float) -> tuple[Float, Float]:
+        """Excess load and cost, `[...]`, of states `[..., ranks]` and `[..., nodes]`."""
+        problem = self._problem
+        excess: Float = np.maximum(loads - self.load_limit, 0).sum(-1)
+        if problem.bottleneck is not None:
+            return excess, problem.bottleneck.smooth(loads, visits, node_visits, self.doublings)
+        cost: Float = visits.sum(-1)
+        if len(self.node_visits) > 1:
+            cost = cost + problem.inter_node_cost * node_visits.sum(-1)
+        return excess, cost
 
-    def remove(self, expert: int, rank: int) -> None:
-        """Holds it there no longer."""
-        self._hold(expert, rank, False)
-
-    def _hold(self, expert: int, rank: int, held: bool) -> None:
-        self.holders[expert, rank] = held
-        self.free[rank] += -1 if held else 1
+    def hold(self, expert: int, rank: int, is_held: bool = True) -> _Change:
+        """Holds a replica of `expert` on `rank`, or does so no longer."""
+        self.holders[expert, rank] = is_held
         # Only sets that hold the expert can go elsewhere, and only those that do are counted anew.
         concerned = self._sets_of[expert]
-        ranks = assign_ranks(self._sets[concerned], self.holders, self._ranks_per_node)
-        moved = (ranks != self._ranks[concerned]).any(1)
-        self._tally(concerned[moved], -1)
-        self._ranks[concerned[moved]] = ranks[moved]
-        self._tally(concerned[moved], 1)
+        ranks = assign_ranks(self._sets[concerned], self.holders, self._width)
+        is_moved = (ranks != self._ranks[concerned]).any(1)
+        moved = concerned[is_moved]
+        change = _Change(expert, rank, is_held, moved, self._ranks[moved])
+        self._settle(moved, ranks[is_moved], change.before)
+        return change
 
-    def _tally(self, set_ids: Int, sign: int) -> None:
-        """Adds what these sets cost, load and could save; takes it out where `sign` is -1."""
-        experts, ranks = self._sets[set_ids], self._ranks[set_ids]
-        weights = np.broadcast_to(sign * self._weights[set_ids, None], experts.shape)
+    def undo(self, change: _Change) -> None:
+        """Takes back the last change."""
+        self.holders[change.expert, change.rank] = not change.is_held
+        self._settle(change.moved, change.before, self._ranks[change.moved])
+
+    def _settle(self, set_ids: Int, ranks: Int, before: Int | None = None) -> None:
+        """Computes the experts of these sets on `ranks` `[sets, k]`; nowhere `before` if None."""
+        weights, rows = self._weights[set_ids], np.arange(len(set_ids))
+        for sign, there in ((-1, before), (1, ranks)):
+            if there is None:
+                continue
+            weight = np.repeat(sign * weights, there.shape[1])
+            self.rank_load += np.bincount(there.ravel(), weight, len(self.rank_load))
+            held = np.zeros((len(rows), len(self.rank_load)), dtype=np.int16)
+            for column in there.T:
+                held[rows, column] += 1
+            node_held = held.reshape(len(rows), len(self.node_visits), self._width).sum(
+                2, dtype=np.int16
+            )
+            self.visits += (sign * weights) @ (held > 0)
+            self.node_visits += (sign * weights) @ (node_held > 0)
+        self._held[set_ids], self._node_held[set_ids] = held, node_held
+        self._ranks[set_ids] = ranks
+        self._turns[set_ids] = (ranks - self._start[set_ids, None]) % len(self.rank_load)
+        self._is_alone[set_ids] = held[rows[:, None], ranks] == 1
+        self._is_alone_on_node[set_ids] = node_held[rows[:, None], ranks // self._width] == 1
+
+    def promised(self, rank: int) -> tuple[Float, Float]:
+        """Excess load and cost, `[E]`, with a replica of each expert on `rank`.
+
+        Exact where no other choice of a token turns with the expert; infinite where it is there.
+        """
         num_experts, num_ranks = self.holders.shape
-        self.rank_load += np.bincount(ranks.ravel(), weights.ravel(), num_ranks)
-        for (price, width), visits in zip(self._levels, self._visits, strict=True):
-            labels, num_labels = ranks // width, num_ranks // width
-            held = (labels[:, :, None] == np.arange(num_labels)).sum(1)
-            visited = (held > 0).astype(np.float64)
-            self._copies_cost += price * float(weights[:, 0] @ visited.sum(1))
-            visits += weights[:, 0] @ visited
-            # An expert alone on its rank frees that visit if it moves to a rank that the set visits
-            # anyway. Its own rank is visited too, and is taken out: moving there saves nothing.
-            alone = np.where(np.take_along_axis(held, labels, 1) == 1, weights, 0)
-            leaving = np.zeros((len(set_ids), num_experts))
-            np.put_along_axis(leaving, experts, alone, 1)
-            keys = experts * num_labels + labels
-            stays = np.bincount(keys.ravel(), alone.ravel(), num_experts * num_labels)
-            saved = leaving.T @ visited - stays.reshape(num_experts, num_labels)
-            self.saved += price * saved.repeat(width, axis=1)
+        num_nodes, node = len(self.node_visits), rank // self._width
+        choices = np.flatnonzero(self._turning(rank))
+        rows = choices // self._sets.shape[1]
+        weights, experts = self._weights[rows], self._sets.ravel()[choices]
+        ranks = self._ranks.ravel()[choices]
+
+        def total(chosen: Bool, labels: Int, size: int) -> Float:
+            keys = experts[chosen] * size + labels[chosen]
+            sums: Float = np.bincount(keys, weights[chosen], num_experts * size).astype(np.float64)
+            return sums.reshape(num_experts, size)
+
+        # A choice that turns takes its row along, its visit if it was alone, and to a rank that the
+        # set does not visit yet it brings one; so with nodes.
+        leaves = self._is_alone.ravel()[choices]
+        leaves_node = self._is_alone_on_node.ravel()[choices] & (ranks // self._width != node)
+        moved = total(np.ones_like(leaves), ranks, num_ranks)
+        loads = self.rank_load - moved
+        loads[:, rank] += moved.sum(1)
+        visits = self.visits - total(leaves, ranks, num_ranks)
+        here = np.zeros_like(ranks)
+        visits[:, rank] += total(self._held[rows, rank] == 0, here, 1)[:, 0]
+        node_visits = self.node_visits - total(leaves_node, ranks // self._width, num_nodes)
+        node_visits[:, node] += total(self._node_held[rows, node] == 0, here, 1)[:, 0]
+        excess, cost = self._keys(loads, visits, node_visits)
+        return np.where(self.holders[:, rank], np.inf, excess), cost
+
+    def _turning(self, rank: int) -> Bool:
+        """`[sets, k]`: whether each choice would be computed on `rank` if that held its expert.
+
+        On a visited rank a choice is computed if it is alone where it is, which then is no longer
+        visited, or if that comes later. A rank that is not visited takes only choices that are
+        alone, and only from a rank that comes later; but one of a visited node comes first.
+        """
+        node, num_ranks = rank // self._width, len(self.rank_load)
+        is_first = ((rank - self._start) % num_ranks)[:, None] < self._turns
+        is_visited = self._held[:, rank, None] > 0
+        is_preferred = is_first
+        if len(self.node_visits) > 1:
+            is_near = self._node_held[:, node, None] > 0
+            leaves_node = self._is_alone_on_node
+            nearer = (is_near & leaves_node) | ((is_near == ~leaves_node) & is_first)
+            is_preferred = np.where(self._ranks // self._width == node, is_first, nearer)
+        turning: Bool = np.where(
+            is_visited, self._is_alone | is_first, self._is_alone & is_preferred
+        )
+        return turning
 
 
 def replicate_experts(
@@ -137,6 +208,9 @@ def replicate_experts(
 ) -> Int:
     """Further experts of each rank, chosen so that tokens make few copies.
 
+    1, 2, 4, ... of them are searched for, each number beginning with what was found before: those
+    of a smaller power of two, given as `options.replicas`, save that work and lead to the same.
+
     Where {0, 1} is chosen most and {2, 3}, {0, 2} and {0, 3} are chosen too, placed `[0, 0, 1, 1]`,
     rank 1 gets a replica of expert 0.
 
@@ -146,7 +220,8 @@ def replicate_experts(
         placement: `[E]` the rank of each expert.
         topology: the devices.
         num_replicas: r, further experts of each rank, at least 1.
-        options: seed and cost of nodes; the defaults where None.
+        options: seed, cost of nodes or of the busiest rank, replicas to begin with; the defaults
+            where None.
 
     Returns:
         `[ranks, r]` int64, ascending; none of a rank's own experts, and none twice on a rank.
@@ -165,15 +240,18 @@ def replicate_experts(
         inter_node_cost=options.inter_node_cost,
         bottleneck=options.bottleneck,
     )
-    state = _Replication(problem, placement, num_replicas)
-    _choose(state, problem, np.random.default_rng(options.seed))
+    replicas = options.replicas.reshape(topology.num_ranks, -1)
+    state = _Replication(problem, placement, replicas)
+    while (held := replicas.shape[1]) < num_replicas:
+        number = min(max(2 * held, 1), num_replicas)
+        _choose(state, replicas, number, np.random.default_rng([options.seed, number]))
+        further = state.holders & (placement[:, None] != np.arange(topology.num_ranks))
+        replicas = np.nonzero(further.T)[1].reshape(-1, number)
     if state.key[0] > 0:
         raise PlanError(
             f"{num_replicas} replicas per rank would raise the busiest rank's load by "
             f"{(state.rank_load.max() / state.load_limit - 1) * 100:.2g} %; ask for fewer"
         )
-    further = state.holders & (placement[:, None] != np.arange(topology.num_ranks))
-    replicas: Int = np.nonzero(further.T)[1].reshape(-1, num_replicas)
     return replicas
 
 
@@ -186,67 +264,46 @@ def _check_replicas(placement: Int, topology: ClusterTopology, num_replicas: int
         )
 
 
-def _choose(state: _Replication, problem: PlacementProblem, rng: np.random.Generator) -> None:
-    """Fills all slots, then each anew, then random ones in random order, while that pays."""
-    added = []
-    while state.free.any():
-        added.append(_add_best(state, problem.load, state.free > 0))
-    for _ in range(_MAX_PASSES):
-        before = added
-        for pair in before:
-            added = _refill(state, problem.load, added, [pair])
-        if added == before:
-            break
-    touched = len(added) * problem.sets.size * problem.sets.shape[1] // problem.num_experts
-    patience = int(np.clip(_REFILL_BUDGET // max(touched, 1), 1, _MAX_PATIENCE))
-    without_gain = 0
+def _choose(
+    state: _Replication, replicas: Int, num_replicas: int, rng: np.random.Generator
+) -> None:
+    """Fills the slots that are left, then each anew, then random ones, while that pays."""
+    num_ranks, state.doublings = state.holders.shape[1], _DOUBLINGS[0]
+    slots = [(int(expert), rank) for rank in range(num_ranks) for expert in replicas[rank]]
+    for _ in range(num_replicas - replicas.shape[1]):
+        for rank in range(num_ranks):
+            expert = _best_expert(state, rank)
+            state.hold(expert, rank)
+            slots.append((expert, rank))
+    for state.doublings in _DOUBLINGS:
+        for index in range(len(slots)):
+            _refill(state, slots, [index])
+    touched = len(slots) * state.num_choices
+    patience, without_gain = min(_REFILL_BUDGET // max(touched, 1), _MAX_PATIENCE), 0
     while without_gain < patience:
-        emptied = rng.permutation(len(added))[: rng.integers(len(added)) + 1]
-        before, added = added, _refill(state, problem.load, added, [added[i] for i in emptied])
-        without_gain = without_gain + 1 if added == before else 0
+        emptied = rng.permutation(len(slots))[: rng.integers(len(slots)) + 1]
+        without_gain = 0 if _refill(state, slots, emptied.tolist()) else without_gain + 1
 
 
-def _refill(state: _Replication, load: Float, added: list[Pair], emptied: list[Pair]) -> list[Pair]:
-    """Fills slots anew, in the order given: better replicas, or `added` where none are found."""
-    # Replicas are taken out for trial; what brings no gain is undone replica by replica, for a copy
-    # of the whole state would cost more than the few sets that a replica concerns.
+def _refill(state: _Replication, slots: list[Pair], emptied: list[int]) -> bool:
+    """Fills some slots anew, in the order given, if that is better; whether it was."""
     excess, cost = state.key
-    for pair in emptied:
-        state.remove(*pair)
-    filled = [_add_best(state, load, np.arange(len(state.free)) == rank) for _, rank in emptied]
+    changes = [state.hold(*slots[index], is_held=False) for index in emptied]
+    filled = []
+    for index in emptied:
+        rank = slots[index][1]
+        filled.append((_best_expert(state, rank), rank))
+        changes.append(state.hold(*filled[-1]))
     if state.key < (excess, cost * (1 - _TOLERANCE)):
-        return [*(pair for pair in added if pair not in emptied), *filled]
-    for pair in filled:
-        if pair not in emptied:
-            state.remove(*pair)
-    for pair in emptied:
-        if pair not in filled:
-            state.add(*pair)
-    return added
+        for index, pair in zip(emptied, filled, strict=True):
+            slots[index] = pair
+        return True
+    for change in reversed(changes):
+        state.undo(change)
+    return False
 
 
-def _add_best(state: _Replication, load: Float, ranks: Bool) -> Pair:
-    """Adds the replica on `ranks` that saves most within the load limit, and tells which.
-
-    The first tried that saves anything within the limit is taken; else the least harmful of all.
-    """
-    cost = state.cost
-    tried = {}
-    for pair in _candidates(state, load, ranks):
-        state.add(*pair)
-        if state.key < (0.0, cost):
-            return pair
-        tried[pair] = state.key
-        state.remove(*pair)
-    best = min(tried, key=lambda pair: tried[pair])
-    state.add(*best)
-    return best
-
-
-def _candidates(state: _Replication, load: Float, ranks: Bool) -> Iterator[Pair]:
-    """The replicas on `ranks`, `[R]`, that save most, then those that move least load."""
-    experts, of_ranks = np.nonzero(~state.holders & ranks)
-    by_saving = np.argsort(-state.saved[experts, of_ranks], kind="stable")[:_TRIED]
-    by_load = np.argsort(load[experts], kind="stable")[:_TRIED]
-    for index in dict.fromkeys([*by_saving, *by_load]):
-        yield int(experts[index]), int(of_ranks[index])
+def _best_expert(state: _Replication, rank: int) -> int:
+    """The expert of which a replica on `rank` promises most."""
+    excess, cost = state.promised(rank)
+    return int(np.lexsort((cost, excess))[0])
