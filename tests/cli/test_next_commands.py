@@ -6,12 +6,14 @@ the release that is named.
 
 import re
 import shlex
-from contextlib import redirect_stdout
+import shutil
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from c2r.adapters.formats import ExportFormat
 from c2r.assets import heldout_files
 from c2r.cli import run_command
 from tests.adapters.engines.recorded_flags import FLAGS, parse
@@ -31,27 +33,42 @@ class Printed:
     engines: list[tuple[str, str]]
 
 
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A short text, one that only the user has, and a profile of the embedded model."""
+    folder = tmp_path_factory.mktemp("material")
+    content = heldout_files()[0].read_text()
+    (folder / "short.txt").write_text(content[:12_000])
+    (folder / "OTHER.txt").write_text(content[12_000:18_000])
+    command = ["profile", "tiny", "--text", "short.txt", "--out", "profile.safetensors", *FEW]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_command(command) == 0
+    return folder
+
+
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs a command line in an empty folder, where a shell's `> file` is understood."""
+def run(capsys, material, tmp_path, monkeypatch):
+    """Runs a line as a shell would that knows `&&` and `> file`, beside a copy of the material."""
+    for path in material.iterdir():
+        shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
-    short = tmp_path / "short.txt"  # in place of the embedded text, which takes a minute to measure
-    short.write_text(heldout_files()[0].read_text()[:12_000])
-    monkeypatch.setattr("c2r.assets.heldout_files", lambda: (short,))
+    # In place of the embedded text, which takes a minute to measure.
+    monkeypatch.setattr("c2r.assets.heldout_files", lambda: (tmp_path / "short.txt",))
 
     def started(line):
-        words = shlex.split(line)
-        assert words.pop(0) == "c2r"
-        target = words[-1] if ">" in words else None
-        words = words[: words.index(">")] if target else words
         capsys.readouterr()
-        if target:
-            with Path(target).open("w") as file, redirect_stdout(file):
+        for command in line.split(" && "):
+            words = shlex.split(command)
+            assert words.pop(0) == "c2r"
+            with ExitStack() as stack:
+                if ">" in words:
+                    file = stack.enter_context(Path(words.pop()).open("w"))
+                    stack.enter_context(redirect_stdout(file))
+                    words.remove(">")
                 status = run_command(words)
-        else:
-            status = run_command(words)
+            assert status == 0, (command, capsys.readouterr().err)
         out, err = capsys.readouterr()
-        assert status == 0, (line, err)
         return read(out + err)
 
     return started
@@ -81,11 +98,6 @@ def follow(run, line, steps=4):
     return done
 
 
-@pytest.fixture
-def profile(run):
-    run(shlex.join(["c2r", "profile", "tiny", "--out", "profile.safetensors", *FEW]))
-
-
 PLANS = {
     "placed, two nodes": "--cluster h100-8x2",
     "placed on slow links": "--cluster hosts-4-10g",
@@ -97,23 +109,25 @@ PLANS = {
 
 
 @pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
-def test_what_a_plan_leads_to(run, profile, options):
+def test_what_a_plan_leads_to(run, options):
     done = follow(run, f"c2r plan profile.safetensors {options} --out plan.safetensors")
     assert len(done) > 1
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2])
-@pytest.mark.parametrize("format_", ["sglang", "vllm", "trtllm", "vllm-ascend", "megatron"])
-def test_what_an_export_leads_to(run, profile, format_, num_nodes):
+def test_what_an_export_leads_to(run, num_nodes):
     run(f"c2r plan profile.safetensors --ranks 4 --nodes {num_nodes} --out plan.safetensors")
-    done = follow(run, f"c2r export --plan plan.safetensors --format {format_} --out placed.json")
-    engines = [line for line in done if not line.startswith("c2r ")]
-    assert engines and "MODEL" not in " ".join(engines)
-    is_permuted = any(line.startswith("c2r permute tiny --plan plan") for line in done)
-    assert is_permuted == (format_ in ("vllm", "megatron"))
+    for format_ in ExportFormat:
+        out = f"{format_}.json"
+        done = follow(run, f"c2r export --plan plan.safetensors --format {format_} --out {out}")
+        engines = [line for line in done if not line.startswith("c2r ")]
+        assert engines and "MODEL" not in " ".join(engines)
+        is_permuted = any(line.startswith("c2r permute tiny --plan plan") for line in done)
+        assert is_permuted == (format_ in ("vllm", "megatron"))
+        shutil.rmtree("renumbered", ignore_errors=True)
 
 
-def test_what_a_constrained_folder_leads_to(run, profile):
+def test_what_a_constrained_folder_leads_to(run):
     run(
         "c2r plan profile.safetensors --cluster h100-8x2 --policy priced=0.1 --out plan.safetensors"
     )
@@ -124,7 +138,7 @@ def test_what_a_constrained_folder_leads_to(run, profile):
 
 
 @pytest.mark.parametrize("cluster", ["hosts-4-10g", "h100-8"])
-def test_what_a_report_leads_to(run, profile, cluster):
+def test_what_a_report_leads_to(run, cluster):
     run(f"c2r plan profile.safetensors --cluster {cluster} --out plan.safetensors")
     done = follow(run, "c2r report profile.safetensors plan.safetensors --out report.html")
     assert len(done) > 1

@@ -27,7 +27,7 @@ def test_a_placement_renumbers_the_checkpoint():
 def test_a_plan_that_pays_on_its_own_text_is_judged_on_another():
     command = step(LAYER, is_own_text=True)
     assert command.startswith("c2r profile MODEL --text OTHER.txt --out other.safetensors && ")
-    assert command.endswith("c2r report other.safetensors 'my plan'")
+    assert command.endswith("c2r report other.safetensors 'my plan' --out other.html")
     assert "permute" in step(LAYER)
 
 

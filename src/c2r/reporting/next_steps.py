@@ -81,7 +81,7 @@ class PlanFiles:
         """To find out whether the plan saves as much on text that it was not made from."""
         command = (
             f"c2r profile {shlex.quote(self.model)} --text OTHER.txt --out other.safetensors && "
-            f"c2r report other.safetensors {shlex.quote(self.file)}"
+            f"c2r report other.safetensors {shlex.quote(self.file)} --out other.html"
         )
         return NextStep("judge it on other text than it was planned on", command)
 
