@@ -126,10 +126,9 @@ def test_the_plan_says_whether_it_pays_and_what_is_next(capsys, folder, tmp_path
     command = ["plan", profile, "--out", out, "--force"]
     _, _, err = call(capsys, *command, "--cluster", "hosts-4-10g", "--replicas", 1)
     assert "1 replica a rank in each layer: " in err and "GB of weights on a rank" in err
-    assert (
-        f"next: give the placement to an engine that knows replicas: c2r export --plan {out}" in err
-    )
-    assert "of the text that was profiled" in err
+    assert "next: judge it on other text than it was planned on: c2r profile tiny --text" in err
+    assert "on the text that it was planned on. Of a step, fewer rows save" in err
+    assert "gains more by sending it once per rank" in err and "It pays from" in err
     _, _, err = call(capsys, *command, "--ranks", 32)
     assert "Each rank holds one expert" in err and f"--replicas auto --out {out}" in err
     _, _, err = call(capsys, *command, "--ranks", 4, "--policy", "priced=0.1")
@@ -143,7 +142,7 @@ def test_decoding_has_fewer_tokens_and_the_files_say_so(capsys, folder, tmp_path
     assert planned["time"]["workload"]["tokens_per_rank"] == 128
     assert Plan.load(out).provenance["workload"] == {"tokens_per_rank": 128, "phase": "decode"}
     page = call_json(capsys, "report", profile, out, "--out", tmp_path / "report.html")
-    assert "128 tokens a rank, decode" in page["verdict"]["reason"]
+    assert "128 tokens a rank, decode" in page["verdict"]["basis"]
     found = call_json(capsys, "traffic", profile, out)
     assert found["time"]["cluster"]["name"] == "hosts-4-10g"  # the plan's
     assert "nodes" not in (tmp_path / "plan.safetensors.run.yaml").read_text()
@@ -381,7 +380,7 @@ def test_the_cluster_of_a_file_is_known_wherever_its_plan_is(capsys, folder, tmp
     estimated = call(capsys, "estimate", profile, "--plan", out)[1]
     assert place in " ".join(estimated.split())
     report = call_json(capsys, "report", profile, out, "--out", tmp_path / "report.html")
-    assert place in report["verdict"]["reason"]
+    assert place in report["verdict"]["basis"]
 
 
 def test_permute_and_undo(capsys, folder, tmp_path):
