@@ -402,10 +402,13 @@ def test_permute_and_undo(capsys, folder, tmp_path):
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "vllm-ascend", "megatron"])
 def test_export(capsys, folder, tmp_path, engine):
     arguments = ["export", "--plan", folder / "plan.safetensors", "--format", engine]
-    found = call_json(capsys, *arguments, "--model", "tiny", "--out", tmp_path / "plan")
-    assert (tmp_path / "plan").stat().st_size > 0
-    assert str(tmp_path / "plan") in found["launch"] and "no placement" in found["note"]
-    assert_refused(capsys, ["cannot write"], *arguments, "--out", tmp_path / "no" / "plan")
+    path = tmp_path / "plan.json"
+    found = call_json(capsys, *arguments, "--model", "tiny", "--out", path)
+    assert path.stat().st_size > 0 and "placement saves no row" in found["note"]
+    (line,) = found["launch"]
+    assert (str(path) in line) == (engine != "vllm")
+    assert (found["permute"] is None) == found["loads_placement"]
+    assert_refused(capsys, ["cannot write"], *arguments, "--out", tmp_path / "no" / "plan.json")
 
 
 def test_errors_of_the_library_are_told_with_the_flag(capsys, tmp_path):

@@ -14,7 +14,8 @@ from tests.reporting.profiles import clustered_profile
 @pytest.fixture
 def profile(tmp_path):
     path = tmp_path / "p.safetensors"
-    clustered_profile(hidden_size=64, expert_size=32, model="one").save(path)
+    # As many tokens as warn of nothing.
+    clustered_profile(num_tokens=2500, hidden_size=64, expert_size=32, model="one").save(path)
     return path
 
 

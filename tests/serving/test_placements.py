@@ -9,6 +9,7 @@ from c2r.cli import run_command
 from c2r.errors import PlanMismatchError
 from c2r.plans import ClusterTopology, LayerPlan, Plan
 from c2r.plans.model_folder import PLAN_FILE, check_numbering
+from c2r.serving import sglang
 from c2r.serving.placements import check_placement, is_in_order
 
 FORMATS = {"sglang": "json", "trtllm": "yaml", "vllm-ascend": "json", "vllm": "json"}
@@ -105,3 +106,31 @@ def test_experts_in_order():
     assert is_in_order(Plan(layers=(layer,), topology=topology))
     other = LayerPlan(num_experts=4, top_k=2, placement=np.array([0, 1, 1, 0]))
     assert not is_in_order(Plan(layers=(layer, other), topology=topology))
+
+
+class TestInsideSGLang:
+    """The plugin sees the folder and the file that SGLang is started with."""
+
+    def test_a_file_beside_a_renumbered_folder_ends_it(self, made):
+        folder = made / "renumbered"
+        plan = Plan.load(folder / PLAN_FILE)
+        with pytest.raises(PlanMismatchError, match="start the engine without the file"):
+            sglang._check_placement(str(folder), plan, str(made / "sglang.json"))
+
+    def test_what_places_as_planned_is_passed_over_in_silence(self, made, caplog):
+        caplog.set_level("INFO")
+        for folder, placement in (("constrained", made / "sglang.json"), ("renumbered", "trivial")):
+            plan = Plan.load(made / folder / PLAN_FILE)
+            sglang._check_placement(str(made / folder), plan, str(placement))
+        assert caplog.messages == []
+
+    def test_experts_that_are_not_placed_as_planned_are_told(self, made, caplog):
+        caplog.set_level("INFO")
+        folder = made / "constrained"
+        plan = Plan.load(folder / PLAN_FILE)
+        for placement in ("trivial", None):
+            sglang._check_placement(str(folder), plan, placement)
+        assert len(caplog.messages) == 2 and "places them in order" in caplog.messages[0]
+        (made / "of another.json").write_text('{"physical_to_logical_map": [[0]]}')
+        sglang._check_placement(str(folder), plan, str(made / "of another.json"))
+        assert "does not place the experts" in caplog.messages[2]
