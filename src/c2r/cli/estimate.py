@@ -339,8 +339,8 @@ def _conclude(
     plain, planned = saving.before, saving.after
     own = ", on the text that it was planned on" if is_own_text else ""
     said = (
-        f"{saving.headline}{own}: {milliseconds(plain.total)} to {milliseconds(planned.total)} ms, "
-        f"a token sent {dispatch_words(plain.dispatcher, planned.dispatcher)}. {saving.origin} It "
+        f"{saving.headline}{own} ({milliseconds(plain.total)} to {milliseconds(planned.total)} ms, "
+        f"a token sent {dispatch_words(plain.dispatcher, planned.dispatcher)}). {saving.origin} It "
         f"pays {pays_at(batches)}. {WORTH_RULE} {switching(before.values(), saving)}"
     )
     if saving.worth is Worth.SLOWER:
