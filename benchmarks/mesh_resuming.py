@@ -94,7 +94,7 @@ def run(mesh, plan, out, killed_at=0):
     with tempfile.TemporaryDirectory() as name:
         given = mesh, plan, out, killed_at, f"file://{name}/meeting"
         try:
-            mp.start_processes(train, given, nprocs=mesh[0] * mesh[1])
+            mp.start_processes(train, given, mesh[0] * mesh[1], start_method="forkserver")
         except mp.ProcessExitedException as error:
             assert killed_at and error.error_index == VICTIM, error
         assert out.exists() != bool(killed_at)
@@ -125,6 +125,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mesh", nargs="+", default=["2x4", "4x2", "2x4-4x2"])
     args = parser.parse_args()
+    mp.get_context("forkserver").set_forkserver_preload(["c2r.training"])  # once for all processes
     rows, whole, started = [], {}, time.time()
     with tempfile.TemporaryDirectory() as name:
         for way in args.mesh:
