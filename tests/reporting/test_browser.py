@@ -155,7 +155,7 @@ def test_a_table_is_downloaded(browser, shown, downloads):
         details.find_element("css selector", "button.csv").click()
         path = downloads / "copies.csv"
         wait_for(path.exists)
-    assert path.read_text().splitlines()[0].startswith("layer,copies k fold")
+    assert path.read_text().splitlines()[0].startswith("layer,copies once per expert")
 
 
 def test_the_verdict_is_on_the_first_screen(browser, shown):
