@@ -67,7 +67,13 @@ def slurm(folder):
     finally:
         for daemon in ("slurmd", "slurmctld"):
             with suppress(OSError, ValueError):
-                os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
+                _end(int((folder / f"{daemon}.pid").read_text()))
+
+
+def _end(pid):
+    """Ends a daemon; until it is gone, it writes to its folder. Raises `OSError` where it is."""
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", 60)
 
 
 def wait_for(is_so, seconds):
