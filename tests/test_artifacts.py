@@ -117,3 +117,10 @@ def test_a_header_is_read_without_the_arrays(tmp_path):
         read_header(path, "y")
     with pytest.raises(ArtifactError, match="cannot read"):
         read_header(tmp_path / "none", "x")
+
+
+def test_a_models_folder_is_told_apart_from_a_wrong_path(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for read in (read_header, read_artifact):
+        with pytest.raises(ArtifactError, match="is the folder of a model; give"):
+            read(tmp_path, "plan")

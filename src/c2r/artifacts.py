@@ -216,7 +216,7 @@ def read_artifact(path: str | Path, kind: str | None = None) -> Artifact:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
+        raise _unreadable(path, error) from None
     return decode_artifact(content, kind, source=path)
 
 
@@ -235,6 +235,15 @@ def read_kind(path: str | Path) -> str:
     return str(_read_header(path)["kind"])
 
 
+def _unreadable(path: str | Path, error: OSError) -> ArtifactError:
+    if (Path(path) / "config.json").is_file():
+        return ArtifactError(
+            f"{path} is the folder of a model; give what was made from it, as by `c2r profile "
+            f"{path} --text FILE --out profile.safetensors`"
+        )
+    return ArtifactError(f"cannot read {path}: {error.strerror}; check the path")
+
+
 def _read_header(path: str | Path) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
@@ -243,7 +252,7 @@ def _read_header(path: str | Path) -> dict[str, Any]:
                 raise ValueError(f"a header of {length:,} bytes")
             metadata = json.loads(file.read(length)).get("__metadata__") or {}
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}; check the path") from None
+        raise _unreadable(path, error) from None
     except (ValueError, AttributeError, RecursionError):
         raise _no_file_of_ours(path) from None
     return _parse_header(path, metadata.get("c2r"))

@@ -132,7 +132,7 @@ def test_the_plan_says_whether_it_pays_and_what_is_next(capsys, folder, tmp_path
     _, _, err = call(capsys, *command, "--ranks", 32)
     assert "Each rank holds one expert" in err and f"--replicas auto --out {out}" in err
     _, _, err = call(capsys, *command, "--ranks", 4, "--policy", "priced=0.1")
-    assert f"c2r measure tiny --plan {out} --json > measured.json" in err
+    assert f"c2r measure tiny --plan {out} --text OTHER.txt --json > measured.json" in err
 
 
 def test_decoding_has_fewer_tokens_and_the_files_say_so(capsys, folder, tmp_path):

@@ -112,6 +112,18 @@ def test_a_saving_by_fewer_rows_is_told_as_one():
     assert "a token visits 1.60 ranks, 2.00 before" in found.origin
 
 
+def test_more_ranks_on_fewer_nodes_are_fewer_rows_between_nodes():
+    cluster = replace(ONE, num_ranks=4, num_nodes=2, outer_gigabytes=0.1)
+    before, after = (
+        step_time([replace(each, node_visits=np.full(2, nodes))], cluster, MILLION, "hierarchical")
+        for each, nodes in ((FEWER, 1.0), (EVEN, 0.6))
+    )
+    found = Saving(before, after)
+    assert found.by_rows > 0
+    assert "fewer rows between nodes save" in found.origin
+    assert "a token visits 2.00 ranks, 1.60 before, on 1.20 nodes, 2.00 before" in found.origin
+
+
 def test_a_saving_by_evener_ranks_is_told_as_one_though_rows_are_more():
     found = saving_of(UNEVEN_MORE, EVEN)
     assert found.by_rows < 0 < found.by_load

@@ -39,7 +39,7 @@ def test_a_placement_with_replicas_is_for_engines_that_know_them():
 def test_a_policy_is_measured_first_and_then_applied():
     priced = replace(LAYER, policy="priced", strength=0.1)
     for worth in Worth:
-        assert step(priced, worth).startswith("c2r measure MODEL --plan 'my plan' --json")
+        assert step(priced, worth).startswith("c2r measure MODEL --plan 'my plan' --text OTHER.txt")
     assert step(priced, is_measured=True) == "c2r apply MODEL --plan 'my plan' --out constrained"
 
 

@@ -206,9 +206,34 @@ def test_a_measurement_tells_the_quality_with_its_interval(verdict_of):
     assert "+0.10 % to +0.20 %" in found.facts[0].unit
     assert found.facts[2].number == "\N{MINUS SIGN}25 %"  # 1.8 copies of 2.4
     assert found.word == "worth it" and "as measured under the plan" in found.basis
+    assert "By its placement alone, which costs no quality, a step takes" in found.remarks[0]
+    assert found.remarks[0].endswith("less time a step.")
+    unsure = verdict_of(profile, plan, measured(plan, profile, -0.001, 0.009), cluster=SLOW)
+    assert (unsure.state, unsure.word) == ("warning", "at a price")
+    assert "quality may fall" in unsure.headline
     costly = verdict_of(profile, plan, measured(plan, profile, 0.01, 0.02), cluster=SLOW)
     assert (costly.state, costly.word) == ("warning", "at a price")
     assert "quality falls" in costly.headline and "c2r finetune" in costly.command
+
+
+def test_a_policy_that_saves_no_more_than_its_placement_is_told_so(verdict_of):
+    """Measured: each token visits one rank, all alike, as its placement alone has it."""
+    profile = profile_of(APART)
+    layer = replace(TOGETHER.layers[0], policy="priced", strength=0.1)
+    plan = replace(TOGETHER, layers=(layer,))
+    shares = {name: [[each] * 4] for name, each in (("rank_visits", 0.25), ("node_visits", 0.25))}
+    found = measurement_document(
+        policy="priced",
+        strength=0.1,
+        plan_fingerprint=plan.fingerprint,
+        loss_increase=0.001,
+        loss_increase_interval=[0.0, 0.002],
+        rank_rows=[[0.5] * 4],
+        **shares,
+    )
+    verdict = verdict_of(profile, plan, found, cluster=SLOW)
+    assert verdict.word == "worth it"
+    assert "the same time a step, so the policy does not pay" in verdict.remarks[0]
 
 
 def test_a_measurement_of_another_plan_or_shape_does_not_count(verdict_of):

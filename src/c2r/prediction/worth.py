@@ -107,7 +107,8 @@ class Saving:
         if not nodes == new_nodes == 1 and (nodes, new_nodes) != (copies, new_copies):
             ranks += f", on {new_nodes:.2f} nodes, {nodes:.2f} before"
         least = 0.0005 * self.before.total
-        rows = f"{_saved(self.by_rows, least, ('fewer rows', 'more rows', 'rows'))} ({ranks})"
+        better = "fewer rows" if new_copies < copies else "fewer rows between nodes"
+        rows = f"{_saved(self.by_rows, least, (better, 'more rows', 'rows'))} ({ranks})"
         names = ("evener ranks", "less even ranks", "ranks")
         busiest = f"load of the busiest {new_load:.2f}, {load:.2f} before"
         even = f"{_saved(self.by_load, least, names)} ({busiest})"

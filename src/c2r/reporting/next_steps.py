@@ -87,7 +87,7 @@ class PlanFiles:
 
     def measure(self) -> NextStep:
         """To find out what the plan's policy costs and sends."""
-        command = f"c2r measure {self._model_and_plan} --json > measured.json"
+        command = f"c2r measure {self._model_and_plan} --text OTHER.txt --json > measured.json"
         return NextStep("measure what the policy costs and sends, and report it too", command)
 
     def tune(self) -> NextStep:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from c2r.prediction import StepTime, Worth
+from c2r.prediction import Saving, StepTime, Worth
 from c2r.prediction.rows import dispatch_words
-from c2r.prediction.time import milliseconds, steps_by_dispatcher
+from c2r.prediction.shares import all_shares
+from c2r.prediction.time import measured_time, milliseconds, steps_by_dispatcher
 from c2r.prediction.worth import (
     WORTH_RULE,
     fewness,
@@ -97,6 +98,7 @@ def _by_time(inputs: Inputs, times: Times, quality: Answer) -> Verdict:
     steps = steps_by_dispatcher(times.before.shares, *where)
     batches = paying_batches(times.before.shares, times.after.shares, *where)
     remarks = (
+        _beyond_placement(inputs, times),
         switching(steps.values(), times.saving),
         _hindrance(inputs, times),
         _fewness(inputs),
@@ -122,8 +124,9 @@ def _sentence(inputs: Inputs, times: Times, quality: Answer) -> tuple[State, str
     if inputs.plan is not None and inputs.plan.is_constrained and not times.is_measured:
         placed = f"its placement alone takes {saving.change} on {where}"
         return "plain", _UNKNOWN, f"The policy was not measured; {placed}"
-    if saving.worth is Worth.PAYS and quality.state == "bad":
-        return "warning", _AT_A_PRICE, f"{headline}, but quality falls"
+    if saving.worth is Worth.PAYS and quality.state in ("bad", "warning"):
+        falls = "falls" if quality.state == "bad" else "may fall"
+        return "warning", _AT_A_PRICE, f"{headline}, but quality {falls}"
     if saving.worth is Worth.PAYS and _is_own_text(inputs, times):
         return "plain", _ON_OWN_TEXT, headline
     return _STATES[saving.worth], saving.worth, headline
@@ -140,6 +143,23 @@ def _because(times: Times) -> str:
         f"A step goes from {step}, an MoE layer from {layer}. {times.saving.origin} Exchange took "
         f"{100 * before.exchange_share:.0f} % of the step."
     )
+
+
+def _beyond_placement(inputs: Inputs, times: Times) -> str:
+    """What a measured policy saves beyond its placement, which costs no quality; else empty."""
+    profile, plan, setting = inputs.profile, inputs.plan, times.setting
+    if profile is None or plan is None or not (plan.is_constrained and times.is_measured):
+        return ""
+    placed = all_shares(profile, plan, setting.cluster.topology)
+    alone = measured_time(placed, setting.cluster, setting.workload)
+    saving = Saving(alone, times.after.time)
+    remark = (
+        f"By its placement alone, which costs no quality, a step takes {milliseconds(alone.total)} "
+        f"ms; with the policy {milliseconds(times.after.time.total)}: {saving.change}"
+    )
+    if saving.worth is Worth.PAYS:
+        return f"{remark}."
+    return f"{remark}, so the policy does not pay. Plan without `--policy`."
 
 
 def _fewness(inputs: Inputs) -> str:

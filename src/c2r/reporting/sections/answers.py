@@ -125,7 +125,8 @@ def answer_quality(inputs: Inputs, chosen: ChosenPoint | None) -> Answer:
     todo = "Add a plan: `c2r plan`."
     if inputs.plan is not None:
         todo = (
-            "Run `c2r measure MODEL --plan PLAN --json > measured.json`, or `c2r sweep` for many "
+            "Run `c2r measure MODEL --plan PLAN --text OTHER.txt --json > measured.json`, or `c2r "
+            "sweep` for many "
             "strengths, and add the file."
         )
     return Answer(question=_QUALITY, number=_NOT_MEASURED, unit="", text=todo)
