@@ -132,7 +132,8 @@ def test_what_cannot_be_is_one_line(capsys, tmp_path, arguments, words):
 
 def test_parts_and_their_devices_are_told():
     parts = {"model.layers.0": 0, "model.layers.1": 0, "lm_head": "cpu", "model.norm": "disk"}
-    model = SimpleNamespace(hf_device_map=parts, dtype=torch.bfloat16)
+    model = torch.nn.Module()
+    model.hf_device_map, model.dtype = parts, torch.bfloat16
     words = "cuda:0 (2 parts) and cpu (1 parts) and disk (1 parts) in bfloat16"
     assert placement.describe_placement(model) == words
 
@@ -279,7 +280,9 @@ def test_a_revision_is_that_of_model_and_tokenizer(monkeypatch, tmp_path):
 
     def load(source, **_):
         asked.append((source.location, source.options["revision"]))
-        return SimpleNamespace(hf_device_map={"": "cpu"}, parameters=list)
+        model = torch.nn.Module()
+        model.hf_device_map = {"": "cpu"}
+        return model
 
     monkeypatch.setattr(sources, "_fetch", fetch)
     monkeypatch.setattr(huggingface, "load_model", load)
