@@ -165,12 +165,14 @@ class Times:
         after: under the plan.
         is_measured: whether `after` is of the routing that was measured under the plan; else it is
             of plain top-k on the plan's placement.
+        placed: the step of plain top-k on the plan's placement, where `after` was measured.
     """
 
     setting: Setting
     before: Side
     after: Side
     is_measured: bool
+    placed: StepTime | None = None
 
     @property
     def saving(self) -> Saving:
@@ -209,6 +211,7 @@ def find_times(
         before=_side(before, setting),
         after=_side(after, setting),
         is_measured=is_measured,
+        placed=_side(placed, setting).time if is_measured and placed else None,
     )
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from c2r.prediction import Saving, StepTime, Worth
 from c2r.prediction.rows import dispatch_words
-from c2r.prediction.shares import all_shares
-from c2r.prediction.time import measured_time, milliseconds, steps_by_dispatcher
+from c2r.prediction.time import milliseconds, steps_by_dispatcher
 from c2r.prediction.worth import (
     WORTH_RULE,
     fewness,
@@ -147,11 +146,9 @@ def _because(times: Times) -> str:
 
 def _beyond_placement(inputs: Inputs, times: Times) -> str:
     """What a measured policy saves beyond its placement, which costs no quality; else empty."""
-    profile, plan, setting = inputs.profile, inputs.plan, times.setting
-    if profile is None or plan is None or not (plan.is_constrained and times.is_measured):
+    plan, alone = inputs.plan, times.placed
+    if plan is None or alone is None or not plan.is_constrained:
         return ""
-    placed = all_shares(profile, plan, setting.cluster.topology)
-    alone = measured_time(placed, setting.cluster, setting.workload)
     saving = Saving(alone, times.after.time)
     remark = (
         f"By its placement alone, which costs no quality, a step takes {milliseconds(alone.total)} "

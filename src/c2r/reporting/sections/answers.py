@@ -126,8 +126,7 @@ def answer_quality(inputs: Inputs, chosen: ChosenPoint | None) -> Answer:
     if inputs.plan is not None:
         todo = (
             "Run `c2r measure MODEL --plan PLAN --text OTHER.txt --json > measured.json`, or `c2r "
-            "sweep` for many "
-            "strengths, and add the file."
+            "sweep` for many strengths, and add the file."
         )
     return Answer(question=_QUALITY, number=_NOT_MEASURED, unit="", text=todo)
 
