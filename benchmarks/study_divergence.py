@@ -61,7 +61,7 @@ def model_of(run, args, material, plans):
 
     folder = args.base / "model"
     if run.mode != UNTUNED[0]:
-        folder = tuned_folder(args.out, run.mode, run.case, run.seed)
+        folder = tuned_folder(args.out, run)
     model = open_mixture(folder, "masked")
     if not run.case.is_control:
         apply(model, plans.of(run.case), strict=False)

@@ -73,9 +73,10 @@ class Run:
         return (self.mode, self.steps, self.learning_rate)
 
 
-def tuned_folder(out, mode, case, seed):
-    """Where a study keeps a tuned model."""
-    return out / "models" / f"{mode}-{case.slug}-{seed}"
+def tuned_folder(out, run):
+    """Where a study keeps the model that a run tuned."""
+    tuning = f"{run.mode}-{run.steps}-{run.learning_rate:g}"
+    return out / "models" / f"{tuning}-{run.case.slug}-{run.seed}"
 
 
 class OutOfTimeError(Exception):
@@ -119,10 +120,21 @@ def runs_of(args, scale):
     cases = parse_cases(args.cases if args.tuned_cases is None else args.tuned_cases)
     for seed in args.seeds:
         for mode in args.modes:
-            rate = args.learning_rate or scale.learning_rates[mode]
-            tuned = {"mode": mode, "steps": args.steps or scale.steps, "learning_rate": rate}
-            runs += [Run(**asdict(case), **tuned, seed=seed) for case in cases]
+            runs += [
+                tuned_run(case, mode, seed, scale, args.steps, args.learning_rate) for case in cases
+            ]
     return runs
+
+
+def tuned_run(case, mode, seed, scale, steps=None, learning_rate=None):
+    """A case tuned in a mode, as its scale says unless told otherwise."""
+    return Run(
+        **asdict(case),
+        mode=mode,
+        seed=seed,
+        steps=steps or scale.steps,
+        learning_rate=learning_rate or scale.learning_rates[mode],
+    )
 
 
 def milliseconds(found, cluster, dispatcher="zero_redundancy"):
@@ -200,7 +212,7 @@ class ResumableSweep:
         folder = self.folder / "tuning" / hashlib.sha256(repr(run).encode()).hexdigest()[:16]
         with self.deadline.watching():
             finetune(model, self._examples(run), plan, self._settings(run), folder, [self.deadline])
-        kept = tuned_folder(self.folder, run.mode, run.case, run.seed)
+        kept = tuned_folder(self.folder, run)
         kept.parent.mkdir(exist_ok=True)
         shutil.rmtree(kept, ignore_errors=True)
         folder.rename(kept)

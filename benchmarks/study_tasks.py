@@ -2,11 +2,11 @@
 
     python benchmarks/study_tasks.py --out study --base FOLDER/fine --tasks-dir FOLDER
 
-Takes up the study of `study_quality.py --scale smollm --out study`: its placement, and with --tuned
-the models that it tuned (seed 0). All models answer the same items: PIQA, from the files in
---tasks-dir, and the last words of passages of WikiText-2 test (`base_model/cloze.py`). Answers are
-kept in the folder; a stopped run goes on with the models that are left. Prints a table, each model
-against its control with a paired interval, and one JSON line.
+Takes up the study of `study_quality.py --scale smollm --out study`: its placement, and with --mode
+the models that it tuned in that mode (seed 0), instead of the untuned ones. All models answer the
+same items: PIQA, from the files in --tasks-dir, and the last words of passages of WikiText-2 test
+(`base_model/cloze.py`). Answers are kept in the folder; a stopped run goes on with the models that
+are left. Prints a table, each model against its control with a paired interval, and one JSON line.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import finish
 from study_base import SCALES
 from study_plans import StudyPlans, parse_cases
-from study_quality import tuned_folder
+from study_quality import tuned_folder, tuned_run
 
 from c2r.adapters.huggingface import load_tokenizer
 from c2r.artifacts import write_text
@@ -72,13 +72,17 @@ class Answers:
 
     def all(self):
         """By name: answers, and the name of what they are compared with."""
-        found = {DENSE: (self.of(DENSE, self.args.base.parent / "dense-mixture"), PLAIN)}
-        for prefix in ("", "tuned ") if self.args.tuned else ("",):
-            for case in parse_cases(self.args.cases):
-                tuned = tuned_folder(self.args.out, "full", case, 0)
-                folder = tuned if prefix else self.args.base / "model"
-                name = prefix + case.name
-                found[name] = (self.of(name, folder, self.plans.of(case)), prefix + PLAIN)
+        if self.args.mode is None:
+            mixture, prefix = self.args.base.parent / "dense-mixture", ""
+            found = {DENSE: (self.of(DENSE, mixture), PLAIN)}
+        else:
+            prefix, found = f"{self.args.mode} ", {}
+        for case in parse_cases(self.args.cases):
+            name, folder = prefix + case.name, self.args.base / "model"
+            if self.args.mode is not None:
+                run = tuned_run(case, self.args.mode, 0, SCALES["smollm"])
+                folder = tuned_folder(self.args.out, run)
+            found[name] = (self.of(name, folder, self.plans.of(case)), prefix + PLAIN)
         return found
 
 
@@ -124,7 +128,7 @@ def main():
     parser.add_argument("--base", type=Path, required=True, help="what make_base.py made")
     parser.add_argument("--tasks-dir", type=Path, required=True, help="holds the files of PIQA")
     parser.add_argument("--cases", nargs="*", default=CASES, metavar="POLICY=STRENGTH")
-    parser.add_argument("--tuned", action="store_true", help="the tuned models, too")
+    parser.add_argument("--mode", choices=SCALES["smollm"].learning_rates, help="of tuning")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--limit", type=int, help="items of each task")
     args = parser.parse_args()

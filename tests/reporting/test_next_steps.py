@@ -43,6 +43,15 @@ def test_a_policy_is_measured_first_and_then_applied():
     assert step(priced, is_measured=True) == "c2r apply MODEL --plan 'my plan' --out constrained"
 
 
+def test_what_was_measured_comes_onto_the_model_card():
+    plan = Plan(
+        layers=(replace(LAYER, policy="priced", strength=0.1),),
+        topology=ClusterTopology(num_ranks=2, num_nodes=1),
+    )
+    command = PlanFiles(plan=plan, where="", measurement="my measured.json").use().command
+    assert "--measurement 'my measured.json' --out" in command
+
+
 def test_what_does_not_pay():
     assert step(LAYER, Worth.NO_DIFFERENCE).startswith("c2r estimate profile.safetensors --plan")
     again = "c2r plan profile.safetensors --ranks 2 --out 'my plan' --force"

@@ -83,3 +83,6 @@ def apply(
             "next: renumber its experts too, so that engines place them as planned: "
             f"c2r permute {folder} --out {placed}"
         )
+    if not plan_only and chosen.is_constrained:
+        folder = shlex.quote(str(out))
+        note(f"where vLLM serves it, `c2r serve-check {folder}` tells if it runs under the plan")

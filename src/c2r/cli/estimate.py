@@ -299,7 +299,7 @@ def _times(
 
 
 def _show(before: "dict[str, StepTime]", after: "dict[str, StepTime]", title: str) -> None:
-    from c2r.prediction.rows import DISPATCH_WORDS
+    from c2r.prediction.rows import DISPATCH_WORDS, ENGINES_SEND
     from c2r.prediction.time import baseline
 
     base = baseline(before)
@@ -322,6 +322,7 @@ def _show(before: "dict[str, StepTime]", after: "dict[str, StepTime]", title: st
     columns += ["step of baseline", "exchange of step"]
     print_table(f"Milliseconds, predicted: {title}", columns, rows)
     print_text(f"{baseline_is(base)} {PARTS}")
+    print_text(ENGINES_SEND)
 
 
 def _conclude(

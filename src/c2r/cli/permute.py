@@ -92,10 +92,11 @@ def _tell_engines(starts: "dict[str, tuple[Command, ...]]") -> None:
     """How engines start with the folder, and when that saves."""
     note(
         "its experts are placed in order: give no file of `c2r export` with it, and leave vLLM's "
-        "--enable-eplb off. Fewer rows are sent only where the engine sends a token once per rank, "
-        "as these commands ask; vLLM's deepep_low_latency sends once per expert, and by default "
-        "both send all tokens to all ranks: there the plan saves what evener ranks do, and no row. "
-        "The plan's policy, if it has one, is in force where c2r is installed beside the engine"
+        "--enable-eplb off. Fewer rows are sent only where the engine sends a token once per node "
+        "or rank, as these commands ask; vLLM's deepep_low_latency sends once per expert, and by "
+        "default both send all tokens to all ranks: there the plan saves what evener ranks do, and "
+        "no row. The plan's policy, if it has one, is in force where c2r is installed beside the "
+        "engine"
     )
     for release, commands in starts.items():
         tell_commands(release, commands)

@@ -29,6 +29,7 @@ class PlanFiles:
         where: the options that name cluster and workload, as `cluster_options` and
             `workload_options` give them.
         model: what the user calls the model.
+        measurement: the JSON of `c2r measure` of it, for the model card.
     """
 
     plan: Plan
@@ -36,6 +37,7 @@ class PlanFiles:
     profile: str = "profile.safetensors"
     where: str
     model: str = "MODEL"
+    measurement: str | None = None
 
     def next_step(
         self, worth: Worth, *, is_measured: bool, is_own_text: bool, lacks_replicas: bool
@@ -98,7 +100,8 @@ class PlanFiles:
     def use(self) -> NextStep:
         """To run the model under the plan."""
         if self.plan.is_constrained:
-            command = f"c2r apply {self._model_and_plan} --out constrained"
+            card = self.measurement and f" --measurement {shlex.quote(self.measurement)}"
+            command = f"c2r apply {self._model_and_plan}{card or ''} --out constrained"
             return NextStep("save the model with its plan", command)
         if self.plan.num_replicas:
             command = (

@@ -221,6 +221,7 @@ def _next_step(inputs: Inputs, times: Times, word: str) -> NextStep:
         profile=profile,
         where=where,
         model=named or model_in(inputs.plan.provenance),
+        measurement=inputs.name_of("measurement") if times.is_measured else None,
     )
     if word == _AT_A_PRICE:
         return files.tune()

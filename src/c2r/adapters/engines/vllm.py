@@ -93,7 +93,7 @@ ENGINE = Engine(
         "the file has the shape of open proposal 49572, and no released vLLM loads it; a permuted "
         "checkpoint works with every vLLM. Leave --enable-eplb off, which would move the experts. "
         "Fewer rows are sent with --all2all-backend deepep_high_throughput, which sends a token "
-        "once per rank; deepep_low_latency sends once per expert, and the default "
+        "once per node, then per rank; deepep_low_latency sends once per expert, and the default "
         "allgather_reducescatter to all ranks: there the placement saves no row"
     ),
 )
