@@ -80,7 +80,8 @@ class Answers:
         for case in parse_cases(self.args.cases):
             name, folder = prefix + case.name, self.args.base / "model"
             if self.args.mode is not None:
-                run = tuned_run(case, self.args.mode, 0, SCALES["smollm"])
+                rate = self.args.learning_rate
+                run = tuned_run(case, self.args.mode, 0, SCALES["smollm"], learning_rate=rate)
                 folder = tuned_folder(self.args.out, run)
             found[name] = (self.of(name, folder, self.plans.of(case)), prefix + PLAIN)
         return found
@@ -129,6 +130,7 @@ def main():
     parser.add_argument("--tasks-dir", type=Path, required=True, help="holds the files of PIQA")
     parser.add_argument("--cases", nargs="*", default=CASES, metavar="POLICY=STRENGTH")
     parser.add_argument("--mode", choices=SCALES["smollm"].learning_rates, help="of tuning")
+    parser.add_argument("--learning-rate", type=float, help="of tuning, where not the usual one")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--limit", type=int, help="items of each task")
     args = parser.parse_args()
