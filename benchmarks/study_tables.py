@@ -43,13 +43,49 @@ TABLES = {
 }
 
 
+MAKES = {
+    "32 and a shared one": ("study_smollm_4.json", "study_smollm_modes.json"),
+    "8": ("study_smollm_coarse.json", "study_smollm_coarse_tuned.json"),
+}
+"""Studies of two models that one command made, on two machines, by their experts."""
+
+
+def makes_table():
+    """What one constraint costs and sends in both, in Markdown."""
+    lines = ["| experts | tuning | routing | over its control | copies | load |"]
+    lines.append("|---" * 6 + "|")
+    for experts, files in MAKES.items():
+        one, other = (
+            {(study_quality.tuning(row), row["case"]): row for row in _read(name)["rows"]}
+            for name in files
+        )
+        for tuning, case in one:
+            pair = one[tuning, case], other.get((tuning, case))
+            if pair[1] is None or case in ("control", study_quality.CONTIGUOUS):
+                continue
+            cells = (
+                " and ".join(form.format(row[name]) for row in pair)
+                for name, form in (
+                    ("over_control", "{:+.2%}"),
+                    ("copies", "{:.2f}"),
+                    ("rank_load_max_over_mean", "{:.2f}"),
+                )
+            )
+            lines.append(f"| {experts} | {tuning} | {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tables():
-    """Each table, by the file that its figures are in."""
+    """Each table, by the file, or what else, its figures are in."""
     made = {}
     for name, make in TABLES.items():
-        result = json.loads((RESULTS / name).read_text())
+        result = _read(name)
         made[name] = make(result.get("rows") or result["cases"])
-    return made
+    return made | {"two makes": makes_table()}
+
+
+def _read(name):
+    return json.loads((RESULTS / name).read_text())
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Answers:
 
             started = time.monotonic()
             model = open_mixture(folder, "masked" if name != DENSE else "eager").bfloat16()
-            tokenizer = load_tokenizer(str(folder))
+            tokenizer = load_tokenizer(str(self.args.base / "model"))  # tuned models hold none
             plan = free_plan(model) if plan is None else plan
             found = evaluate(model, tokenizer, self.tasks, plan, strict=False)
             write_text(path, json.dumps(found.to_json()))
