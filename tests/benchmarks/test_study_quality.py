@@ -1,6 +1,7 @@
 """The study of quality: whole runs, in pieces, give one table."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ def study(folder, *options):
     command = [sys.executable, str(SCRIPT), "--out", str(folder), "--scale", "smoke"]
     command += ["--seeds", "0", "1", "--modes", "router", "--tuned-cases", "priced=0.1"]
     command += ["--cases", "priced=0.1", "priced=0.1@again", "top_k@replicas", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True)
+    one = os.environ | {"OMP_NUM_THREADS": "1"}  # the other core is another test's
+    return subprocess.run(command, env=one, capture_output=True, text=True, check=True)
 
 
 def test_a_study_cut_short_goes_on_to_the_same_rows_as_its_runs(tmp_path):
