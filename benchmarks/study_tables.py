@@ -42,7 +42,6 @@ TABLES = {
     "study_smollm_times.json": times_table,
 }
 
-
 MAKES = {
     "32 and a shared one": ("study_smollm_4.json", "study_smollm_modes.json"),
     "8": ("study_smollm_coarse.json", "study_smollm_coarse_tuned.json"),
@@ -60,15 +59,15 @@ def makes_table():
             for name in files
         )
         for tuning, case in one:
-            pair = one[tuning, case], other.get((tuning, case))
-            if pair[1] is None or case in ("control", study_quality.CONTIGUOUS):
+            if (tuning, case) not in other or case in ("control", study_quality.CONTIGUOUS):
                 continue
+            pair = one[tuning, case], other[tuning, case]
             cells = (
-                " and ".join(form.format(row[name]) for row in pair)
+                " and ".join(f"{row[name]:{form}}" for row in pair)
                 for name, form in (
-                    ("over_control", "{:+.2%}"),
-                    ("copies", "{:.2f}"),
-                    ("rank_load_max_over_mean", "{:.2f}"),
+                    ("over_control", "+.2%"),
+                    ("copies", ".2f"),
+                    ("rank_load_max_over_mean", ".2f"),
                 )
             )
             lines.append(f"| {experts} | {tuning} | {case} | {' | '.join(cells)} |")
@@ -76,12 +75,13 @@ def makes_table():
 
 
 def tables():
-    """Each table, by the file, or what else, its figures are in."""
-    made = {}
-    for name, make in TABLES.items():
-        result = _read(name)
-        made[name] = make(result.get("rows") or result["cases"])
+    """Each table, by the file that its figures are in; of two makes, from several."""
+    made = {name: make(_rows(_read(name))) for name, make in TABLES.items()}
     return made | {"two makes": makes_table()}
+
+
+def _rows(result):
+    return result["cases"] if "cases" in result else result["rows"]
 
 
 def _read(name):

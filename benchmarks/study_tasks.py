@@ -57,7 +57,8 @@ class Answers:
 
     def of(self, name, folder, plan=None):
         """The answers of the model in `folder`; answered once."""
-        path = self.folder / f"{name.replace(' ', '-')}.json"
+        rate = self.args.learning_rate and f"-{self.args.learning_rate:g}"
+        path = self.folder / f"{name.replace(' ', '-')}{rate or ''}.json"
         if not path.exists():
             from make_base import open_mixture
 
@@ -72,19 +73,21 @@ class Answers:
 
     def all(self):
         """By name: answers, and the name of what they are compared with."""
-        if self.args.mode is None:
-            mixture, prefix = self.args.base.parent / "dense-mixture", ""
-            found = {DENSE: (self.of(DENSE, mixture), PLAIN)}
-        else:
-            prefix, found = f"{self.args.mode} ", {}
+        found, prefix = {}, f"{self.args.mode} " if self.args.mode else ""
+        if not self.args.mode:
+            found[DENSE] = (self.of(DENSE, self.args.base.parent / "dense-mixture"), PLAIN)
         for case in parse_cases(self.args.cases):
-            name, folder = prefix + case.name, self.args.base / "model"
-            if self.args.mode is not None:
-                rate = self.args.learning_rate
-                run = tuned_run(case, self.args.mode, 0, SCALES["smollm"], learning_rate=rate)
-                folder = tuned_folder(self.args.out, run)
-            found[name] = (self.of(name, folder, self.plans.of(case)), prefix + PLAIN)
+            name, plan = prefix + case.name, self.plans.of(case)
+            found[name] = (self.of(name, self._folder_of(case), plan), prefix + PLAIN)
         return found
+
+    def _folder_of(self, case):
+        """The mixture, or what it was tuned to."""
+        if not self.args.mode:
+            return self.args.base / "model"
+        rate = self.args.learning_rate
+        run = tuned_run(case, self.args.mode, 0, SCALES["smollm"], learning_rate=rate)
+        return tuned_folder(self.args.out, run)
 
 
 def summarise(answers):

@@ -56,6 +56,12 @@ PARTS = (
     "rank, read and written in the order in which they are sent, computed and summed."
 )
 """What the columns of a table of steps are."""
+ENGINES_SEND = (
+    "vLLM's default (allgather_reducescatter) sends to all ranks; DeepEP, as vLLM's "
+    "deepep_high_throughput and SGLang's normal mode call it, once per node, then per rank (on one "
+    "node once per rank), and in its low-latency mode once per expert."
+)
+"""Which row of a table an engine is."""
 
 
 def baseline_is(step: "StepTime") -> str:

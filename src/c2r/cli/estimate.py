@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2r.cli.clusters import (
+    ENGINES_SEND,
     PARTS,
     ClusterOption,
     NodesOption,
@@ -299,7 +300,7 @@ def _times(
 
 
 def _show(before: "dict[str, StepTime]", after: "dict[str, StepTime]", title: str) -> None:
-    from c2r.prediction.rows import DISPATCH_WORDS, ENGINES_SEND
+    from c2r.prediction.rows import DISPATCH_WORDS
     from c2r.prediction.time import baseline
 
     base = baseline(before)

@@ -16,12 +16,6 @@ DISPATCH_WORDS = {
     "hierarchical": "once per node, then per rank",
 }
 """How each sends a token's row, as outputs call it."""
-ENGINES_SEND = (
-    "vLLM's default (allgather_reducescatter) sends to all ranks; DeepEP, as vLLM's "
-    "deepep_high_throughput and SGLang's normal mode call it, once per node, then per rank (on one "
-    "node once per rank), and in its low-latency mode once per expert."
-)
-"""Which of these an engine does."""
 
 
 def dispatch_words(before: str, after: str) -> str:
